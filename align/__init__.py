@@ -1,0 +1,16 @@
+"""RLHF from one Hydra configuration: SFT, reward model and PPO, every role a plugin.
+
+`align.run(["experiment=tiny", "seed=1"])` is the command line as a function.
+"""
+
+__version__ = "0.1.0"
+
+
+def run(overrides: list[str]) -> dict:
+    """Runs the pipeline that the overrides compose; returns the run's summary, as in summary.json.
+
+    Raises align.errors.AlignError (a ValueError) or Hydra's own errors on bad input.
+    """
+    from align.cli import run as run_command
+
+    return run_command(["run", *overrides]) or {}

@@ -1,0 +1,39 @@
+"""Advantages from the other samples of a prompt.
+
+Shapes: B completions, T response tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from align import ops
+
+
+@dataclass
+class RLOO:
+    """REINFORCE with a leave-one-out baseline: no critic, two samples a prompt or more."""
+
+    whiten: bool = False
+    """Shift and scale the completions' advantages to mean 0 and variance 1."""
+
+    needs_critic = False
+    min_samples = 2
+
+    def __call__(
+        self, score_B: Tensor, reward_BT: Tensor, value_BT: Tensor | None, mask_BT: Tensor, group_B: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """One advantage a completion on all its real tokens, float32, shape BT, and no return.
+
+        A completion counts with the sum of its rewards: score and KL penalty (Ahmadian et al. 2024,
+        arXiv 2402.14740). A row whose score is NaN has advantage 0 and counts in no mean.
+
+        Raises ValueError for a group of one.
+        """
+        known_B = ~score_B.isnan()
+        total_B = torch.where(mask_BT, reward_BT.float(), 0.0).sum(1)
+        advantage_B = ops.rloo(torch.where(known_B, total_B, torch.nan), group_B)
+        if self.whiten:
+            advantage_B = ops.whiten(advantage_B, known_B)
+        return torch.where(mask_BT, advantage_B[:, None], 0.0), None

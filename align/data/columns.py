@@ -1,0 +1,82 @@
+"""One row's columns by type, with errors that say where the row stands and what to write."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from align.errors import AlignError
+
+MESSAGES = '[{"role": "user", "content": "…"}, …]'
+
+
+@dataclass
+class Columns:
+    """A row, and what its errors need: its place, the format it should have, the stage it is for."""
+
+    place: str
+    row: dict
+    format: str
+    purpose: str
+
+    def error(self, problem: str, instead: str) -> AlignError:
+        return AlignError(f"{self.place} {problem}: write {instead}")
+
+    def has(self, column: str) -> bool:
+        """Whether there is a value; null is none, as data sets with united columns have it."""
+        return self.row.get(column) is not None
+
+    def text(self, column: str) -> str:
+        value = self._value(column)
+        if not isinstance(value, str):
+            other = ", or format=conversational for messages" if _messages(value) and "prompt" in self.row else ""
+            raise self.error(f"has {_kind(value)} in {column!r}", f"a string{other}")
+        return value
+
+    def messages(self, column: str, instead: str | None = None) -> list[dict]:
+        """A list of messages; `instead` is another column that would do, for the error."""
+        value = self._value(column, instead)
+        if isinstance(value, str):
+            raise self.error(f"has a string in {column!r}", f"{MESSAGES}, or format=prompt_completion for strings")
+        return self._checked(column, value)
+
+    def text_or_messages(self, column: str) -> str | list[dict]:
+        value = self._value(column)
+        return value if isinstance(value, str) else self._checked(column, value)
+
+    def number(self, column: str) -> float:
+        value = self._value(column)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise self.error(f"has {_kind(value)} in {column!r}", "a finite number")
+        return float(value)
+
+    def _value(self, column: str, instead: str | None = None) -> object:
+        if column in self.row and self.row[column] is None:
+            raise self.error(f"has null in {column!r}", "a value, or leave the row out")
+        if column not in self.row:
+            wanted = f"{column!r}" + (f" (nor {instead!r})" if instead else "")
+            raise self.error(
+                f"has no column {wanted}, only {', '.join(map(str, self.row)) or 'none'}",
+                f"it, or another {self.purpose}.data.format than {self.format}",
+            )
+        return self.row[column]
+
+    def _checked(self, column: str, value: object) -> list[dict]:
+        if not _messages(value):
+            raise self.error(f"has {_kind(value)} in {column!r}", f"a string or messages, {MESSAGES}")
+        return value
+
+
+def _messages(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(one, dict) for one in value)
+        and all(isinstance(one.get(part), str) for one in value for part in ("role", "content"))
+    )
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, list):
+        return "a list that is not of messages" if value else "an empty list"
+    return {str: "a string", dict: "an object", bool: "true or false"}.get(type(value), f"the number {value}")

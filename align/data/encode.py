@@ -1,0 +1,205 @@
+"""Rows as token ids, and which rows fit: counted here as TRL counts, so that nothing is dropped unsaid.
+
+A `key` is the stage's name in the configuration (`ppo`), which errors put before `max_length` and the like.
+"""
+
+from __future__ import annotations
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from align.errors import AlignError
+
+Prompt = str | list[dict]
+
+
+def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that a response is sampled after: with the tokenizer's BOS if it has one, never its EOS.
+
+    Messages go through the chat template with the generation prompt. Raises AlignError if there is none.
+    """
+    if isinstance(prompt, str):
+        return _without_added_eos(prompt, _ids([prompt], tokenizer)[0], tokenizer)
+    return _ids([prompt], tokenizer, add_generation_prompt=True)[0]
+
+
+def prompt_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The prompt as one string: itself, or its messages in the chat template with the generation prompt."""
+    if isinstance(prompt, str):
+        return prompt
+    return _templated(prompt, tokenizer, tokenize=False, add_generation_prompt=True)
+
+
+def completion_as(prompt: Prompt, text: str) -> Prompt:
+    """A completion in the form of its prompt, as TRL's reward functions expect it."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def fitting_prompts(
+    rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int, key: str
+) -> tuple[list[tuple[int, dict, list[int]]], int]:
+    """Each row whose prompt fits, with its index in `rows` and its ids; and how many were too long.
+
+    Raises AlignError if none fits, or if a prompt has no token at all to sample after.
+    """
+    encoded = [(index, row, prompt_ids(row["prompt"], tokenizer)) for index, row in enumerate(rows)]
+    for index, _, ids in encoded:
+        if not ids:
+            raise AlignError(
+                f"{key}.data: the prompt of row {index + 1} of those loaded is empty and the tokenizer adds no "
+                "token to begin with: leave such rows out"
+            )
+    fitting = [one for one in encoded if len(one[2]) <= max_prompt_tokens]
+    if rows and not fitting:
+        raise AlignError(
+            f"{key}.max_prompt_tokens={max_prompt_tokens}: {_none_left(rows, 'prompt')}, all longer "
+            f"({_extent(ids for _, _, ids in encoded)}): write a larger {key}.max_prompt_tokens, or shorter "
+            f"prompts in {key}.data.path"
+        )
+    return fitting, len(rows) - len(fitting)
+
+
+def answer_ids(rows: list[dict], side: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The ids of prompt and answer of each row, EOS and all, as TRL's trainers put them together.
+
+    `side` is the answer's column: completion, chosen or rejected.
+    """
+    return _ids([_whole(row, side, tokenizer) for row in rows], tokenizer)
+
+
+def fitting_pairs(
+    rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None, key: str
+) -> tuple[list[dict], dict[str, int]]:
+    """Pairs to train a reward model on, and how many were left out as `too_long` and as `alike`.
+
+    Too long is a pair with a side of more than `max_length` tokens, EOS included, which TRL's RewardTrainer
+    would drop, too. Alike is a pair with the same ids on either side, or with an empty completion: there is
+    nothing to prefer. Raises AlignError if none is left.
+    """
+    sides = [_ids([_whole(row, side, tokenizer) for row in rows], tokenizer) for side in ("chosen", "rejected")]
+    lengths = [max(len(chosen), len(rejected)) for chosen, rejected in zip(*sides, strict=True)]
+    left_out = {"too_long": 0, "alike": 0}
+    fitting = []
+    for row, chosen, rejected, length in zip(rows, *sides, lengths, strict=True):
+        if chosen == rejected or _is_empty(row["chosen"]) or _is_empty(row["rejected"]):
+            left_out["alike"] += 1
+        elif max_length is not None and length > max_length:
+            left_out["too_long"] += 1
+        else:
+            fitting.append(row)
+    if rows and not fitting:
+        reasons = []
+        if left_out["too_long"]:
+            reasons.append(
+                f"{left_out['too_long']} longer than {key}.max_length={max_length} (the longer sides have "
+                f"{min(lengths)} to {max(lengths)} tokens: write a larger {key}.max_length)"
+            )
+        if left_out["alike"]:
+            reasons.append(
+                f"{left_out['alike']} with chosen and rejected alike or empty (write pairs that differ in "
+                f"{key}.data.path)"
+            )
+        raise AlignError(f"{key}.data: {_none_left(rows, 'pair')}: {'; '.join(reasons)}")
+    return fitting, left_out
+
+
+def fitting_examples(
+    rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None, key: str
+) -> tuple[list[dict], int]:
+    """Rows that SFT learns from, and how many have a prompt that leaves no completion token in `max_length`.
+
+    TRL's SFTTrainer keeps the first `max_length` tokens of a row and drops it where none of them is of the
+    completion, which begins where the ids of prompt and prompt + completion part (trl 1.16,
+    `SFTTrainer._prepare_dataset`). Rows of text or messages are learned whole, and all stay. Raises AlignError
+    if none is left.
+    """
+    if max_length is None or not rows or "prompt" not in rows[0]:
+        return rows, 0
+    # As TRL does it: the prompt with all that the tokenizer adds, and the completion from where they part.
+    prompts = _ids([row["prompt"] for row in rows], tokenizer, add_generation_prompt=True)
+    wholes = _ids([_whole(row, "completion", tokenizer) for row in rows], tokenizer)
+    starts = [_shared(prompt, whole) for prompt, whole in zip(prompts, wholes, strict=True)]
+    fitting = [
+        row for row, start, whole in zip(rows, starts, wholes, strict=True) if start < min(max_length, len(whole))
+    ]
+    if rows and not fitting:
+        raise AlignError(
+            f"{key}.max_length={max_length}: {_none_left(rows, 'example')}, since the prompts fill it "
+            f"({_extent(prompts)}): write a larger {key}.max_length, or shorter prompts in {key}.data.path"
+        )
+    return fitting, len(rows) - len(fitting)
+
+
+def _whole(row: dict, side: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    """Prompt and completion as TRL's trainers put them together: strings get an EOS, messages their template's."""
+    completion = row[side]
+    if isinstance(completion, str):
+        if tokenizer.eos_token is None:
+            raise AlignError(
+                f"the tokenizer in {tokenizer.name_or_path} has no eos_token, and completions must end: set "
+                "eos_token in its tokenizer_config.json"
+            )
+        if not completion.endswith(tokenizer.eos_token):
+            completion += tokenizer.eos_token
+    return row["prompt"] + completion if "prompt" in row else completion
+
+
+def _ids(texts: list[Prompt], tokenizer: PreTrainedTokenizerBase, **template: bool) -> list[list[int]]:
+    if not texts:
+        return []
+    if isinstance(texts[0], str):
+        return tokenizer(texts)["input_ids"]
+    return [_templated(one, tokenizer, tokenize=True, return_dict=True, **template)["input_ids"] for one in texts]
+
+
+def _templated(messages: list[dict], tokenizer: PreTrainedTokenizerBase, **options: bool):
+    if tokenizer.chat_template is None:
+        raise AlignError(
+            f"the tokenizer in {tokenizer.name_or_path} has no chat template, and the data are messages: take an "
+            "instruct model, put a chat_template.jinja into that folder, or write prompts as strings"
+        )
+    try:
+        return tokenizer.apply_chat_template(messages, **options)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise AlignError(
+            f"the chat template of {tokenizer.name_or_path} refuses messages of {roles} ({error}): write messages "
+            "that it takes"
+        ) from error
+
+
+def _without_added_eos(text: str, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """`ids` without the EOS that the tokenizer puts behind a text; one that the text itself ends with stays."""
+    if not ids or ids[-1] != tokenizer.eos_token_id:
+        return ids
+    own = tokenizer(text, add_special_tokens=False)["input_ids"]
+    added = _trailing(ids, tokenizer.eos_token_id) - _trailing(own, tokenizer.eos_token_id)
+    return ids[: len(ids) - added]
+
+
+def _trailing(ids: list[int], wanted: int) -> int:
+    count = 0
+    while count < len(ids) and ids[-1 - count] == wanted:
+        count += 1
+    return count
+
+
+def _shared(ids: list[int], others: list[int]) -> int:
+    """How many ids two lists begin with alike."""
+    for index, (one, other) in enumerate(zip(ids, others, strict=False)):
+        if one != other:
+            return index
+    return min(len(ids), len(others))
+
+
+def _is_empty(completion: Prompt) -> bool:
+    return not (completion if isinstance(completion, str) else completion[-1]["content"]).strip()
+
+
+def _none_left(rows: list[dict], noun: str) -> str:
+    return f"no {noun} is left of {len(rows)}"
+
+
+def _extent(ids) -> str:
+    lengths = [len(one) for one in ids]
+    return f"{min(lengths)} to {max(lengths)} tokens"

@@ -1,0 +1,116 @@
+"""Rows of a user's own file or of a hub data set, some of them held out: `data@sft.data=…` with a path."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from align.data.formats import Meant, shape, understand
+from align.data.reading import read_rows
+from align.data.source import Split
+from align.errors import AlignError
+
+
+class FileData:
+    """A Source that reads json, jsonl (either with .gz) or a hub data set, in one of `formats.FORMATS`.
+
+    Held out are the rows of `eval_path`, else those whose prompt's hash falls under `eval_share`: equal
+    prompts land on one side, the side does not depend on the order, the seed or the stage, and there is
+    a row on either side (but for eval_share=0). `split` names the split of a hub data set.
+    """
+
+    def __init__(
+        self,
+        format: str,
+        path: str | None,
+        split: str = "train",
+        eval_path: str | None = None,
+        eval_share: float = 0.05,
+    ) -> None:
+        self.format = format
+        self.path = path
+        self.split = split
+        self.eval_path = eval_path
+        self.eval_share = eval_share
+
+    def check(self, purpose: str) -> None:
+        """Raises AlignError unless the rows can be loaded; reads them all, since any may be broken."""
+        self.load(purpose, seed=0)
+
+    def load(self, purpose: str, seed: int) -> Split:
+        """The rows for a purpose; `seed` changes nothing, so that runs of a sweep hold out the same rows."""
+        share = self._share(purpose)
+        if self.path is None:
+            raise AlignError(
+                f"{purpose}.data.path is not set: write {purpose}.data.path=FILE (or data.path=FILE, which all "
+                "stages take over)"
+            )
+        if self.eval_path is not None:
+            return self._two_files(purpose)
+        rows = self._read(self.path, f"{purpose}.data.path", purpose)
+        train, held_out = hold_out(rows, share, purpose)
+        return _split(train, held_out, purpose)
+
+    def _two_files(self, purpose: str) -> Split:
+        key = f"{purpose}.data.eval_path"
+        if Path(self.eval_path).expanduser().absolute() == Path(self.path).expanduser().absolute():
+            raise AlignError(
+                f"{key}={self.eval_path} is {purpose}.data.path, too, and held-out rows must not be trained on: "
+                f"write another file, or leave it out ({purpose}.data.eval_share then holds out rows)"
+            )
+        train = self._read(self.path, f"{purpose}.data.path", purpose)
+        held_out = self._read(self.eval_path, key, purpose)
+        if shape(train[0], purpose) != shape(held_out[0], purpose):
+            raise AlignError(
+                f"{key}={self.eval_path} gives {shape(held_out[0], purpose)} where {purpose}.data.path={self.path} "
+                f"gives {shape(train[0], purpose)}: write both files alike"
+            )
+        return _split(train, held_out, purpose)
+
+    def _read(self, path: str, key: str, purpose: str) -> list[Meant]:
+        return understand(read_rows(path, self.split, key), self.format, purpose)
+
+    def _share(self, purpose: str) -> float:
+        share = self.eval_share
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+            raise AlignError(
+                f"{purpose}.data.eval_share={share} is no share of the rows: write a number from 0 (nothing is "
+                "held out) to below 1, such as 0.05"
+            )
+        return share
+
+
+def hold_out(rows: list[Meant], share: float, purpose: str) -> tuple[list[Meant], list[Meant]]:
+    """Rows to train on and rows held out, by the hash of each row's identity."""
+    if share == 0:
+        return rows, []
+    places = {row.identity: _place(row.identity) for row in rows}
+    ordered = sorted(places, key=places.get)
+    if len(ordered) < 2:
+        raise AlignError(
+            f"{purpose}.data.path: all {len(rows)} rows have one prompt, so that none can be held out: write "
+            f"{purpose}.data.eval_share=0, or {purpose}.data.eval_path=FILE"
+        )
+    # The first in the order is always held out and the last never, however few rows there are.
+    held_out = {key for key in ordered[1:-1] if places[key] < share} | {ordered[0]}
+    return (
+        [row for row in rows if row.identity not in held_out],
+        [row for row in rows if row.identity in held_out],
+    )
+
+
+def _place(identity: str) -> float:
+    """Where a text stands between 0 and 1, the same in every process."""
+    # A lone surrogate, which json can hold, has no UTF-8 of its own.
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _split(train: list[Meant], held_out: list[Meant], purpose: str) -> Split:
+    rows = [row.row for row in train]
+    others = [row.row for row in held_out]
+    if purpose == "ppo":
+        # Reward functions are handed each column as one list, so that all rows need the same columns.
+        columns = dict.fromkeys(column for row in rows + others for column in row)
+        rows, others = ([{name: row.get(name) for name in columns} for row in part] for part in (rows, others))
+    return Split(train=rows, eval=others, test=list(others))

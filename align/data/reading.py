@@ -1,0 +1,129 @@
+"""The rows of a json or jsonl file or of a hub data set, each with the place it stands at."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from align.errors import AlignError
+
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+
+Placed = tuple[str, dict]
+"""A row with its place, `sft.data.path=pairs.jsonl line 3`, which every message about the row begins with."""
+
+
+def read_rows(path: str, split: str, key: str) -> list[Placed]:
+    """All rows of a file, or of split `split` of a hub data set if `path` is no file but looks like its name.
+
+    `key` is the configuration key that holds `path`. Raises AlignError for a path that is missing or of
+    another kind, for a broken line, for a row that is not an object and where there are no rows.
+    """
+    file = Path(path).expanduser()
+    place = f"{key}={path}"
+    if file.is_file():
+        rows = _from_file(file, place)
+    elif file.exists():
+        raise AlignError(f"{place} is a folder: write {key}=FILE, a file that ends in {_listed(SUFFIXES)}")
+    elif _looks_like_a_hub_name(path):
+        rows = _from_hub(path, split, place)
+    else:
+        raise AlignError(
+            f"{place}: there is no such file (looked for {file.absolute()}): write {key}=FILE, or the name of a "
+            "hub data set such as org/name"
+        )
+    if not rows:
+        raise AlignError(f"{place} holds no rows: write {key}=FILE with one object a row")
+    return rows
+
+
+def _looks_like_a_hub_name(path: str) -> bool:
+    """`org/name` without a file's suffix; `org/name-v1.0` has none, since a suffix is letters."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path) is not None and not re.search(r"\.[A-Za-z]+$", path)
+
+
+def _from_hub(name: str, split: str, place: str) -> list[Placed]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(name, split=split)
+    # load_dataset raises whatever its downloads, builders and file systems raise; the cause is kept and shown.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AlignError(
+            f"{place} is no file here, and as a hub data set its split {split!r} could not be loaded "
+            f"({reason}): write the path of a file that ends in {_listed(SUFFIXES)}, or check name, split and network"
+        ) from error
+    return [(f"{place} row {number}", dict(row)) for number, row in enumerate(rows, start=1)]
+
+
+def _from_file(file: Path, place: str) -> list[Placed]:
+    name = file.name.lower()
+    if not name.endswith(SUFFIXES):
+        raise AlignError(f"{place} is not json: write a file that ends in {_listed(SUFFIXES)}")
+    text = _text(file, place)
+    values = (_lines if name.removesuffix(".gz").endswith(".jsonl") else _items)(text, place)
+    return [(where, _object(where, value)) for where, value in values]
+
+
+def _text(file: Path, place: str) -> str:
+    """The file's text, without a byte order mark and with its line ends as they are."""
+    try:
+        data = file.read_bytes()
+        if file.name.lower().endswith(".gz"):
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise AlignError(f"{place} cannot be read ({error}): is it complete, and a gzip file if named .gz?") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise AlignError(f"{place} line {line} is not UTF-8 ({error.reason}): save the file as UTF-8") from error
+
+
+def _lines(text: str, place: str) -> Iterator[tuple[str, object]]:
+    # Not splitlines: a line separator such as U+2028 may stand inside a json string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{place} line {number}"
+        try:
+            yield where, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise AlignError(
+                f"{where} is not json ({error.msg} at column {error.colno}): write one object a line"
+            ) from error
+
+
+def _items(text: str, place: str) -> list[tuple[str, object]]:
+    if not text.strip():
+        return []
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        hint = "name a file with one object a line .jsonl" if error.msg == "Extra data" else "write a list of objects"
+        raise AlignError(
+            f"{place} line {error.lineno} is not json ({error.msg} at column {error.colno}): {hint}"
+        ) from error
+    if not isinstance(values, list):
+        raise AlignError(f"{place} holds {_kind(values)}: write a list of objects, or one object a line in .jsonl")
+    return [(f"{place} row {number}", value) for number, value in enumerate(values, start=1)]
+
+
+def _object(where: str, value: object) -> dict:
+    if not isinstance(value, dict):
+        raise AlignError(f'{where} is {_kind(value)}, not an object: write {{"column": value, …}}')
+    return value
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _listed(words: tuple[str, ...]) -> str:
+    return ", ".join(words[:-1]) + " or " + words[-1]

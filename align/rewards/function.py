@@ -1,0 +1,162 @@
+"""A reward function as TRL defines it: keywords in, one number or None per completion out.
+
+Shapes: B completions.
+"""
+
+import asyncio
+import functools
+import inspect
+import math
+import threading
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+
+from align.errors import AlignError
+from align.rewards.place import defined_at, failed_at
+from align.rewards.resolve import called, resolve
+from align.rewards.signature import check_call, check_takes
+from align.types import RewardState, Rollout, Scored, Texts
+
+# Given in place of the real ones when a row is tried again, so that nothing is logged twice.
+LOGGERS = {"log_extra": lambda column, values: None, "log_metric": lambda name, value: None}
+GIVEN = {"prompts", "completions", "completion_ids", "trainer_state", *LOGGERS}
+# What TRL does not hand on: the same things as columns of the data set.
+WITHHELD = {"prompt", "completion", *GIVEN}
+
+
+@dataclass
+class TrainerState:
+    """What a reward function reads of TRL's trainer state: the number of updates so far."""
+
+    global_step: int
+
+
+class FunctionReward:
+    """Scores by a function with TRL's signature, plain or `async`, that runs in TRL unchanged.
+
+    It is called as fn(prompts=, completions=, completion_ids=, COLUMN=..., trainer_state=, log_extra=,
+    log_metric=, **args): lists with one entry a completion; one float or None a completion comes back. None
+    is no opinion.
+
+    fn: "module.function", or anything that can be called. args: more keywords, the function's own settings.
+    name: in logs and errors; the function's `__name__` unless given.
+
+    Raises AlignError in one line when `fn` cannot be had or called so, and on a call that fails: it names the
+    reward, the row, and the line of the plugin.
+    """
+
+    def __init__(self, fn: str | Callable, args: dict | None = None, name: str | None = None) -> None:
+        self.fn = resolve(fn) if isinstance(fn, str) else called(fn, repr(fn))
+        self.args = dict(args or {})
+        self.name = name or _name(self.fn)
+        self.wants: set[str] = set()
+        self._here = f"reward {self.name!r} ({defined_at(self.fn)})"
+        if taken := GIVEN & self.args.keys():
+            raise AlignError(f"{self._here}: reward.args.{min(taken)} is what align itself hands over")
+        check_takes(self.fn, GIVEN, self.args, self._here)
+
+    def __call__(self, rollout: Rollout, texts: Texts, state: RewardState) -> Scored:
+        """The function's scores, float32, on the rollout's device; NaN where it returns None."""
+        keywords = self._keywords(rollout, texts, state)
+        try:
+            result = self._call(keywords)
+        except Exception as error:
+            raise self._blame(error, keywords, rollout) from error
+        score_B = torch.tensor(self._numbers(result, rollout), dtype=torch.float32, device=rollout.row_B.device)
+        return Scored(score_B, {self.name: score_B})
+
+    def _keywords(self, rollout: Rollout, texts: Texts, state: RewardState) -> dict[str, Any]:
+        columns = {name: values for name, values in rollout.columns.items() if name not in WITHHELD}
+        if both := columns.keys() & self.args.keys():
+            raise AlignError(f"{self._here}: {min(both)} is in reward.args and a column of the data set: rename one")
+        keywords = {
+            "prompts": texts.prompts,
+            "completions": texts.completions,
+            "completion_ids": texts.completion_ids,
+            **columns,
+            "trainer_state": TrainerState(state.step),
+            "log_extra": state.log_extra,
+            "log_metric": state.log_metric,
+            **self.args,
+        }
+        check_call(self.fn, keywords, columns, self._here)
+        return keywords
+
+    def _call(self, keywords: dict[str, Any]) -> Any:
+        result = self.fn(**keywords)
+        if inspect.isawaitable(result):
+            result = _wait(result)
+        in_order = isinstance(result, Iterable) and not isinstance(result, (str, bytes, dict, set))
+        return list(result) if in_order else result
+
+    def _numbers(self, result: Any, rollout: Rollout) -> list[float]:
+        """The result as floats, None as NaN."""
+        if not isinstance(result, list):
+            raise AlignError(f"{self._here} returned {type(result).__name__} {result!r:.60}, not a list of numbers")
+        if len(result) != len(rollout):
+            raise AlignError(f"{self._here} returned {len(result)} scores for {len(rollout)} completions")
+        return [_number(score, f"{self._here}, {_row(rollout, row)}") for row, score in enumerate(result)]
+
+    def _blame(self, error: Exception, keywords: dict[str, Any], rollout: Rollout) -> AlignError:
+        """What failed, on which row and line. The row is found by calling again with one row at a time."""
+        for row in range(len(rollout)):
+            try:
+                self._call(_one_row(keywords, row, rollout))
+            except Exception as alone:
+                return AlignError(f"reward {self.name!r}, {_row(rollout, row)}: {self._said(alone)}")
+        return AlignError(
+            f"reward {self.name!r}: {self._said(error)}; no row fails alone, only all {len(rollout)} together"
+        )
+
+    def _said(self, error: Exception) -> str:
+        return f"{type(error).__name__}: {error} ({failed_at(error, self.fn)})"
+
+
+def _number(score: Any, here: str) -> float:
+    if score is None:
+        return math.nan
+    if isinstance(score, (torch.Tensor, np.generic)) and score.ndim == 0:
+        score = score.item()
+    if not isinstance(score, Real):
+        raise AlignError(f"{here}: returned {type(score).__name__} {score!r:.60}, not a number or None")
+    if not abs(float(score)) <= torch.finfo(torch.float32).max:
+        raise AlignError(f"{here}: returned {score}, not a finite number; None is how to say no opinion")
+    return float(score)
+
+
+def _one_row(keywords: dict[str, Any], row: int, rollout: Rollout) -> dict[str, Any]:
+    per_row = {"prompts", "completions", "completion_ids", *(rollout.columns.keys() - WITHHELD)}
+    one = {name: keywords[name][row : row + 1] for name in per_row}
+    return {**keywords, **one, **LOGGERS}
+
+
+def _row(rollout: Rollout, row: int) -> str:
+    return f"row {row} of the batch (row {int(rollout.row_B[row])} of the data set)"
+
+
+def _name(fn: Callable) -> str:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return getattr(fn, "__name__", type(fn).__name__)
+
+
+def _wait(awaitable: Awaitable) -> Any:
+    """What `awaitable` gives, worked out on our own loop: a notebook's is running already."""
+
+    async def result():
+        return await awaitable
+
+    return asyncio.run_coroutine_threadsafe(result(), _loop()).result()
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """One event loop for all rewards and all steps, so that a function may keep its client between calls."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="align-rewards", daemon=True).start()
+    return loop

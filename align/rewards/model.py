@@ -1,0 +1,67 @@
+"""A learned reward model as a reward: it scores the rollout's own token ids, never re-tokenised text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from align.config import Zero
+from align.errors import AlignError
+from align.roles.folder import SCORE, inspect
+from align.roles.modules import ScoreModule
+from align.roles.score import score_rollout
+from align.roles.specs import Setting
+from align.roles.start import load_plain
+from align.roles.tokenizer import load_tokenizer
+from align.types import RewardState, Rollout, Scored, Texts
+
+
+class ModelReward:
+    """score_B of a reward model, by default shifted and scaled to mean 0 and deviation 1 on SFT samples."""
+
+    wants: set[str] = set()
+    name = "model"
+
+    def __init__(
+        self,
+        path: str,
+        setting: Setting,
+        tokenizer: PreTrainedTokenizerBase,
+        normalize: bool = True,
+        zero: Zero | None = None,
+    ) -> None:
+        """`tokenizer` is the policy's: a reward model with another one is refused."""
+        folder = inspect(path, "reward.path", SCORE)
+        check_same_tokenizer(load_tokenizer(path, "reward.path"), tokenizer)
+        model = load_plain(folder.base or folder.path, SCORE, setting.dtype)
+        if folder.base:
+            model = PeftModel.from_pretrained(model, folder.path)
+        module = ScoreModule(model.requires_grad_(False).eval(), setting.autocast).to(setting.device)
+        self.engine = setting.engine(module, None, 0.0, zero)
+        self.mean, self.std = (0.0, 1.0) if not normalize else score_scale(Path(path))
+        setting.tell(f"reward: {path}, score shifted by {-self.mean:.2f} and divided by {self.std:.2f}")
+
+    def __call__(self, rollout: Rollout, texts: Texts, state: RewardState) -> Scored:
+        score_B: Tensor = (score_rollout(self.engine.forward, rollout) - self.mean) / self.std
+        return Scored(score_B, {self.name: score_B})
+
+
+def score_scale(folder: Path) -> tuple[float, float]:
+    """Mean and deviation of the score on SFT samples, from card.json; (0, 1) where nothing is known."""
+    card = json.loads((folder / "card.json").read_text()) if (folder / "card.json").exists() else {}
+    score = card.get("score", {"mean": 0.0, "std": 1.0})
+    return score["mean"], score["std"]
+
+
+def check_same_tokenizer(reward: PreTrainedTokenizerBase, policy: PreTrainedTokenizerBase) -> None:
+    """Token ids must mean the same to both models."""
+    if reward.get_vocab() != policy.get_vocab():
+        raise AlignError(
+            f"reward.path: the reward model's tokenizer ({reward.name_or_path}, {len(reward)} tokens) is not the "
+            f"policy's ({policy.name_or_path}, {len(policy)} tokens), so it cannot score the policy's token ids\n"
+            "  write a reward model trained from the same base, or reward=fn with a function that scores the text"
+        )

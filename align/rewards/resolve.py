@@ -1,0 +1,81 @@
+"""The function that a dotted name stands for, or one line that says why there is none."""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from align.errors import AlignError
+from align.rewards.place import import_failed_at
+
+
+def resolve(name: str) -> Callable:
+    """The callable at "module.function", imported.
+
+    Raises AlignError, one line: no such module or attribute (with the nearest names), a module that raises
+    when it is imported (with file and line), or something that cannot be called.
+    """
+    module_name, _, attribute = name.rpartition(".")
+    if not module_name:
+        raise AlignError(f"reward.fn={name} names no module: write MODULE.FUNCTION, such as my_rewards.brevity")
+    module = _module(module_name, name)
+    try:
+        found = getattr(module, attribute)
+    except AttributeError:
+        near = _near(name, [key for key in dir(module) if not key.startswith("_")])
+        file = getattr(module, "__file__", None) or "a folder without __init__.py"
+        raise AlignError(f"reward.fn={name}: {module_name} ({file}) has no {attribute}{near}") from None
+    except Exception as error:  # a module that imports its parts when they are first asked for
+        raise AlignError(_broken(name, error)) from error
+    return called(found, name)
+
+
+def called(found: object, name: str) -> Callable:
+    """`found`, a function or an object that can be called; AlignError for anything else, a class too."""
+    if isinstance(found, type):
+        raise AlignError(
+            f"reward.fn={name} is a class: name a function, or make an object of it in a yaml:"
+            f" `fn: {{_target_: {found.__module__}.{found.__qualname__}}}`"
+        )
+    if not callable(found):
+        raise AlignError(f"reward.fn={name} cannot be called, it is {type(found).__name__}: name a function")
+    return found
+
+
+def _module(module_name: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if not f"{module_name}.".startswith(f"{missing}."):  # the module is there; what it imports is not
+            raise AlignError(_broken(name, error)) from error
+        raise AlignError(
+            f"reward.fn={name}: no module {missing} in the folder you stand in, in ./plugins/NAME, or among"
+            f" what is installed{_near(missing, _modules_beside(missing))}"
+        ) from None
+    except Exception as error:
+        raise AlignError(_broken(name, error)) from error
+
+
+def _broken(name: str, error: Exception) -> str:
+    return f"reward.fn={name}: its import raised {type(error).__name__}: {error} ({import_failed_at(error)})"
+
+
+def _modules_beside(missing: str) -> list[str]:
+    """Names of the modules that stand where `missing` was looked for."""
+    parent, _, _ = missing.rpartition(".")
+    if parent:
+        found = pkgutil.iter_modules(getattr(importlib.import_module(parent), "__path__", []))
+    else:
+        here = [str(folder) for folder in (Path.cwd(), *Path.cwd().glob("plugins/*/"))]
+        found = [*pkgutil.iter_modules(here), *pkgutil.iter_modules()]
+    return [module.name for module in found]
+
+
+def _near(wanted: str, names: list[str]) -> str:
+    """A question after the nearest of `names`, which stand beside `wanted`; empty if none is near."""
+    parent, dot, last = wanted.rpartition(".")
+    close = difflib.get_close_matches(last, names, n=1)
+    return f"; did you mean {parent}{dot}{close[0]}?" if close else ""

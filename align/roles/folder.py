@@ -1,0 +1,85 @@
+"""What lies in a model's folder, told from its json files: no torch, no loading."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.errors import AlignError
+
+CAUSAL, SCORE, OTHER = "causal", "score", "other"
+NAMES = {CAUSAL: "a language model", SCORE: "a reward model (one score a text)", OTHER: "some other model"}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """`kind` is causal, score or other; `base` is the model an adapter stands on, None for a whole model."""
+
+    path: str
+    kind: str
+    base: str | None = None
+    local: bool = True
+
+    def config(self) -> dict:
+        """config.json of the whole model under it ({} for a model on the hub)."""
+        home = Path(self.base or self.path)
+        return json.loads((home / "config.json").read_text()) if (home / "config.json").exists() else {}
+
+
+def inspect(path: str | Path, key: str, want: str) -> Folder:
+    """Reads what `path` holds and refuses it, naming the config key, if it is not of the wanted kind.
+
+    A path without folder on this disk is taken for a hub name if it looks like one (`org/name`).
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        name = str(path)
+        if name.count("/") == 1 and not name.startswith((".", "/", "~", "runs/")):
+            return Folder(name, want, local=False)
+        raise AlignError(f"{key}: there is no folder {path}\n  write {key}=FOLDER, or a hub name such as org/name")
+    found = _look(path, key)
+    if found.kind != want:
+        raise AlignError(
+            f"{key}: {path} holds {NAMES[found.kind]}, but {key} needs {NAMES[want]}\n"
+            f"  write the folder of {'an sft or pretrain' if want == CAUSAL else 'an rm'} stage, such as "
+            f"{key}=runs/NAME/latest/{'sft' if want == CAUSAL else 'rm'}"
+        )
+    return found
+
+
+def _look(path: Path, key: str) -> Folder:
+    adapter, whole = path / "adapter_config.json", path / "config.json"
+    if adapter.exists():
+        config = _read(adapter, key)
+        kind = {"CAUSAL_LM": CAUSAL, "SEQ_CLS": SCORE}.get(config.get("task_type"), OTHER)
+        base = config.get("base_model_name_or_path")
+        if not base:
+            raise AlignError(f"{key}: {adapter} names no base model (base_model_name_or_path)\n  write it there")
+        return Folder(str(path.resolve()), kind, base=base)
+    if whole.exists():
+        architecture = (_read(whole, key).get("architectures") or ["?"])[0]
+        kind = CAUSAL if architecture.endswith(("ForCausalLM", "LMHeadModel")) else OTHER
+        kind = SCORE if architecture.endswith("ForSequenceClassification") else kind
+        return Folder(str(path.resolve()), kind)
+    stages = [p.name for p in (path.iterdir() if path.is_dir() else []) if (p / "card.json").exists()]
+    hint = f"\n  it is a run: write one of its stages, {key}={path}/{stages[0]}" if stages else ""
+    raise AlignError(f"{key}: {path} holds no model (neither config.json nor adapter_config.json){hint}")
+
+
+def _read(file: Path, key: str) -> dict:
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise AlignError(f"{key}: {file} is not valid JSON (line {error.lineno}): {error.msg}") from error
+
+
+def base_home(path: str | Path) -> str:
+    """Where the whole model under `path` lies: there, or where its adapter says."""
+    adapter = Path(path) / "adapter_config.json"
+    return json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.exists() else str(path)
+
+
+def tokenizer_home(path: str | Path) -> str:
+    """Where the tokenizer of a model lies: beside it, else beside the base of its adapter."""
+    return str(path) if (Path(path) / "tokenizer_config.json").exists() else base_home(path)

@@ -1,0 +1,23 @@
+"""Scores of a rollout by a reward model. Shapes: B completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from align.roles.batching import by_length
+from align.types import Rollout
+
+BATCH = 64
+
+
+def score_rollout(module: Callable[[Tensor, Tensor], Tensor], rollout: Rollout, batch_size: int = BATCH) -> Tensor:
+    """score_B of a rollout's own tokens, never of re-tokenised text."""
+    score_B = torch.zeros(len(rollout), device=rollout.prompt_ids_BP.device)
+    with torch.no_grad():
+        for rows in by_length(rollout.length_B(), batch_size):
+            part = rollout[rows].trim()
+            score_B[rows] = module(part.input_ids_BN(), part.mask_BN())
+    return score_B

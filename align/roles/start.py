@@ -1,0 +1,157 @@
+"""What a role starts from: a model or an adapter in a folder, made into what is to be trained.
+
+All adapters of a run refer to one plain base wherever they can. An adapter of the same method and
+settings is continued: a copy of it goes on, on the same base. Another one starts anew on the model
+with the earlier adapter merged in float32, saved once as the new base.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import load_peft_weights
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from align.errors import AlignError
+from align.roles.folder import CAUSAL, SCORE, Folder, inspect
+
+TASK = {CAUSAL: "CAUSAL_LM", SCORE: "SEQ_CLS"}
+NOT_SETTINGS = {
+    "task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version",
+    "modules_to_save", "exclude_modules", "runtime_config", "peft_type",
+}  # fmt: skip
+
+
+@dataclass
+class Start:
+    """A model ready for training, the base its adapter stands on, and in words what was done."""
+
+    model: PreTrainedModel | PeftModel
+    base: str
+    said: str
+    fresh: bool = False
+    """The adapter is new: nothing has trained it yet."""
+
+
+def start(
+    path: str,
+    *,
+    key: str,
+    head: str,
+    peft: PeftConfig | None,
+    adapter: str,
+    out: Path,
+    dtype: torch.dtype,
+    kinds: tuple[str, ...] = (CAUSAL, SCORE),
+) -> Start:
+    """Loads `path` for a role with a `causal` or `score` head, in full or with a PEFT method.
+
+    `adapter` is auto, continue or new (see the module's docstring); `out` takes a merged base where one
+    is needed. Frozen weights get `dtype`; weights that train stay float32. Raises AlignError where
+    `continue` cannot hold.
+    """
+    folder = look(path, key, kinds)
+    if adapter not in ("auto", "continue", "new"):
+        raise AlignError(f"{key}.adapter={adapter}: write auto, continue or new")
+    if peft is None:
+        if adapter == "continue" and folder.base:
+            raise AlignError(f"{key}.adapter=continue needs an adapter: write peft@{key}.peft=lora, or adapter=auto")
+        model, said = load_merged(folder, head, torch.float32)
+        return Start(model.requires_grad_(True), folder.path, said or f"{folder.path}, all weights")
+    if folder.base and adapter != "new":
+        model = get_peft_model(load_plain(folder.base, head, dtype), _for_task(peft, head, folder.base))
+        difference = settings_difference(model.peft_config["default"], PeftConfig.from_pretrained(folder.path))
+        if not difference:
+            _copy_weights(model, folder.path)
+            return Start(model, folder.base, f"goes on with the adapter of {folder.path}")
+        if adapter == "continue":
+            raise AlignError(f"{key}.adapter=continue: the adapter of {folder.path} differs: {difference}")
+    if folder.base is None:
+        model = get_peft_model(load_plain(folder.path, head, dtype), _for_task(peft, head, folder.path))
+        return Start(model, folder.path, f"a new adapter on {folder.path}", fresh=True)
+    base = out / "base"
+    merged, _ = load_merged(folder, folder.kind, torch.float32)
+    merged.save_pretrained(base)
+    model = get_peft_model(load_plain(str(base.resolve()), head, dtype), _for_task(peft, head, str(base.resolve())))
+    return Start(model, str(base.resolve()), f"a new adapter on {folder.path}, merged into {base}", fresh=True)
+
+
+def look(path: str, key: str, kinds: tuple[str, ...]) -> Folder:
+    """The folder at `path`, which must be of one of the kinds."""
+    for kind in kinds[:-1]:
+        try:
+            return inspect(path, f"{key}.path", kind)
+        except AlignError:
+            continue
+    return inspect(path, f"{key}.path", kinds[-1])
+
+
+def load_plain(path: str, head: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The whole model at `path` with the wanted head, in evaluation mode and with no dropout; frozen."""
+    options: dict[str, Any] = {"dtype": dtype, **_no_dropout(path)}
+    if head == CAUSAL:
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **options)
+    return model.requires_grad_(False).eval()
+
+
+def load_merged(folder: Folder, head: str, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
+    """The model of a folder with its adapter, if it has one, merged in; and in words what was done."""
+    model = load_plain(folder.base or folder.path, head, dtype)
+    if folder.base is None:
+        return model, ""
+    if head == folder.kind:
+        wrapped = PeftModel.from_pretrained(model, folder.path)
+    else:
+        wrapped = get_peft_model(model, _for_task(PeftConfig.from_pretrained(folder.path), head, folder.base))
+        _copy_weights(wrapped, folder.path)
+    return wrapped.merge_and_unload(safe_merge=True).requires_grad_(False), f"{folder.path}, its adapter merged"
+
+
+def settings_difference(mine: PeftConfig, theirs: PeftConfig) -> str:
+    """Where two PEFT configurations of resolved targets differ, in words; '' where they agree."""
+    if mine.peft_type != theirs.peft_type:
+        return f"{theirs.peft_type.value} there, {mine.peft_type.value} asked for"
+    one, other = mine.to_dict(), theirs.to_dict()
+    for name in sorted(one.keys() - NOT_SETTINGS):
+        ours, saved = (sorted(v) if isinstance(v, set | list) else v for v in (one[name], other.get(name)))
+        if ours != saved:
+            return f"{name} is {saved} there, {ours} asked for"
+    return ""
+
+
+def _for_task(peft: PeftConfig, head: str, base: str) -> PeftConfig:
+    config = copy.deepcopy(peft)
+    config.task_type = TASK[head]
+    config.base_model_name_or_path = base
+    config.inference_mode = False
+    if head == CAUSAL:
+        config.modules_to_save = None
+    return config
+
+
+def _copy_weights(model: PeftModel, path: str) -> None:
+    """Puts the adapter saved at `path` into `model`, whose head may be another (it keeps its own then)."""
+    mine, theirs = get_peft_model_state_dict(model), load_peft_weights(path, device="cpu")
+    heads = {name for name in mine if name.endswith("score.weight")}
+    missing = mine.keys() - theirs.keys() - heads
+    if missing:
+        raise AlignError(f"the adapter of {path} lacks weights, such as {sorted(missing)[0]}")
+    set_peft_model_state_dict(model, {name: theirs.get(name, mine[name]) for name in mine})
+
+
+def _no_dropout(path: str) -> dict[str, float]:
+    """Every dropout rate of a model's config set to 0: PPO compares passes that must be the same function."""
+    config = AutoConfig.from_pretrained(path).to_dict()
+    rates = [name for name, value in config.items() if isinstance(value, float) and _is_dropout(name)]
+    return {name: 0.0 for name in rates if config[name] > 0}
+
+
+def _is_dropout(name: str) -> bool:
+    return "dropout" in name or name.endswith("pdrop")

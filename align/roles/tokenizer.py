@@ -1,0 +1,52 @@
+"""The tokenizer of a model, ready for training: EOS required, a pad that never hides EOS."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from align.errors import AlignError
+from align.roles.folder import base_home, tokenizer_home
+
+
+def load_tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:
+    """The tokenizer at `path`, refused without an EOS token; a missing pad token becomes EOS (masks tell them apart)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_home(path))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise AlignError(f"{key}: no tokenizer can be loaded from {path}: {reason}") from error
+    if tokenizer.eos_token_id is None:
+        raise AlignError(
+            f"{key}: the tokenizer of {path} has no EOS token, so no answer could ever end\n"
+            '  write "eos_token" into its tokenizer_config.json'
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def pad_apart_from_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The same tokenizer with a pad token other than EOS, for code that finds the last token by its id.
+
+    transformers' sequence classification scores the last id that is not pad: with pad = EOS it would
+    score the token before EOS, and EOS would never be learned. Every sequence ends with EOS, so any
+    other token serves.
+    """
+    if tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return tokenizer
+    special = [tokenizer.unk_token, tokenizer.bos_token, *tokenizer.convert_ids_to_tokens([0, 1])]
+    tokenizer.pad_token = next(t for t in special if t is not None and t != tokenizer.eos_token)
+    return tokenizer
+
+
+def stop_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every id that ends an answer: those of generation_config.json and the tokenizer's EOS."""
+    home = base_home(path)
+    ids: list[int] = [tokenizer.eos_token_id]
+    for load in (GenerationConfig, AutoConfig):
+        try:
+            eos = load.from_pretrained(home).eos_token_id
+        except OSError:
+            continue
+        ids += eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return tuple(sorted(set(ids)))

@@ -1,0 +1,82 @@
+"""Which engine makes the rollouts: vLLM where it is installed and serves this actor, else transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from align import config
+from align.engine.installed import installed, require
+from align.errors import AlignError
+from align.types import RolloutEngine
+
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM 0.32, CPU attention
+
+
+def unserved(model: dict[str, Any], has_adapter: bool, on_cpu: bool) -> str:
+    """Why vLLM cannot roll out this actor ('' if it can); `model` is the base's config.json."""
+    if not installed("vllm"):
+        return "vLLM is not installed"
+    if not has_adapter:
+        return "the actor trains all its weights, and vLLM is handed adapters only (peft@actor.peft=none)"
+    size = head_size(model)
+    if on_cpu and size is not None and size not in CPU_HEAD_SIZES:
+        return f"vLLM on CPU has no attention for a head size of {size} (it has {', '.join(map(str, CPU_HEAD_SIZES))})"
+    return ""
+
+
+def head_size(model: dict[str, Any]) -> int | None:
+    """Size of an attention head by config.json; None where it does not say."""
+    hidden = model.get("hidden_size", model.get("n_embd"))
+    heads = model.get("num_attention_heads", model.get("n_head"))
+    if model.get("head_dim"):
+        return model["head_dim"]
+    return hidden // heads if hidden and heads else None
+
+
+def check_rollout(engine: str, model: dict[str, Any], has_adapter: bool, on_cpu: bool) -> None:
+    """Refuses `rollout=vllm` for what vLLM cannot serve."""
+    if engine not in ("auto", "vllm", "hf"):
+        raise AlignError(f"rollout.engine={engine}: write rollout=auto, rollout=vllm or rollout=hf")
+    if engine != "vllm":
+        return
+    require("vllm", "rollout=vllm", "rollout=hf")
+    if reason := unserved(model, has_adapter, on_cpu):
+        raise AlignError(f"rollout=vllm: {reason}\n  write rollout=hf")
+
+
+def check_context(model: dict[str, Any], max_prompt_tokens: int, max_new_tokens: int, key: str) -> None:
+    """Prompt and response must fit the model's positions."""
+    positions = model.get("max_position_embeddings", model.get("n_positions"))
+    if positions and max_prompt_tokens + max_new_tokens > positions:
+        raise AlignError(
+            f"ppo.max_prompt_tokens={max_prompt_tokens} and rollout.max_new_tokens={max_new_tokens} exceed the "
+            f"{positions} positions of {key}\n  write ppo.max_prompt_tokens={max(positions - max_new_tokens, 1)} or less"
+        )
+
+
+def choose(
+    options: config.Rollout,
+    policy: Any,
+    base: str,
+    tokenizer: Any,
+    longest: int,
+    tell: Callable[[str], None],
+) -> RolloutEngine:
+    """The engine for `policy`, whose base model lies in folder `base`; says which and why.
+
+    `longest` is the most tokens of a prompt and its response together.
+    """
+    on_cpu = policy.device.type == "cpu"
+    model = policy.model.config.to_dict()
+    check_rollout(options.engine, model, policy.has_adapter, on_cpu)
+    reason = "asked for" if options.engine == "hf" else unserved(model, policy.has_adapter, on_cpu)
+    if not reason:
+        from align.rollout.vllm import VLLMRollout
+
+        tell("rollouts by vLLM in this process, the adapter handed over after each step")
+        return VLLMRollout(base, policy, longest, options.batch_size, options.kv_cache_mib)
+    from align.rollout.hf import HFRollout
+
+    tell(f"rollouts by transformers: {reason}")
+    return HFRollout(tokenizer.pad_token_id, options.batch_size)

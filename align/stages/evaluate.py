@@ -1,0 +1,179 @@
+"""Stage `evaluate`: the policies of a run on the same held-out prompts, side by side.
+
+    align stages=[evaluate] data@ppo.data=prompts ppo.data.path=FILE actor.path=runs/NAME/latest/ppo
+
+Each policy writes `samples` completions at temperature 1, with the same keys. They are scored by the judge
+where one is named (`evaluate.judge`, a rule that no training path calls) and by the reward model.
+KL is k1 in nats a sequence, of each policy's own completions against the fine-tuned model's.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from transformers import PreTrainedTokenizerBase
+
+from align import config, ops
+from align.data.encode import fitting_pairs, fitting_prompts
+from align.data.source import Source
+from align.engine.plain import PlainEngine
+from align.errors import AlignError
+from align.report.report import StageReport
+from align.roles.batching import by_length
+from align.roles.folder import CAUSAL, SCORE, inspect
+from align.roles.modules import PolicyModule, ScoreModule
+from align.roles.policy import TrainedPolicy
+from align.roles.score import score_rollout
+from align.roles.start import load_merged
+from align.roles.tokenizer import load_tokenizer, stop_ids
+from align.rollout.hf import HFRollout
+from align.stages.pairs import compare, swapped
+from align.stages.rollouts import Row, row_of, texts_of, write
+from align.types import Rollout, Sampling, Texts
+
+POLICIES = ("base", "sft", "ppo")
+
+
+@dataclass
+class Evaluate:
+    options: config.Evaluate
+    data: Source
+    pairs: Source | None
+    """Where held-out pairs for the reward model come from."""
+    max_new_tokens: int
+    max_prompt_tokens: int
+    seed: int
+    device: torch.device
+
+    def check(self, inputs: dict[str, str]) -> None:
+        self.data.check("ppo")
+        load_judge(self.options.judge)
+        if self.options.split not in ("eval", "test"):
+            raise AlignError(f"evaluate.split={self.options.split}: write eval or test")
+        for name in POLICIES:
+            if name in inputs:
+                inspect(inputs[name], "actor.path", CAUSAL)
+
+    def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
+        names = [name for name in POLICIES if name in inputs]
+        tokenizer = load_tokenizer(inputs[names[-1]], "evaluate")
+        rows = self._rows(tokenizer, inputs[names[-1]])
+        reward = self._reward(inputs)
+        results: dict[str, dict[str, float]] = {}
+        texts: dict[str, Texts] = {}
+        reference: TrainedPolicy | None = None
+        for name in names:
+            policy = self._policy(inputs[name])
+            rollout = self._write(policy, rows, tokenizer, inputs[name])
+            texts[name] = texts_of(rollout, tokenizer)
+            results[name] = self._judge(rollout, texts[name], reward)
+            if reference is not None:
+                results[name]["kl"] = kl(policy, reference, rollout)
+            if name == "sft":
+                reference = policy
+            report.metrics(0, {f"{name}/{key}": value for key, value in results[name].items()})
+        facts = {"policies": results, "samples": self.options.samples, "split": self.options.split}
+        if reward is not None and self.pairs is not None:
+            facts |= self._judge_reward(reward, tokenizer)
+        report.write_card(inputs=inputs, **facts)
+        report.print(results_table(results))
+        if self.options.show:
+            report.print(answers_table(texts, self.options.show))
+
+    def _rows(self, tokenizer: PreTrainedTokenizerBase, path: str) -> list[Row]:
+        """Held-out prompts, round and round until there are `samples` of them."""
+        split = self.data.load("ppo", self.seed)
+        rows = (split.test if self.options.split == "test" else split.eval) or split.eval
+        if not rows:
+            raise AlignError("ppo.data: no held-out prompts to evaluate on: write ppo.data.eval_share=0.05")
+        fitting, _ = fitting_prompts(rows, tokenizer, self.max_prompt_tokens, "ppo")
+        fitting = [row_of(number, row, ids) for number, row, ids in fitting]
+        return [fitting[i % len(fitting)] for i in range(self.options.samples)]
+
+    def _policy(self, path: str) -> TrainedPolicy:
+        model, _ = load_merged(inspect(path, "actor.path", CAUSAL), CAUSAL, torch.float32)
+        return TrainedPolicy(model, PlainEngine(PolicyModule(model).to(self.device)), self.device)
+
+    def _reward(self, inputs: dict[str, str]) -> ScoreModule | None:
+        if "rm" not in inputs:
+            return None
+        model, _ = load_merged(inspect(inputs["rm"], "reward.path", SCORE), SCORE, torch.float32)
+        return ScoreModule(model).to(self.device)
+
+    def _write(self, policy: TrainedPolicy, rows: list[Row], tokenizer: PreTrainedTokenizerBase, path: str) -> Rollout:
+        engine = HFRollout(tokenizer.pad_token_id, self.options.batch_size)
+        engine.attach(policy)
+        sampling = Sampling(1.0, self.max_new_tokens, stop_ids(path, tokenizer))
+        return write(engine, rows, sampling, seed=self.seed, purpose="evaluate").to(self.device)
+
+    def _judge(self, rollout: Rollout, texts: Texts, reward: ScoreModule | None) -> dict[str, float]:
+        figures = {
+            "length": float(rollout.response_mask_BT.sum(1).float().mean()),
+            "finished": float(rollout.finished_B.float().mean()),
+        }
+        if reward is not None:
+            figures["reward"] = float(score_rollout(reward, rollout).mean())
+        if judge := load_judge(self.options.judge):
+            answers = zip(texts.prompts, texts.completions, rollout.finished_B.tolist(), strict=True)
+            parts = [judge(*answer) for answer in answers]
+            figures |= {f"true_{part}": sum(p[part] for p in parts) / len(parts) for part in parts[0]}
+        return figures
+
+    def _judge_reward(self, reward: ScoreModule, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+        split = self.pairs.load("rm", self.seed)
+        test = self.options.split == "test" and bool(split.test)
+        pairs, _ = fitting_pairs(split.test if test else split.eval, tokenizer, None, "rm")
+        swaps = (split.test_swaps if test else split.eval_swaps) or swapped(pairs)
+        return {
+            "reward_accuracy": compare(reward, pairs, tokenizer, self.device).accuracy,
+            "swap_accuracy": compare(reward, swaps, tokenizer, self.device).accuracy if swaps else None,
+        }
+
+
+@torch.no_grad()
+def kl(policy: TrainedPolicy, reference: TrainedPolicy, rollout: Rollout) -> float:
+    """k1 in nats a sequence: the mean log-ratio of the two policies on the first one's completions."""
+    total = 0.0
+    for rows in by_length(rollout.length_B(), 64):
+        part = rollout[rows].trim()
+        logp, ref_logp = (
+            ops.logprobs(model.logits_BTV(part), part.response_ids_BT, part.temperature)
+            for model in (policy, reference)
+        )
+        total += float((ops.kl(logp, ref_logp, "k1") * part.response_mask_BT).sum())
+    return total / len(rollout)
+
+
+def load_judge(name: str | None) -> Callable[[object, object, bool], dict[str, float]] | None:
+    """The function `module.name(prompt, completion, finished) -> {"score": …, part: …}`."""
+    if name is None:
+        return None
+    module, _, function = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise AlignError(f"evaluate.judge={name} cannot be imported: {error}\n  write module.function") from error
+
+
+def results_table(results: dict[str, dict[str, float]]) -> Table:
+    """A row a policy, a column a figure."""
+    names = list(dict.fromkeys(key for figures in results.values() for key in figures))
+    table = Table("policy", *[name.replace("true_score", "true score") for name in names])
+    for policy, figures in results.items():
+        table.add_row(policy, *[f"{figures[name]:.3f}" if name in figures else "" for name in names])
+    return table
+
+
+def answers_table(texts: dict[str, Texts], show: int) -> Table:
+    """Different prompts with what each policy answered."""
+    first = next(iter(texts.values()))
+    table = Table("prompt", *texts, show_lines=True)
+    distinct = list({str(prompt): i for i, prompt in reversed(list(enumerate(first.prompts)))}.values())
+    for i in sorted(distinct)[:show]:
+        table.add_row(str(first.prompts[i]), *[str(t.completions[i]) for t in texts.values()])
+    return table

@@ -1,0 +1,93 @@
+"""What a PPO step reports, under the names of TRL's PPO, since dashboards know them.
+
+`objective/kl` is k1 in nats a sequence. Shapes: B completions, T response tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from align import config, ops
+from align.types import Experience, Rollout, Scored, Scores
+
+
+class Average:
+    """Weighted means of metrics by name; each name has its own weights."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, float]] = {}
+
+    def add(self, metrics: dict[str, float], weight: float) -> None:
+        for name, value in metrics.items():
+            total, weights = self.sums.get(name, (0.0, 0.0))
+            self.sums[name] = total + float(value) * weight, weights + weight
+
+    def means(self) -> dict[str, float]:
+        return {name: total / weight for name, (total, weight) in self.sums.items() if weight}
+
+
+def of_rollout(
+    rollout: Rollout, old: Scores, scored: Scored, reward_BT: Tensor, return_BT: Tensor | None, mask_BT: Tensor
+) -> dict[str, float]:
+    """Score, KL, length and endings of one rollout batch, and what the critic knew of it."""
+    real_BT = rollout.response_mask_BT
+    kl_B = (ops.kl(old.logp_BT, old.ref_logp_BT, "k1") * real_BT).sum(1)
+    score_B = scored.score_B
+    judged_B = ~score_B.isnan()
+    score = float(score_B[judged_B].mean()) if judged_B.any() else 0.0
+    penalty = float(reward_BT.sum(1)[judged_B].mean()) - score if judged_B.any() else 0.0
+    gap_BT = (rollout.logp_BT - old.logp_BT).abs()[real_BT]
+    metrics = {
+        "objective/kl": float(kl_B.mean()),
+        "objective/scores": score,
+        "objective/non_score_reward": penalty,
+        "objective/rlhf_reward": score + penalty,
+        "objective/unscored": float((~judged_B).sum()),
+        "val/num_eos_tokens": float(rollout.finished_B.sum()),
+        "val/finished": float(rollout.finished_B.float().mean()),
+        "val/length": float(real_BT.sum(1).float().mean()),
+        "val/engine_logp_gap": float(gap_BT.max()) if gap_BT.numel() else 0.0,
+    }
+    if return_BT is not None:
+        metrics["val/explained_variance"] = explained_variance(old.value_BT[mask_BT], return_BT[mask_BT])
+    for name, term_B in scored.terms.items():
+        known = term_B[~term_B.isnan()]
+        if len(known):
+            metrics |= {
+                f"rewards/{name}/mean": float(known.mean()),
+                f"rewards/{name}/std": float(known.std(correction=0)),
+            }
+    return metrics
+
+
+def of_update(
+    new: Scores, micro: Experience, losses: dict[str, Tensor], tokens: int, options: config.PPO
+) -> dict[str, float]:
+    """Ratios, clipping, entropy and losses of one micro-batch, as means over its tokens."""
+    mask_BT = micro.rollout.loss_mask_BT
+    own = int(mask_BT.sum())
+    if own == 0:
+        return {}
+    with torch.no_grad():
+        log_ratio = (new.logp_BT - micro.old.logp_BT)[mask_BT]
+        ratio = log_ratio.exp()
+        metrics = {
+            "policy/approxkl_avg": 0.5 * log_ratio.square().mean(),
+            "policy/clipfrac_avg": ((ratio - 1).abs() > options.clip).float().mean(),
+            "policy/entropy_avg": new.entropy_BT[mask_BT].mean(),
+            "val/ratio": ratio.mean(),
+            "val/ratio_var": (ratio - 1).square().mean(),
+            "loss/policy_avg": losses["actor"] * tokens / own,
+        }
+        if "critic" in losses:
+            moved = (new.value_BT - micro.old.value_BT)[mask_BT].abs()
+            metrics["loss/value_avg"] = losses["critic"] * tokens / own
+            metrics["val/clipfrac_avg"] = (moved > options.value_clip).float().mean()
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def explained_variance(value: Tensor, return_: Tensor) -> float:
+    """1 − Var(return − value) / Var(return): 1 is a perfect critic, 0 one that knows nothing."""
+    variance = float(return_.var(correction=0)) if return_.numel() else 0.0
+    return 1 - float((return_ - value).var(correction=0)) / variance if variance > 1e-8 else 0.0

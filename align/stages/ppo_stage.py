@@ -1,0 +1,158 @@
+"""Stage `ppo`: the PPO loop over a data set of prompts, with evaluation, checkpoints and samples.
+
+align stages=[ppo] actor.path=FOLDER data@ppo.data=prompts ppo.data.path=prompts.jsonl reward=fn reward.fn=my.reward
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from align import config
+from align.data.encode import fitting_prompts
+from align.data.source import Source
+from align.errors import AlignError
+from align.report.report import StageReport
+from align.stages.ppo import PPO
+from align.stages.rollouts import Row, batches, row_of, texts_of, write
+from align.stages.scoring import judge_rollout
+
+
+@dataclass
+class PPOStage:
+    options: config.PPO
+    data: Source
+    seed: int
+    check_roles: Callable[[dict[str, str]], None]
+    """Everything about the roles, the rollout and the reward that can be known before they load."""
+    assemble: Callable[[dict[str, str], Path, StageReport], PPO]
+    """Loads the roles, the rollout engine and the reward, and makes the loop of them."""
+
+    def check(self, inputs: dict[str, str]) -> None:
+        self.data.check("ppo")
+        self.check_roles(inputs)
+
+    def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
+        ppo = self.assemble(inputs, out, report)
+        split = self.data.load("ppo", self.seed)
+        rows = self._rows(split.train, ppo, report)
+        held_out = self._rows(split.eval, ppo, report) if split.eval else []
+        report.write_card(inputs=inputs, rollout_engine=ppo.engine.name, prompts=len(rows))
+        try:
+            self._loop(ppo, rows, held_out, out, report)
+        finally:
+            ppo.engine.close()
+        save(ppo, out)
+
+    def _loop(self, ppo: PPO, rows: list[Row], held_out: list[Row], out: Path, report: StageReport) -> None:
+        options, best = self.options, Best(out / "best")
+        prompts = options.batch_size // ppo.samples_per_prompt
+        if len(rows) < prompts:
+            report.say(f"{len(rows)} prompts for batches of {prompts}: each step goes round them more than once")
+        feed = batches(rows, prompts, self.seed)
+        if options.eval_every and not held_out:
+            report.say("ppo.eval_every: no held-out prompts (ppo.data.eval_share=0), nothing is evaluated")
+        with report.steps(options.steps) as tell:
+            for step in range(1, options.steps + 1):
+                metrics = ppo.step(next(feed))
+                if options.eval_every and held_out and step % options.eval_every == 0:
+                    metrics |= evaluate(ppo, held_out[: options.eval_prompts], self.seed)
+                    best.offer(metrics["eval/objective"], ppo)
+                if options.save_every and step % options.save_every == 0:
+                    save(ppo, out / "checkpoints" / f"step-{step}")
+                metrics |= {"episode": step * options.batch_size}
+                report.metrics(step, metrics)
+                tell(step, key_figures(metrics))
+                if options.show_every and step % options.show_every == 0:
+                    report.print(samples_table(ppo, step))
+        report.write_card(best=best.facts(), last={k: v for k, v in metrics.items() if "/" in k})
+
+    def _rows(self, rows: list[dict], ppo: PPO, report: StageReport) -> list[Row]:
+        fitting, left_out = fitting_prompts(rows, ppo.tokenizer, self.options.max_prompt_tokens, "ppo")
+        if left_out:
+            report.say(f"{left_out} prompts left out: over ppo.max_prompt_tokens={self.options.max_prompt_tokens}")
+        return [row_of(number, row, ids) for number, row, ids in fitting]
+
+
+class Best:
+    """Keeps the policy with the highest held-out reward − kl_coef · KL in `best/`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.value = float("-inf")
+        self.step = 0
+
+    def offer(self, value: float, ppo: PPO) -> None:
+        if value > self.value:
+            self.value, self.step = value, ppo.steps_done
+            save(ppo, self.directory)
+
+    def facts(self) -> dict[str, Any]:
+        return {"step": self.step, "objective": self.value} if self.step else {}
+
+
+def evaluate(ppo: PPO, rows: list[Row], seed: int) -> dict[str, float]:
+    """Reward, KL, length and endings on held-out prompts, always with the same randomness."""
+    rollout = write(ppo.engine, rows, ppo.sampling, seed=seed, purpose="eval").to(ppo.roles.device)
+    scores = ppo.roles.score(rollout, {"logp", "ref_logp"} | ppo.reward.wants)
+    scored, _ = ppo.score_texts(rollout, scores)
+    result = judge_rollout(rollout, scores, scored)
+    result["objective"] = result["score"] - ppo.options.kl_coef * result["kl"]
+    return {f"eval/{name}": value for name, value in result.items()}
+
+
+def save(ppo: PPO, directory: Path) -> None:
+    """Roles and tokenizer, in folders that transformers and PEFT load."""
+    ppo.roles.save(directory)
+    ppo.tokenizer.save_pretrained(directory)
+
+
+def key_figures(metrics: dict[str, float]) -> str:
+    words = [
+        f"score {metrics['objective/scores']:+.2f}",
+        f"kl {metrics['objective/kl']:.2f}",
+        f"length {metrics['val/length']:.0f}",
+    ]
+    if "eval/score" in metrics:
+        words.append(f"held-out {metrics['eval/score']:+.2f}")
+    return "  ".join(words)
+
+
+def samples_table(ppo: PPO, step: int) -> Table:
+    """Three samples of the last step with their scores."""
+    rollout, scored = ppo.last
+    table = Table("prompt", "completion", "score", title=f"samples at step {step}", show_lines=True)
+    texts = texts_of(rollout, ppo.tokenizer)
+    for i in range(min(3, len(rollout))):
+        table.add_row(str(texts.prompts[i]), str(texts.completions[i]), f"{float(scored.score_B[i]):+.2f}")
+    return table
+
+
+def check_ranges(options: config.PPO, samples_per_prompt: int, min_samples: int) -> None:
+    """Settings that cannot work together, each refused with what to write."""
+    positive = ("steps", "batch_size", "minibatches", "micro_batch_size", "epochs", "max_prompt_tokens")
+    for name in positive:
+        if getattr(options, name) < 1:
+            raise AlignError(f"ppo.{name}={getattr(options, name)}: write 1 or more")
+    for name, low, high in (("clip", 0, 10), ("value_clip", 0, 100), ("kl_coef", 0, 100), ("max_grad_norm", 0, 1e9)):
+        if not low <= getattr(options, name) <= high:
+            raise AlignError(f"ppo.{name}={getattr(options, name)}: write a number from {low} to {high:g}")
+    for name in ("gamma", "lam"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise AlignError(f"ppo.{name}={getattr(options, name)}: write a number from 0 to 1")
+    if options.batch_size % samples_per_prompt:
+        raise AlignError(
+            f"ppo.batch_size={options.batch_size} completions cannot be made of prompts with "
+            f"rollout.samples_per_prompt={samples_per_prompt} each: write a multiple of it"
+        )
+    if options.minibatches > options.batch_size:
+        raise AlignError(f"ppo.minibatches={options.minibatches} is more than ppo.batch_size={options.batch_size}")
+    if samples_per_prompt < min_samples:
+        raise AlignError(
+            f"rollout.samples_per_prompt={samples_per_prompt}: this advantage compares samples of one prompt and "
+            f"needs {min_samples} or more: write rollout.samples_per_prompt=4"
+        )

@@ -1,0 +1,105 @@
+"""Stage `rm`: a reward model from preference pairs by TRL's RewardTrainer, in full or with a PEFT method.
+
+    align stages=[rm] rm.path=FOLDER data@rm.data=preferences rm.data.path=pairs.jsonl
+
+Its report: accuracy and margin on held-out pairs, and the swap test: does it prefer the right answer to
+another question's, or does it look at the style alone? The mean and deviation of the score on samples
+of the policy it starts from go into card.json; the weights stay raw.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftConfig
+from transformers import PreTrainedTokenizerBase
+from trl import RewardConfig, RewardTrainer
+
+from align import config
+from align.data.encode import fitting_pairs
+from align.data.source import Source, Split
+from align.report.report import StageReport
+from align.roles.folder import CAUSAL, SCORE
+from align.roles.modules import ScoreModule
+from align.roles.start import look, start
+from align.roles.tokenizer import load_tokenizer, pad_apart_from_eos
+from align.stages.pairs import compare, score_of_samples, swapped
+from align.stages.trl_bridge import arguments, check_arguments, dataset, train
+
+
+@dataclass
+class RM:
+    options: config.RM
+    data: Source
+    peft: PeftConfig | None
+    max_new_tokens: int
+    """Length of the samples on which the score is measured."""
+    seed: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def check(self, inputs: dict[str, str]) -> None:
+        check_arguments(RewardConfig, self.options.args, "rm")
+        self.data.check("rm")
+        if "path" in inputs:
+            look(inputs["path"], "rm", (CAUSAL, SCORE))
+            load_tokenizer(inputs["path"], "rm.path")
+
+    def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
+        tokenizer = pad_apart_from_eos(load_tokenizer(inputs["path"], "rm.path"))
+        split = self.data.load("rm", self.seed)
+        rows, left_out = fitting_pairs(split.train, tokenizer, self.options.max_length, "rm")
+        for reason, count in left_out.items():
+            if count:
+                report.say(
+                    f"{count} pairs left out: {reason.replace('_', ' ')} (rm.max_length={self.options.max_length})"
+                )
+        torch.manual_seed(self.seed)
+        begun = start(
+            inputs["path"], key="rm", head=SCORE, peft=self.peft, adapter=self.options.adapter,
+            out=out, dtype=self.dtype,
+        )  # fmt: skip
+        begun.model.config.pad_token_id = tokenizer.pad_token_id
+        report.say(f"{begun.said}; {len(rows)} pairs")
+        args = arguments(RewardConfig, self.options, out, self.seed, self.device, self.dtype == torch.bfloat16)
+        trainer = RewardTrainer(begun.model, args, train_dataset=dataset(rows), processing_class=tokenizer)
+        train(trainer, report)
+        begun.model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+        report.write_card(inputs=inputs, start=begun.said, base=begun.base, pairs=len(rows), left_out=left_out)
+        module = ScoreModule(begun.model.eval(), self.dtype == torch.bfloat16).to(self.device)
+        report.write_card(**self.judge(module, split, tokenizer, report))
+        self._measure(module, split, tokenizer, inputs["path"], report)
+
+    def judge(
+        self, module: ScoreModule, split: Split, tokenizer: PreTrainedTokenizerBase, report: StageReport
+    ) -> dict[str, float]:
+        """Accuracy and margin on held-out pairs, and on pairs with the answers of two questions swapped."""
+        if not split.eval:
+            return {}
+        held_out, _ = fitting_pairs(split.eval, tokenizer, self.options.max_length, "rm")
+        result = compare(module, held_out, tokenizer, self.device)
+        facts = {"eval_accuracy": result.accuracy, "eval_margin": result.margin, "eval_pairs": len(held_out)}
+        swaps = split.eval_swaps or swapped(held_out)
+        if swaps:
+            facts["swap_accuracy"] = compare(module, swaps, tokenizer, self.device).accuracy
+        swap = f", swap test {facts['swap_accuracy']:.3f}" if swaps else ""
+        report.say(f"held-out accuracy {result.accuracy:.3f}, margin {result.margin:.2f}{swap} ({len(held_out)} pairs)")
+        return facts
+
+    def _measure(
+        self, module: ScoreModule, split: Split, tokenizer: PreTrainedTokenizerBase, path: str, report: StageReport
+    ) -> None:
+        """Mean and deviation of the score on samples of the starting policy, into card.json."""
+        prompts = [row["prompt"] for row in split.train if "prompt" in row][: self.options.norm_samples]
+        if not prompts or look(path, "rm", (CAUSAL, SCORE)).kind != CAUSAL:
+            report.say(
+                "score not measured on samples: it needs pairs with a prompt, and a language model to start from"
+            )
+            return
+        score_B = score_of_samples(module, path, prompts, tokenizer, self.max_new_tokens, self.seed, self.device)
+        mean, std = float(score_B.mean()), max(float(score_B.std()), 1e-6)
+        report.say(f"score on {len(score_B)} samples of {Path(path).name}: mean {mean:.2f}, deviation {std:.2f}")
+        report.write_card(score={"mean": mean, "std": std, "samples": len(score_B)})

@@ -1,0 +1,68 @@
+"""Stage `sft`: supervised fine-tuning by TRL's SFTTrainer, in full or with a PEFT method.
+
+align stages=[sft] model=FOLDER data@sft.data=prompt_completion sft.data.path=demos.jsonl
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftConfig
+from trl import SFTConfig, SFTTrainer
+
+from align import config
+from align.data.encode import fitting_examples
+from align.data.source import Source
+from align.report.report import StageReport
+from align.roles.folder import CAUSAL, inspect
+from align.roles.start import start
+from align.roles.tokenizer import load_tokenizer
+from align.stages.trl_bridge import arguments, check_arguments, dataset, train
+
+
+@dataclass
+class SFT:
+    options: config.SFT
+    data: Source
+    peft: PeftConfig | None
+    seed: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def check(self, inputs: dict[str, str]) -> None:
+        check_arguments(SFTConfig, self.options.args, "sft")
+        self.data.check("sft")
+        if "path" in inputs:
+            inspect(inputs["path"], "sft.path", CAUSAL)
+            load_tokenizer(inputs["path"], "sft.path")
+
+    def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
+        tokenizer = load_tokenizer(inputs["path"], "sft.path")
+        split = self.data.load("sft", self.seed)
+        rows, left_out = fitting_examples(split.train, tokenizer, self.options.max_length, "sft")
+        held_out, _ = fitting_examples(split.eval, tokenizer, self.options.max_length, "sft") if split.eval else ([], 0)
+        if left_out:
+            report.say(
+                f"{left_out} rows left out: no token of the answer within sft.max_length={self.options.max_length}"
+            )
+        torch.manual_seed(self.seed)
+        begun = start(
+            inputs["path"], key="sft", head=CAUSAL, peft=self.peft, adapter=self.options.adapter,
+            out=out, dtype=self.dtype, kinds=(CAUSAL,),
+        )  # fmt: skip
+        report.say(f"{begun.said}; {len(rows)} rows, {len(held_out)} held out")
+        args = arguments(SFTConfig, self.options, out, self.seed, self.device, self.dtype == torch.bfloat16)
+        trainer = SFTTrainer(
+            begun.model, args, train_dataset=dataset(rows), eval_dataset=dataset(held_out) if held_out else None,
+            processing_class=tokenizer,
+        )  # fmt: skip
+        train(trainer, report)
+        facts = {"start": begun.said, "base": begun.base, "rows": len(rows), "left_out": left_out}
+        if held_out:
+            facts["eval_loss"] = trainer.evaluate()["eval_loss"]
+            report.say(f"held-out loss {facts['eval_loss']:.3f} nats a token")
+        begun.model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+        report.write_card(inputs=inputs, **facts)

@@ -1,0 +1,102 @@
+"""What the stages that TRL trains have in common: its arguments, and its logs in our report."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from align.errors import AlignError
+from align.report.report import StageReport
+
+OURS = {
+    "learning_rate": "learning_rate", "num_train_epochs": "epochs", "max_length": "max_length",
+    "per_device_train_batch_size": "batch_size", "output_dir": "the run's folder", "seed": "seed",
+}  # fmt: skip
+
+
+def check_arguments(cls: type[TrainingArguments], given: dict[str, Any], key: str) -> None:
+    """Refuses arguments that TRL's config class does not have, and those that are ours by another name."""
+    known = {f.name for f in dataclasses.fields(cls) if f.init}
+    for name in given:
+        if name in OURS:
+            where = OURS[name] if name in ("output_dir", "seed") else f"{key}.{OURS[name]}"
+            raise AlignError(f"{key}.args.{name} is set by {where}: write that instead")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            raise AlignError(
+                f"{key}.args.{name}: {cls.__module__.split('.')[0]}.{cls.__name__} has no such argument\n"
+                f"  nearest: {', '.join(near) or 'none'}"
+            )
+
+
+def arguments(
+    cls: type[TrainingArguments], options: Any, out: Path, seed: int, device: torch.device, bf16: bool
+) -> Any:
+    """TRL's config from our options, with `args` on top; batches are rows an optimizer step."""
+    ours = {
+        "output_dir": str(out / "trainer"),
+        "learning_rate": options.learning_rate,
+        "num_train_epochs": options.epochs,
+        "max_length": options.max_length,
+        "per_device_train_batch_size": options.batch_size,
+        "per_device_eval_batch_size": options.batch_size,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "adam_beta2": 0.95,
+        "max_grad_norm": 1.0,
+        "bf16": bf16,
+        "use_cpu": device.type == "cpu",
+        "gradient_checkpointing": device.type != "cpu",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": device.type != "cpu",
+        "seed": seed,
+    }
+    try:
+        return cls(**{**ours, **options.args})
+    except (TypeError, ValueError) as error:
+        raise AlignError(f"TRL refuses the arguments ({cls.__name__}): {str(error).splitlines()[0]}") from error
+
+
+class ReportCallback(TrainerCallback):
+    """Hands the trainer's logs to the stage's report."""
+
+    def __init__(self, report: StageReport, tell: Any) -> None:
+        self.report = report
+        self.tell = tell
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kw: Any
+    ) -> None:
+        values = {name: value for name, value in (logs or {}).items() if name != "epoch"}
+        self.report.metrics(state.global_step, values)
+        if "loss" in values:
+            accuracy = f"  accuracy {float(values['accuracy']):.3f}" if "accuracy" in values else ""
+            self.tell(state.global_step, f"loss {float(values['loss']):.3f}{accuracy}")
+
+
+def train(trainer: Trainer, report: StageReport) -> None:
+    """Trains, with the stage's progress bar and metrics in the place of TRL's own."""
+    trainer.remove_callback(PrinterCallback)
+    steps = math.ceil(len(trainer.get_train_dataloader()) * trainer.args.num_train_epochs)
+    steps = trainer.args.max_steps if trainer.args.max_steps > 0 else steps // trainer.args.gradient_accumulation_steps
+    with report.steps(steps) as tell:
+        trainer.add_callback(ReportCallback(report, tell))
+        trainer.train()
+    trainer.model.eval()
+
+
+def dataset(rows: list[dict]) -> datasets.Dataset:
+    """Rows as a data set in memory."""
+    datasets.disable_progress_bars()
+    return datasets.Dataset.from_list(rows)

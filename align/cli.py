@@ -6,15 +6,20 @@ few lines, without a traceback unless HYDRA_FULL_ERROR=1.
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from align import config
@@ -24,6 +29,9 @@ from align.explain import explain
 from align.surroundings import prepare
 
 COMMANDS = ("run", "plugins")
+VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
+VALUED |= {"--experimental-rerun", "--info", "-i"}
+"""Flags of Hydra that take the next word."""
 
 for _name, _node in config.SCHEMAS.items():
     _group = "stage" if _name in ("pretrain", "sft", "rm", "ppo", "evaluate") else "schema"
@@ -34,66 +42,115 @@ Plugins.instance().register(AlignSearchPath)
 def main(arguments: list[str] | None = None) -> None:
     """The console script; exits with 1 on bad input."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         run(words)
-    except (KeyboardInterrupt, BrokenPipeError):
+        sys.stdout.flush()
+    except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the reader, such as `head`, has enough; nothing more may be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except Exception as error:
-        if traceback_wanted:
-            traceback.print_exc()
-        else:
-            print(explain(error), file=sys.stderr)
+        say(error, full)
         sys.exit(1)
+
+
+def say(error: Exception, full: bool) -> None:
+    """An error on stderr: the few lines that a user needs, or with `full` the traceback."""
+    text = "".join(traceback.format_exception(error)) if full else f"{explain(error)}\n"
+    print(text, end="", file=sys.stderr, flush=True)
 
 
 def run(words: list[str]) -> dict | None:
     """Runs a command and raises what goes wrong; `run` returns the summary of the (last) run."""
     sys.path[:0] = [path for path in user_folders() if path not in sys.path]
-    command = words.pop(0) if words and words[0].isidentifier() else "run"
+    command, words = (words[0], words[1:]) if words and words[0].isidentifier() else ("run", list(words))
     if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"; nearest: align {near[0]}" if near else ""
         raise AlignError(
-            f"unknown command {command!r}: write one of {', '.join(COMMANDS)}, or overrides such as seed=1"
+            f"there is no command {command}{hint}\n"
+            f"  write one of {', '.join(COMMANDS)}, or settings such as experiment=tiny seed=1 (align --help)"
         )
+    if {"-h", "--help"} & set(words):
+        from align.help import print_help
+
+        print_help()
+        return None
     prepare()
     if command == "plugins":
         from align.plugins import print_plugins
 
         print_plugins(words)
         return None
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     results: list[dict] = []
-    failures: list[Exception] = []
-    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which says them shorter than Hydra does
-    try:
-        with tempfile.TemporaryDirectory() as sweep_folder:
-            os.environ["ALIGN_SWEEP_FOLDER"] = sweep_folder
-            sys.argv = ["align", *words]
-            with check_composition(words):
-                _hydra_main(results, failures)
-    finally:
-        sys.argv = before[0]
-        if before[1] is None:
-            del os.environ["HYDRA_FULL_ERROR"]
+    failures: list[tuple[str, Exception]] = []
+    with _hydra_around(words):
+        _hydra_main(results, failures, full)
+    if len(failures) == 1 and not failures[0][0]:
+        raise failures[0][1]
     if failures:
-        raise failures[-1]
+        count = f"{len(failures)} of the {len(failures) + len(results)} runs of this sweep failed"
+        raise AlignError("\n  ".join([count, *(f"align {words}" for words, _ in failures)])) from failures[-1][1]
     return results[-1] if results else None
 
 
-def _hydra_main(results: list[dict], failures: list[Exception]) -> None:
+def flags_first(words: list[str]) -> list[str]:
+    """The same words with Hydra's flags in front: it refuses settings on either side of a flag."""
+    flags, settings = [], []
+    rest = iter(words)
+    for word in rest:
+        if word.startswith("-"):
+            flags += [word, *([next(rest)] if word in VALUED and _takes_next(word, words) else [])]
+        else:
+            settings.append(word)
+    return [*flags, *settings]
+
+
+def _takes_next(flag: str, words: list[str]) -> bool:
+    """Whether a value follows; `--info` stands alone, too."""
+    after = words[words.index(flag) + 1 :]
+    return bool(after) and not (flag in ("--info", "-i") and "=" in after[0])
+
+
+@contextmanager
+def _hydra_around(words: list[str]) -> Iterator[None]:
+    """The process as Hydra's main needs it: its arguments, a folder that a sweep may litter, errors that come to us."""
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    try:
+        with tempfile.TemporaryDirectory() as litter, check_composition(words):
+            os.environ |= {"HYDRA_FULL_ERROR": "1", "ALIGN_SWEEP_FOLDER": litter}
+            sys.argv = ["align", *flags_first(words)]
+            yield
+    finally:
+        sys.argv = argv
+        os.environ.pop("ALIGN_SWEEP_FOLDER", None)
+        if full is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full
+
+
+def _hydra_main(results: list[dict], failures: list[tuple[str, Exception]], full: bool) -> None:
     """Hydra's main; what a job raises is kept, since Hydra would print it in its own way.
 
-    A sweep goes on after a job that failed, and says so.
+    A sweep says what it starts and what failed at once, and goes on.
     """
 
     @hydra.main(version_base="1.3", config_path="pkg://align.conf", config_name="config")
     def task(cfg: DictConfig) -> None:
-        if failures:
-            print(explain(failures[-1]), file=sys.stderr)
+        job = HydraConfig.get()
+        words = " ".join(job.overrides.task) if job.mode == RunMode.MULTIRUN else ""
+        if words:
+            print(f"run {job.job.num + 1} of the sweep: align {words}", flush=True)
         try:
             results.append(run_pipeline(cfg))
         except Exception as error:
-            failures.append(error)
+            failures.append((words, error))
+            if words:
+                say(error, full)
 
     task()
 
@@ -104,11 +161,12 @@ def run_pipeline(cfg: DictConfig) -> dict:
     from align.stages import pipeline
 
     build = Build(cfg)
+    build.tracker  # noqa: B018 - refused now, not after the run's folder is made
     return pipeline.run(
         build.stages,
         build.sources(),
         build.stage,
-        lambda: pipeline.new_folder(Path(cfg.runs), cfg.name),
+        (Path(cfg.runs).expanduser(), str(cfg.name)),
         build.report,
         OmegaConf.to_yaml(cfg, resolve=True),
     )

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -16,13 +13,17 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from align.checks import NONE
 from align.errors import AlignError
+from align.explain import flatten, nearest
+from align.plugins import own_folder, plugin_folders, sources
 
-NONE = "align.config.none"
 ROOT = {
     "name", "seed", "stages", "model", "device", "precision", "runs", "data", "pretrain", "sft", "rm", "ppo",
     "evaluate", "actor", "critic", "reference", "reward", "rollout", "advantage", "tracker",
 }  # fmt: skip
+GLOBAL = ("experiment", "debug", "sweep", "local")
+"""Groups whose files have no node of their own."""
 
 
 class AlignSearchPath(SearchPathPlugin):
@@ -31,10 +32,9 @@ class AlignSearchPath(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         if not any(entry.path == "pkg://align.conf" for entry in search_path.get_path()):
             return  # another Hydra application in this process
-        own = Path.cwd() / "conf"
-        if own.is_dir() and not (own / "__init__.py").exists():
+        if own := own_folder():
             search_path.append(provider="conf", path=f"file://{own}")
-        for entry in sorted(entry_points(group="align.conf"), key=lambda entry: entry.name):
+        for entry in plugin_folders():
             search_path.append(provider=entry.name, path=f"pkg://{entry.value}")
 
 
@@ -49,8 +49,11 @@ def check_composition(words: list[str]) -> Iterator[None]:
     def composed(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
         cfg = compose(self, *args, **kwargs)
         typed = kwargs.get("overrides") or (args[1] if len(args) > 1 else [])
+        choices = cfg.hydra.runtime.choices
+        refuse_shadowed(choices)
+        refuse_values_for_groups(cfg, choices, typed)
         prune(cfg, [word.lstrip("+~").partition("=")[0] for word in typed])
-        refuse_strays(cfg)
+        refuse_strays(cfg, flatten(OmegaConf.to_container(cfg, resolve=False)))
         return cfg
 
     with mock.patch.object(ConfigLoaderImpl, "load_configuration", composed):
@@ -77,16 +80,57 @@ def prune(cfg: DictConfig, typed: list[str], path: str = "") -> None:
             prune(node, typed, f"{here}.")
 
 
-def refuse_strays(cfg: DictConfig, path: str = "") -> None:
-    """Refuses keys that the dataclass of a node does not have: `+ppo.typo=1` passes Hydra's own check."""
+def refuse_strays(cfg: DictConfig, names: list[str], path: str = "") -> None:
+    """Refuses keys that the dataclass of a node does not have: `+ppo.typo=1` passes Hydra's own check.
+
+    `names` are all keys of the whole configuration, from which the nearest are shown.
+    """
     kind = OmegaConf.get_type(cfg)
     known = {f.name for f in fields(kind)} if is_dataclass(kind) else ROOT | {"hydra"} if not path else None
     for name in cfg:
         if known is not None and name not in known:
-            near = difflib.get_close_matches(str(name), known, n=3)
-            raise AlignError(
-                f"{path}{name}: there is no such key\n  nearest: {', '.join(path + n for n in near) or 'none'}"
-            )
+            key = f"{path}{name}"
+            hint = "\n  in a yaml under experiment, debug or local: begin it with '# @package _global_'"
+            beside = [other for other in names if other != key and not other.startswith(f"{key}.")]
+            raise AlignError(f"{key}: there is no such key{nearest(key, beside)}{hint if name in GLOBAL else ''}")
         node = None if OmegaConf.is_missing(cfg, name) else cfg._get_node(name)
         if isinstance(node, DictConfig) and name != "hydra" and not node._is_none() and not node._is_interpolation():
-            refuse_strays(node, f"{path}{name}.")
+            refuse_strays(node, names, f"{path}{name}.")
+
+
+def refuse_values_for_groups(cfg: DictConfig, choices: dict[str, str | None], typed: list[str]) -> None:
+    """Refuses `sft.peft=lora` where `peft@sft.peft=lora` is meant, and a node that was taken out."""
+    for word in typed:
+        if word.startswith("~") and word[1:] in ROOT:
+            raise AlignError(
+                f"{word} takes a whole node out\n  leave it out (critic=none and tracker=none are choices)"
+            )
+    for group in choices:
+        package = group.partition("@")[2] or group
+        if group.startswith("hydra/") or package in GLOBAL:
+            continue
+        node, path = cfg, ""
+        for part in package.split("."):
+            node, path = node.get(part), f"{path}.{part}".removeprefix(".")
+            if not isinstance(node, DictConfig):
+                break
+        if node is None and part in ("peft", "zero", "critic", "tracker"):
+            continue
+        if not isinstance(node, DictConfig):
+            instead = f"{group}={node or 'NAME'}" if path == package else f"{path}.KEY=VALUE"
+            shown = "null" if node is None else node
+            raise AlignError(f"{path}={shown} puts a plain value where a node of settings stands\n  write {instead}")
+
+
+def refuse_shadowed(choices: dict[str, str | None]) -> None:
+    """Refuses a choice of which there are two: the first on the search path would win, unsaid."""
+    places = sources()
+    for key, choice in choices.items():
+        group = key.partition("@")[0]
+        if choice and not group.startswith("hydra/"):
+            owners = [name for name, folder in places if (folder / group / f"{choice}.yaml").exists()]
+            if len(owners) > 1:
+                raise AlignError(
+                    f"{key}={choice}: both {owners[0]} and {owners[1]} have one, and that of {owners[0]} would win\n"
+                    f"  rename {group}/{choice}.yaml of {owners[1]}"
+                )

@@ -27,7 +27,7 @@ def _open() -> DictConfig:
 
 @dataclass
 class FileData:
-    _target_: str = "align.data.formats.FileData"
+    _target_: str = "align.data.files.FileData"
     format: str = MISSING
     """Meaning of a row: text, prompts, prompt_completion, conversational, preferences, dialogues."""
     path: str | None = "${data.path}"
@@ -43,7 +43,7 @@ class FileData:
 @dataclass
 class HelpDesk:
     _target_: str = "align.data.help_desk.HelpDesk"
-    pairs: int = 3000
+    pairs: int = 4000
     """Preference pairs made for the reward model."""
     demonstrations: int = 1500
     """Answers made for fine-tuning, of mixed quality."""
@@ -51,7 +51,7 @@ class HelpDesk:
     """Documents of the pretraining corpus."""
     noise: float = 0.1
     """Share of preference labels that are turned round."""
-    minimal_pairs: float = 0.5
+    minimal_pairs: float = 0.8
     """Share of pairs that differ in the fact alone."""
 
 
@@ -261,7 +261,7 @@ class Rollout:
     batch_size: int = 64
     """Completions written at a time."""
     kv_cache_mib: int = 128
-    """vLLM's key-value cache on CPU."""
+    """Memory of vLLM's key-value cache."""
 
 
 @dataclass

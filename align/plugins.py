@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from align.errors import AlignError
 
 HIDDEN = {"local"}
 
 
+def own_folder() -> Path | None:
+    """./conf of the folder one stands in, unless it is a Python package's (align's own repository)."""
+    own = Path.cwd() / "conf"
+    return own if own.is_dir() and not (own / "__init__.py").exists() else None
+
+
+def plugin_folders() -> list[EntryPoint]:
+    """The configuration folder of every installed plugin."""
+    return sorted(entry_points(group="align.conf"), key=lambda entry: entry.name)
+
+
+def sources() -> list[tuple[str, Path]]:
+    """Where plugs come from, in Hydra's order: the first that has a name wins."""
+    own = own_folder()
+    installed = [(f"{e.dist.name} {e.dist.version}", Path(str(files(e.value)))) for e in plugin_folders()]
+    return [("align", Path(str(files("align.conf")))), *([("./conf", own)] if own else []), *installed]
+
+
 def plugs() -> list[tuple[str, str, str, str]]:
     """(group, name, source, help) of every yaml on align's search path, its own first."""
-    sources = [("align", Path(str(files("align.conf"))))]
-    own = Path.cwd() / "conf"
-    if own.is_dir() and not (own / "__init__.py").exists():
-        sources.append(("./conf", own))
-    for entry in sorted(entry_points(group="align.conf"), key=lambda entry: entry.name):
-        sources.append((f"{entry.dist.name} {entry.dist.version}", Path(str(files(entry.value)))))
     found = []
-    for source, folder in sources:
+    for source, folder in sources():
         for file in sorted(folder.rglob("*.yaml")):
-            group = str(file.parent.relative_to(folder))
+            group = file.parent.relative_to(folder).as_posix()
             if group != "." and group not in HIDDEN:
                 found.append((group, file.stem, source, first_comment(file)))
     return found
@@ -40,13 +49,12 @@ def first_comment(file: Path) -> str:
 
 
 def print_plugins(words: list[str]) -> None:
-    """A table of all plugs, or of those of one group."""
-    found = plugs()
+    """A line for each plug, or for each of one group: what is typed, where it comes from, what it is."""
+    found = sorted(plugs())
     groups = sorted({group for group, *_ in found})
-    if words and words[0] not in groups:
-        raise AlignError(f"align plugins {words[0]}: there is no such group\n  one of: {', '.join(groups)}")
-    table = Table("group", "name", "from", "what it is, and how to use it", box=None)
-    for group, name, source, text in sorted(found):
-        if not words or group == words[0]:
-            table.add_row(group, name, source, text)
-    Console(highlight=False).print(table)
+    if len(words) > 1 or (words and words[0] not in groups):
+        raise AlignError(f"align plugins {' '.join(words)}: there is no such group\n  one of: {', '.join(groups)}")
+    rows = [(f"{group}={name}", source, text) for group, name, source, text in found if group in (words or groups)]
+    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for choice, source, text in rows:
+        print(f"{choice:{first}}  {source:{second}}  {text}")

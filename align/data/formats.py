@@ -7,7 +7,7 @@
 | prompt_completion | prompt, completion (strings) | pretrain, sft, ppo |
 | conversational | messages, or prompt and completion as messages | sft, ppo |
 | preferences | chosen, rejected, mostly prompt (all strings or all messages), sometimes margin | sft, rm, ppo |
-| dialogues | chosen, rejected: turns after "\\n\\nHuman:" and "\\n\\nAssistant:", alike but for the last answer | sft, rm, ppo |
+| dialogues | chosen, rejected: `\\n\\nHuman: … \\n\\nAssistant: …`, alike but for the last answer | sft, rm, ppo |
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def split_dialogue(columns: Columns) -> tuple[str, str, str]:
     in hh-rlhf 2 pairs in 1,000 have an answer that goes on for more turns.
     """
     chosen, rejected = columns.text("chosen"), columns.text("rejected")
-    shared = os.path.commonprefix([chosen, rejected])
+    shared = os.path.commonprefix([chosen, rejected])  # noqa: RUF071, character by character is what is wanted
     end = shared.rfind(ASSISTANT) + len(ASSISTANT)
     if ASSISTANT not in shared or HUMAN not in shared[:end]:
         raise columns.error(

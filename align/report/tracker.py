@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from align.errors import AlignError
 
 
 class AccelerateTracker:
-    """One of accelerate's trackers, fed by the run's report."""
+    """One of accelerate's trackers, fed by the run's report; refused where its package is not installed."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         if name not in LOGGER_TYPE_TO_CLASS:
             known = ", ".join(sorted(map(str, LOGGER_TYPE_TO_CLASS)))
             raise AlignError(f"tracker={name}: accelerate knows no such tracker\n  write one of {known}")
+        if name not in map(str, get_available_trackers()):
+            raise AlignError(
+                f"tracker={name}: its package is not installed\n  pip install {name}, or write tracker=none"
+            )
 
     def start(self, run: Path, settings: dict) -> None:
-        """Opens the tracker on the run's folder; raises AlignError where its package is not installed."""
+        """Opens the tracker on the run's folder."""
         cls = LOGGER_TYPE_TO_CLASS[self.name]
-        try:
-            found = filter_trackers([self.name], logging_dir=run)
-        except (ImportError, ValueError) as error:
-            raise AlignError(f"tracker={self.name}: {error}\n  pip install {self.name}") from error
-        if not found:
-            raise AlignError(f"tracker={self.name}: its package is not installed\n  pip install {self.name}")
         self.tracker = cls("align", logging_dir=run) if cls.requires_logging_directory else cls("align")
         self.tracker.start()
         self.tracker.store_init_configuration(flat(settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 from peft import PeftModel
 from torch import Tensor
@@ -23,7 +24,7 @@ from align.types import RewardState, Rollout, Scored, Texts
 class ModelReward:
     """score_B of a reward model, by default shifted and scaled to mean 0 and deviation 1 on SFT samples."""
 
-    wants: set[str] = set()
+    wants: ClassVar[set[str]] = set()
     name = "model"
 
     def __init__(
@@ -57,11 +58,15 @@ def score_scale(folder: Path) -> tuple[float, float]:
     return score["mean"], score["std"]
 
 
-def check_same_tokenizer(reward: PreTrainedTokenizerBase, policy: PreTrainedTokenizerBase) -> None:
-    """Token ids must mean the same to both models."""
-    if reward.get_vocab() != policy.get_vocab():
+def check_same_tokenizer(
+    other: PreTrainedTokenizerBase, policy: PreTrainedTokenizerBase, key: str = "reward.path"
+) -> None:
+    """Token ids must mean the same to the policy and to the model at `key`, which is handed them."""
+    if other.get_vocab() != policy.get_vocab():
+        role = key.removesuffix(".path")
+        instead = ", or reward=fn with a function that reads the text" if role == "reward" else ""
         raise AlignError(
-            f"reward.path: the reward model's tokenizer ({reward.name_or_path}, {len(reward)} tokens) is not the "
-            f"policy's ({policy.name_or_path}, {len(policy)} tokens), so it cannot score the policy's token ids\n"
-            "  write a reward model trained from the same base, or reward=fn with a function that scores the text"
+            f"{key}: its tokenizer ({other.name_or_path}, {len(other)} tokens) is not the policy's "
+            f"({policy.name_or_path}, {len(policy)} tokens), so it would misread the policy's token ids\n"
+            f"  write a model made from the policy's own base{instead}"
         )

@@ -58,7 +58,7 @@ class ValueCritic:
 
     @classmethod
     def build(cls, model: PreTrainedModel | PeftModel, head: nn.Linear, spec: Critic, setting: Setting) -> ValueCritic:
-        module = ValueModule(model, head, setting.autocast).to(setting.device)
+        module = ValueModule(model, head, setting.autocast).to(setting.device).eval()
         engine = setting.engine(module, spec.learning_rate, setting.max_grad_norm, spec.zero)
         return cls(model, head, engine)
 

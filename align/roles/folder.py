@@ -34,9 +34,8 @@ def inspect(path: str | Path, key: str, want: str) -> Folder:
     """
     path = Path(path).expanduser()
     if not path.exists():
-        name = str(path)
-        if name.count("/") == 1 and not name.startswith((".", "/", "~", "runs/")):
-            return Folder(name, want, local=False)
+        if is_hub_name(str(path)):
+            return Folder(str(path), want, local=False)
         raise AlignError(f"{key}: there is no folder {path}\n  write {key}=FOLDER, or a hub name such as org/name")
     found = _look(path, key)
     if found.kind != want:
@@ -48,7 +47,13 @@ def inspect(path: str | Path, key: str, want: str) -> Folder:
     return found
 
 
+def is_hub_name(path: str) -> bool:
+    return path.count("/") == 1 and not path.startswith((".", "/", "~", "runs/"))
+
+
 def _look(path: Path, key: str) -> Folder:
+    if path.is_file():
+        raise AlignError(f"{key}: {path} is a file, not the folder of a model\n  write {key}=FOLDER")
     adapter, whole = path / "adapter_config.json", path / "config.json"
     if adapter.exists():
         config = _read(adapter, key)
@@ -56,13 +61,18 @@ def _look(path: Path, key: str) -> Folder:
         base = config.get("base_model_name_or_path")
         if not base:
             raise AlignError(f"{key}: {adapter} names no base model (base_model_name_or_path)\n  write it there")
+        if not Path(base).exists() and not is_hub_name(base):
+            raise AlignError(
+                f"{key}: the adapter in {path} stands on {base}, which is not there\n"
+                f"  put the base model back, or write its new place into {adapter} (base_model_name_or_path)"
+            )
         return Folder(str(path.resolve()), kind, base=base)
     if whole.exists():
         architecture = (_read(whole, key).get("architectures") or ["?"])[0]
         kind = CAUSAL if architecture.endswith(("ForCausalLM", "LMHeadModel")) else OTHER
         kind = SCORE if architecture.endswith("ForSequenceClassification") else kind
         return Folder(str(path.resolve()), kind)
-    stages = [p.name for p in (path.iterdir() if path.is_dir() else []) if (p / "card.json").exists()]
+    stages = [p.name for p in path.iterdir() if (p / "card.json").exists()]
     hint = f"\n  it is a run: write one of its stages, {key}={path}/{stages[0]}" if stages else ""
     raise AlignError(f"{key}: {path} holds no model (neither config.json nor adapter_config.json){hint}")
 

@@ -59,7 +59,7 @@ class Actor:
         return begun
 
     def build(self, begun: Start, setting: Setting) -> TrainedPolicy:
-        module = PolicyModule(begun.model, setting.autocast).to(setting.device)
+        module = PolicyModule(begun.model, setting.autocast).to(setting.device).eval()
         engine = setting.engine(module, self.learning_rate, setting.max_grad_norm, self.zero)
         return TrainedPolicy(begun.model, engine, setting.device)
 
@@ -99,7 +99,7 @@ class Reference:
         model.requires_grad_(False)
         if not isinstance(model, PeftModel):
             model.to(setting.dtype)
-        module = PolicyModule(model, setting.autocast).to(setting.device)
+        module = PolicyModule(model, setting.autocast).to(setting.device).eval()
         engine = setting.engine(module, None, 0.0, self.zero)
         return lambda policy: FrozenReference(engine, setting.device)
 

@@ -56,15 +56,12 @@ def start(
     `continue` cannot hold.
     """
     folder = look(path, key, kinds)
-    if adapter not in ("auto", "continue", "new"):
-        raise AlignError(f"{key}.adapter={adapter}: write auto, continue or new")
+    check_adapter(folder, key, peft, adapter)
     if peft is None:
-        if adapter == "continue" and folder.base:
-            raise AlignError(f"{key}.adapter=continue needs an adapter: write peft@{key}.peft=lora, or adapter=auto")
         model, said = load_merged(folder, head, torch.float32)
         return Start(model.requires_grad_(True), folder.path, said or f"{folder.path}, all weights")
     if folder.base and adapter != "new":
-        model = get_peft_model(load_plain(folder.base, head, dtype), _for_task(peft, head, folder.base))
+        model = _adapted(load_plain(folder.base, head, dtype), _for_task(peft, head, folder.base), key)
         difference = settings_difference(model.peft_config["default"], PeftConfig.from_pretrained(folder.path))
         if not difference:
             _copy_weights(model, folder.path)
@@ -72,13 +69,28 @@ def start(
         if adapter == "continue":
             raise AlignError(f"{key}.adapter=continue: the adapter of {folder.path} differs: {difference}")
     if folder.base is None:
-        model = get_peft_model(load_plain(folder.path, head, dtype), _for_task(peft, head, folder.path))
+        model = _adapted(load_plain(folder.path, head, dtype), _for_task(peft, head, folder.path), key)
         return Start(model, folder.path, f"a new adapter on {folder.path}", fresh=True)
     base = out / "base"
     merged, _ = load_merged(folder, folder.kind, torch.float32)
     merged.save_pretrained(base)
-    model = get_peft_model(load_plain(str(base.resolve()), head, dtype), _for_task(peft, head, str(base.resolve())))
+    home = str(base.resolve())
+    model = _adapted(load_plain(home, head, dtype), _for_task(peft, head, home), key)
     return Start(model, str(base.resolve()), f"a new adapter on {folder.path}, merged into {base}", fresh=True)
+
+
+def check_adapter(folder: Folder, key: str, peft: PeftConfig | None, adapter: str) -> None:
+    """Refuses to continue where there is no adapter, or none is asked for."""
+    if adapter not in ("auto", "continue", "new"):
+        raise AlignError(f"{key}.adapter={adapter}: write auto, continue or new")
+    if adapter == "continue" and peft is None:
+        raise AlignError(
+            f"{key}.adapter=continue needs an adapter\n  write peft@{key}.peft=lora, or {key}.adapter=auto"
+        )
+    if adapter == "continue" and folder.base is None and folder.local:
+        raise AlignError(
+            f"{key}.adapter=continue: {folder.path} holds a whole model and no adapter\n  write {key}.adapter=auto"
+        )
 
 
 def look(path: str, key: str, kinds: tuple[str, ...]) -> Folder:
@@ -124,6 +136,14 @@ def settings_difference(mine: PeftConfig, theirs: PeftConfig) -> str:
         if ours != saved:
             return f"{name} is {saved} there, {ours} asked for"
     return ""
+
+
+def _adapted(model: PreTrainedModel, peft: PeftConfig, key: str) -> PeftModel:
+    try:
+        return get_peft_model(model, peft)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise AlignError(f"{key}.peft: {type(peft).__name__} does not go with this model: {reason}") from error
 
 
 def _for_task(peft: PeftConfig, head: str, base: str) -> PeftConfig:

@@ -49,9 +49,11 @@ def check_context(model: dict[str, Any], max_prompt_tokens: int, max_new_tokens:
     """Prompt and response must fit the model's positions."""
     positions = model.get("max_position_embeddings", model.get("n_positions"))
     if positions and max_prompt_tokens + max_new_tokens > positions:
+        left = positions - max_new_tokens
+        shorter = f"ppo.max_prompt_tokens={left}" if left > 0 else f"rollout.max_new_tokens={positions // 2}"
         raise AlignError(
             f"ppo.max_prompt_tokens={max_prompt_tokens} and rollout.max_new_tokens={max_new_tokens} exceed the "
-            f"{positions} positions of {key}\n  write ppo.max_prompt_tokens={max(positions - max_new_tokens, 1)} or less"
+            f"{positions} positions of {key}\n  write {shorter} or less"
         )
 
 

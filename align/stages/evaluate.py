@@ -37,6 +37,8 @@ from align.stages.rollouts import Row, row_of, texts_of, write
 from align.types import Rollout, Sampling, Texts
 
 POLICIES = ("base", "sft", "ppo")
+UNJUDGED = ("reward", "kl", "length", "finished")
+TITLES = {"true_score": "true score", "kl": "KL", "length": "tokens", "finished": "ended"}
 
 
 @dataclass
@@ -161,11 +163,13 @@ def load_judge(name: str | None) -> Callable[[object, object, bool], dict[str, f
 
 
 def results_table(results: dict[str, dict[str, float]]) -> Table:
-    """A row a policy, a column a figure."""
-    names = list(dict.fromkeys(key for figures in results.values() for key in figures))
-    table = Table("policy", *[name.replace("true_score", "true score") for name in names])
+    """A row a policy, a column a figure: the judge's first, then reward, KL, tokens and share that ended."""
+    names = dict.fromkeys(name for figures in results.values() for name in figures)
+    judged = [name for name in names if name.startswith("true_")]
+    table = Table("policy", *[TITLES.get(name, name.removeprefix("true_")) for name in (*judged, *UNJUDGED)])
     for policy, figures in results.items():
-        table.add_row(policy, *[f"{figures[name]:.3f}" if name in figures else "" for name in names])
+        row = [f"{figures[name]:.2f}" if name in figures else "" for name in (*judged, *UNJUDGED)]
+        table.add_row(policy, *row)
     return table
 
 

@@ -5,9 +5,11 @@ No torch at import: what can be known early is known before anything loads.
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +30,11 @@ class Sources:
     needs_critic: bool
     learned_reward: bool
     runs: str = "runs/NAME/latest"
+    reward_key: str = "reward.path"
+    """The key of the reward model's path, which in a sum of rewards is a term's."""
     stages: list[str] = field(default_factory=list)
+    real: dict[str, str] = field(default_factory=dict)
+    """Where paths lie before the run's folder is made: `runs/NAME/latest/sft` is another place afterwards."""
 
     def inputs(self, stage: str, made: dict[str, str]) -> dict[str, str]:
         """Inputs of a stage by name. What a stage of this run is still to make is left out.
@@ -81,54 +87,101 @@ class Sources:
             return default
         if model and self.model:
             return self.model
-        last = stages[0] if stages else "sft"
-        instead = f", or model=FOLDER or a hub name, or {stages[-1]} among the stages" if model else ""
+        key = self.reward_key if role == "reward" else f"{role}.path"
+        longer = ",".join([stages[0], *(stage for stage in self.stages if stage != "evaluate")])
+        ways = ["model=FOLDER (or a hub name)"] if model else []
+        ways += [f"{key}={self.runs}/{stages[0]} (of an earlier run)", f"stages=[{longer}]"]
+        ways += [] if model else ["another reward (reward=fn reward.fn=module.function)"]
         raise AlignError(
-            f"{role}.path=auto: no stage of this run makes one (stages={self.stages})\n"
-            f"  write {role}.path={self.runs}/{last}{instead or f', or {last} among the stages'}"
+            f"{key} is auto, and no stage of this run makes what it needs\n"
+            f"  write {', '.join(ways[:-1])}, or {ways[-1]}"
         )
 
 
-def order(stages: list[str], judged: bool) -> list[str]:
-    """The stages in the order in which they run; evaluation closes a run that has a policy to judge."""
-    chosen = [stage for stage in STAGES if stage in stages]
+def order(stages: Any, judged: bool) -> list[str]:
+    """The stages in the order in which they run; evaluation closes a run that has a policy to judge.
+
+    `stages` is a list of names, or one name.
+    """
+    given = [stages] if isinstance(stages, str) else stages
+    example = "write some of " + ", ".join(STAGES) + ", such as stages=[sft,rm]"
+    if not isinstance(given, list) or not given:
+        raise AlignError(f"stages={stages}: {example}")
+    for name in given:
+        if name not in STAGES:
+            near = difflib.get_close_matches(str(name), STAGES, n=1, cutoff=0.4)
+            hint = f"; nearest: {near[0]}" if near else ""
+            raise AlignError(f"stages: there is no stage {name}{hint}\n  {example}")
+        if given.count(name) > 1:
+            raise AlignError(f"stages=[{','.join(given)}] names {name} twice\n  write it once")
+    chosen = [stage for stage in STAGES if stage in given]
     if "evaluate" not in chosen and ("ppo" in chosen or (judged and "sft" in chosen)):
         chosen.append("evaluate")
     return chosen
+
+
+def check_place(root: Path, name: str) -> None:
+    """Raises AlignError if runs/NAME/TIME cannot be made; makes nothing."""
+    home = root / name
+    place = next(folder for folder in (home, *home.absolute().parents) if os.path.lexists(folder))
+    if not place.is_dir():
+        raise AlignError(f"runs={root}: {place} is a file, and runs go into folders\n  write runs=FOLDER or name=NAME")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise AlignError(f"runs={root}: nothing can be written into {place}\n  write runs=FOLDER, one of your own")
+    latest = home / "latest"
+    if latest.exists() and not latest.is_symlink():
+        raise AlignError(f"{latest} is no link that align made, and would be replaced\n  move it, or write name=NAME")
 
 
 def new_folder(root: Path, name: str) -> Path:
     """runs/NAME/TIME, made now and pointed to by runs/NAME/latest; a second run in one second gets another."""
     home = root / name
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for number in range(1000):
-        folder = home / (stamp if number == 0 else f"{stamp}_{number}")
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            continue
-    fresh = home / f".latest-{os.getpid()}"
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(folder.name)
-    fresh.replace(home / "latest")
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        folder = next(folder for folder in _names(home, stamp) if _made(folder))
+        fresh = home / f".latest-{os.getpid()}"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(folder.name)
+        fresh.replace(home / "latest")
+    except OSError as error:
+        raise AlignError(f"runs={root}: no folder can be made there ({error})\n  write runs=FOLDER") from error
     return folder
+
+
+def _names(home: Path, stamp: str) -> Iterator[Path]:
+    yield home / stamp
+    for number in itertools.count(1):
+        yield home / f"{stamp}_{number}"
+
+
+def _made(folder: Path) -> bool:
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def run(
     stages: list[str],
     sources: Sources,
     make_stage: Callable[[str], Any],
-    make_folder: Callable[[], Path],
+    home: tuple[Path, str],
     make_report: Callable[[Path], Any],
     config_yaml: str,
 ) -> dict[str, Any]:
-    """Checks every stage, makes the run's folder, runs the stages in turn; returns the summary."""
+    """Checks every stage, makes the run's folder, runs the stages in turn; returns the summary.
+
+    `home` is the folder of all runs and the run's name.
+    """
+    check_place(*home)
     made: dict[str, str] = {}
+    known = {name: sources.inputs(name, made) for name in stages}
     steps = {name: make_stage(name) for name in stages}
     for name, stage in steps.items():
-        stage.check(sources.inputs(name, made))
-    folder = make_folder()
+        stage.check(known[name])
+    folder = new_folder(*home)
     report = make_report(folder)
     cards: dict[str, dict] = {}
     try:
@@ -137,7 +190,8 @@ def run(
             out.mkdir()
             (out / "config.yaml").write_text(config_yaml)
             with report.stage(name, out) as stage_report:
-                stage.run(sources.inputs(name, made), out, stage_report)
+                inputs = {role: sources.real.get(path, path) for role, path in sources.inputs(name, made).items()}
+                stage.run(inputs, out, stage_report)
                 stage_report.write_card()
             made[name] = str(out.resolve())
             cards[name] = stage_report.card

@@ -15,7 +15,6 @@ from rich.table import Table
 from align import config
 from align.data.encode import fitting_prompts
 from align.data.source import Source
-from align.errors import AlignError
 from align.report.report import StageReport
 from align.stages.ppo import PPO
 from align.stages.rollouts import Row, batches, row_of, texts_of, write
@@ -130,29 +129,3 @@ def samples_table(ppo: PPO, step: int) -> Table:
     for i in range(min(3, len(rollout))):
         table.add_row(str(texts.prompts[i]), str(texts.completions[i]), f"{float(scored.score_B[i]):+.2f}")
     return table
-
-
-def check_ranges(options: config.PPO, samples_per_prompt: int, min_samples: int) -> None:
-    """Settings that cannot work together, each refused with what to write."""
-    positive = ("steps", "batch_size", "minibatches", "micro_batch_size", "epochs", "max_prompt_tokens")
-    for name in positive:
-        if getattr(options, name) < 1:
-            raise AlignError(f"ppo.{name}={getattr(options, name)}: write 1 or more")
-    for name, low, high in (("clip", 0, 10), ("value_clip", 0, 100), ("kl_coef", 0, 100), ("max_grad_norm", 0, 1e9)):
-        if not low <= getattr(options, name) <= high:
-            raise AlignError(f"ppo.{name}={getattr(options, name)}: write a number from {low} to {high:g}")
-    for name in ("gamma", "lam"):
-        if not 0 <= getattr(options, name) <= 1:
-            raise AlignError(f"ppo.{name}={getattr(options, name)}: write a number from 0 to 1")
-    if options.batch_size % samples_per_prompt:
-        raise AlignError(
-            f"ppo.batch_size={options.batch_size} completions cannot be made of prompts with "
-            f"rollout.samples_per_prompt={samples_per_prompt} each: write a multiple of it"
-        )
-    if options.minibatches > options.batch_size:
-        raise AlignError(f"ppo.minibatches={options.minibatches} is more than ppo.batch_size={options.batch_size}")
-    if samples_per_prompt < min_samples:
-        raise AlignError(
-            f"rollout.samples_per_prompt={samples_per_prompt}: this advantage compares samples of one prompt and "
-            f"needs {min_samples} or more: write rollout.samples_per_prompt=4"
-        )

@@ -23,7 +23,7 @@ from align.data.source import Source, Split
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL, SCORE
 from align.roles.modules import ScoreModule
-from align.roles.start import look, start
+from align.roles.start import check_adapter, look, start
 from align.roles.tokenizer import load_tokenizer, pad_apart_from_eos
 from align.stages.pairs import compare, score_of_samples, swapped
 from align.stages.trl_bridge import arguments, check_arguments, dataset, train
@@ -42,9 +42,10 @@ class RM:
 
     def check(self, inputs: dict[str, str]) -> None:
         check_arguments(RewardConfig, self.options.args, "rm")
+        self._arguments(Path("unused"))
         self.data.check("rm")
         if "path" in inputs:
-            look(inputs["path"], "rm", (CAUSAL, SCORE))
+            check_adapter(look(inputs["path"], "rm", (CAUSAL, SCORE)), "rm", self.peft, self.options.adapter)
             load_tokenizer(inputs["path"], "rm.path")
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
@@ -63,7 +64,7 @@ class RM:
         )  # fmt: skip
         begun.model.config.pad_token_id = tokenizer.pad_token_id
         report.say(f"{begun.said}; {len(rows)} pairs")
-        args = arguments(RewardConfig, self.options, out, self.seed, self.device, self.dtype == torch.bfloat16)
+        args = self._arguments(out)
         trainer = RewardTrainer(begun.model, args, train_dataset=dataset(rows), processing_class=tokenizer)
         train(trainer, report)
         begun.model.save_pretrained(out)
@@ -94,12 +95,15 @@ class RM:
     ) -> None:
         """Mean and deviation of the score on samples of the starting policy, into card.json."""
         prompts = [row["prompt"] for row in split.train if "prompt" in row][: self.options.norm_samples]
-        if not prompts or look(path, "rm", (CAUSAL, SCORE)).kind != CAUSAL:
+        if len(prompts) < 2 or look(path, "rm", (CAUSAL, SCORE)).kind != CAUSAL:
             report.say(
-                "score not measured on samples: it needs pairs with a prompt, and a language model to start from"
+                "score not measured on samples: it needs two pairs with a prompt, and a language model to start from"
             )
             return
         score_B = score_of_samples(module, path, prompts, tokenizer, self.max_new_tokens, self.seed, self.device)
         mean, std = float(score_B.mean()), max(float(score_B.std()), 1e-6)
         report.say(f"score on {len(score_B)} samples of {Path(path).name}: mean {mean:.2f}, deviation {std:.2f}")
         report.write_card(score={"mean": mean, "std": std, "samples": len(score_B)})
+
+    def _arguments(self, out: Path) -> RewardConfig:
+        return arguments(RewardConfig, "rm", self.options, out, self.seed, self.device, self.dtype == torch.bfloat16)

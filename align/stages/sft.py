@@ -17,7 +17,7 @@ from align.data.encode import fitting_examples
 from align.data.source import Source
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL, inspect
-from align.roles.start import start
+from align.roles.start import check_adapter, start
 from align.roles.tokenizer import load_tokenizer
 from align.stages.trl_bridge import arguments, check_arguments, dataset, train
 
@@ -33,9 +33,10 @@ class SFT:
 
     def check(self, inputs: dict[str, str]) -> None:
         check_arguments(SFTConfig, self.options.args, "sft")
+        self._arguments(Path("unused"))
         self.data.check("sft")
         if "path" in inputs:
-            inspect(inputs["path"], "sft.path", CAUSAL)
+            check_adapter(inspect(inputs["path"], "sft.path", CAUSAL), "sft", self.peft, self.options.adapter)
             load_tokenizer(inputs["path"], "sft.path")
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
@@ -53,7 +54,7 @@ class SFT:
             out=out, dtype=self.dtype, kinds=(CAUSAL,),
         )  # fmt: skip
         report.say(f"{begun.said}; {len(rows)} rows, {len(held_out)} held out")
-        args = arguments(SFTConfig, self.options, out, self.seed, self.device, self.dtype == torch.bfloat16)
+        args = self._arguments(out)
         trainer = SFTTrainer(
             begun.model, args, train_dataset=dataset(rows), eval_dataset=dataset(held_out) if held_out else None,
             processing_class=tokenizer,
@@ -66,3 +67,6 @@ class SFT:
         begun.model.save_pretrained(out)
         tokenizer.save_pretrained(out)
         report.write_card(inputs=inputs, **facts)
+
+    def _arguments(self, out: Path) -> SFTConfig:
+        return arguments(SFTConfig, "sft", self.options, out, self.seed, self.device, self.dtype == torch.bfloat16)

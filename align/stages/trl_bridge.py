@@ -38,7 +38,7 @@ def check_arguments(cls: type[TrainingArguments], given: dict[str, Any], key: st
 
 
 def arguments(
-    cls: type[TrainingArguments], options: Any, out: Path, seed: int, device: torch.device, bf16: bool
+    cls: type[TrainingArguments], key: str, options: Any, out: Path, seed: int, device: torch.device, bf16: bool
 ) -> Any:
     """TRL's config from our options, with `args` on top; batches are rows an optimizer step."""
     ours = {
@@ -65,7 +65,8 @@ def arguments(
     try:
         return cls(**{**ours, **options.args})
     except (TypeError, ValueError) as error:
-        raise AlignError(f"TRL refuses the arguments ({cls.__name__}): {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AlignError(f"{key}.args: trl.{cls.__name__} refuses them: {reason}") from error
 
 
 class ReportCallback(TrainerCallback):

@@ -87,7 +87,7 @@ def test_messages_go_through_the_template_with_the_generation_prompt():
 
 def test_a_missing_chat_template_names_the_tokenizer_and_what_to_do():
     for encode in (prompt_ids, prompt_text):
-        with pytest.raises(AlignError, match="models/small has no chat template.*chat_template.jinja"):
+        with pytest.raises(AlignError, match=r"models/small has no chat template.*chat_template.jinja"):
             encode([USER], tokenizer_of(template=None))
     assert prompt_ids("a", tokenizer_of(template=None))
 
@@ -198,9 +198,7 @@ def test_pairs_that_fit_are_those_that_trl_keeps(tmp_path):
     rows = [PAIRS[0], *PAIRS[4:]]
     trainer = RewardTrainer(
         model=small("LlamaForSequenceClassification"),
-        args=RewardConfig(
-            output_dir=str(tmp_path), max_length=10, use_cpu=True, bf16=False, report_to="none"
-        ),
+        args=RewardConfig(output_dir=str(tmp_path), max_length=10, use_cpu=True, bf16=False, report_to="none"),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer_of(),
     )

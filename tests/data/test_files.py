@@ -25,9 +25,7 @@ def loaded(tmp_path, rows: list[dict], purpose: str = "ppo", format: str = "prom
 
 
 def test_a_path_that_is_not_set_says_how_to_set_it():
-    with pytest.raises(
-        AlignError, match=r"^sft.data.path is not set: write sft.data.path=FILE \(or data.path=FILE"
-    ):
+    with pytest.raises(AlignError, match=r"^sft.data.path is not set: write sft.data.path=FILE \(or data.path=FILE"):
         FileData("text", None).check("sft")
 
 
@@ -82,7 +80,7 @@ def test_nothing_is_held_out_at_share_zero(tmp_path):
 
 
 def test_a_single_prompt_cannot_be_held_out(tmp_path):
-    with pytest.raises(AlignError, match="all 2 rows have one prompt.*ppo.data.eval_share=0"):
+    with pytest.raises(AlignError, match=r"all 2 rows have one prompt.*ppo.data.eval_share=0"):
         loaded(tmp_path, prompts(1) * 2)
 
 
@@ -104,9 +102,7 @@ def test_the_training_file_cannot_be_the_held_out_file(tmp_path):
 
 def test_both_files_must_be_alike(tmp_path):
     other = write(tmp_path / "other.jsonl", [{"prompt": [{"role": "user", "content": "hi"}]}])
-    with pytest.raises(
-        AlignError, match=r"eval_path=.* gives prompt as messages where .* gives prompt: write both"
-    ):
+    with pytest.raises(AlignError, match=r"eval_path=.* gives prompt as messages where .* gives prompt: write both"):
         loaded(tmp_path, prompts(3), eval_path=other)
 
 

@@ -220,9 +220,7 @@ def test_rows_that_are_not_alike_are_refused(format, purpose, second):
 
 
 def test_prompts_of_strings_and_messages_do_not_mix():
-    assert "line 2 gives prompt as messages" in error_of(
-        "prompts", "ppo", {"prompt": "p"}, {"prompt": [USER]}
-    )
+    assert "line 2 gives prompt as messages" in error_of("prompts", "ppo", {"prompt": "p"}, {"prompt": [USER]})
 
 
 @pytest.mark.parametrize("purpose", ["pretrain", "sft", "rm", "ppo"])

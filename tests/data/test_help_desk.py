@@ -45,7 +45,7 @@ def test_the_rows_are_the_same_in_every_process_and_need_no_torch():
 
 
 def test_files_and_formats_import_no_torch_either():
-    code = "import sys, align.data.files, align.data.source; print([m for m in ('torch', 'datasets') if m in sys.modules])"
+    code = "import sys, align.data.files; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
 
@@ -67,9 +67,7 @@ def test_every_split_asks_about_every_topic_in_every_form():
         asked = questions(split)
         assert len(asked) == size
         assert all(
-            any(form in question for question, of in asked if of == topic)
-            for topic in TOPICS
-            for form in topic.forms
+            any(form in question for question, of in asked if of == topic) for topic in TOPICS for form in topic.forms
         )
 
 
@@ -165,17 +163,13 @@ def test_every_completion_starts_with_one_space():
     rows = HelpDesk().load("sft", 0).train
     assert all(row["completion"][0] == " " and row["completion"][1] != " " for row in rows)
     pairs = HelpDesk().load("rm", 0).train + swap_pairs(0, "eval")
-    assert all(
-        row[side][0] == " " and row[side][1] != " " for row in pairs for side in ("chosen", "rejected")
-    )
+    assert all(row[side][0] == " " and row[side][1] != " " for row in pairs for side in ("chosen", "rejected"))
 
 
 def test_a_tenth_of_the_training_pairs_is_flipped_and_no_other_pair_is():
     split = HelpDesk().load("rm", 0)
     assert [len(split.train), len(split.eval), len(split.test)] == [3000, 480, 480]
-    gaps = {
-        name: [score(r, "chosen") - score(r, "rejected") for r in getattr(split, name)] for name in SPLITS
-    }
+    gaps = {name: [score(r, "chosen") - score(r, "rejected") for r in getattr(split, name)] for name in SPLITS}
     assert 0 not in gaps["train"]
     # Four deviations of a share of .1 in 3,000 are .022.
     assert sum(gap < 0 for gap in gaps["train"]) / 3000 == pytest.approx(0.1, abs=0.022)
@@ -216,9 +210,7 @@ def test_ppo_asks_every_question_once_with_its_topic():
         assert [(row["prompt"], row["topic"]) for row in getattr(split, name)] == [
             (prompt_of(question), topic.name) for question, topic in questions(name)
         ]
-    assert split.train[0]["prompt"].startswith("<|user|> ") and split.train[0]["prompt"].endswith(
-        "<|assistant|>"
-    )
+    assert split.train[0]["prompt"].startswith("<|user|> ") and split.train[0]["prompt"].endswith("<|assistant|>")
 
 
 @pytest.mark.parametrize(

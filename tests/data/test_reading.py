@@ -91,9 +91,7 @@ def test_a_folder_and_a_missing_file_are_told_apart(tmp_path):
     assert "there is no such file" in error_of(str(tmp_path / "none.jsonl"))
 
 
-@pytest.mark.parametrize(
-    "path", ["data/pairs.jsonl", "./org/name", "pairs", "a/b/c", "data/pairs.jsn", "/org/name"]
-)
+@pytest.mark.parametrize("path", ["data/pairs.jsonl", "./org/name", "pairs", "a/b/c", "data/pairs.jsn", "/org/name"])
 def test_what_does_not_look_like_a_hub_name_is_a_missing_file(path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
     assert "there is no such file" in error_of(path)

@@ -1,0 +1,70 @@
+"""What a configuration must be, as far as it can be told without importing torch or reading a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from align.config import none
+from align.errors import AlignError
+from align.stages.pipeline import order
+from align.stages.ranges import check_numbers, check_pretrain
+
+NONE = f"{none.__module__}.{none.__qualname__}"
+PRECISIONS = ("auto", "fp32", "bf16")
+ADAPTERS = ("auto", "continue", "new")
+INSTEAD = {
+    "model": "a folder or a hub name such as org/name", "runs": "a folder, such as runs=runs",
+    "device": "one of auto, cpu, cuda, cuda:1", "precision": f"one of {', '.join(PRECISIONS)}",
+}  # fmt: skip
+EXAMPLES = {"fn": "my_rewards.brevity (a function of my_rewards.py in the folder you stand in)"}
+
+
+def absent(node: DictConfig | None) -> bool:
+    """The node is none: not there, or a `none` plug."""
+    return node is None or node.get("_target_") == NONE
+
+
+def check(cfg: DictConfig) -> list[str]:
+    """Refuses what is wrong in the root keys and in the numbers; returns the stages in the order they run."""
+    check_root(cfg)
+    stages = order(OmegaConf.to_object(cfg.stages) if OmegaConf.is_list(cfg.stages) else cfg.stages, judged(cfg))
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        example = EXAMPLES.get(key.rpartition(".")[2], "VALUE")
+        raise AlignError(f"{key} is not set\n  write {key}={example}")
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
+    used = [*stages, "rollout"]
+    if "ppo" in stages:
+        used += ["actor", "critic"]
+    for key in used:
+        check_numbers(key, values[key])
+        adapter = values[key].get("adapter", "auto")
+        if adapter not in ADAPTERS:
+            raise AlignError(f"{key}.adapter={adapter}: write one of {', '.join(ADAPTERS)}")
+    if "pretrain" in stages:
+        check_pretrain(values["pretrain"])
+    return stages
+
+
+def judged(cfg: DictConfig) -> bool:
+    return cfg.evaluate.judge is not None
+
+
+def check_root(cfg: DictConfig) -> None:
+    """The keys at the top, which have no dataclass that would hold them to their types."""
+    name, seed = cfg.name, cfg.seed
+    if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
+        raise AlignError(f"name={name}: write a word, such as name=first")
+    if set("/\\") & set(str(name)) or str(name).startswith("."):
+        raise AlignError(
+            f"name={name} names a folder in {cfg.runs}: write it without slashes, not beginning with a dot"
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise AlignError(f"seed={seed}: write a whole number from 0 to {2**32 - 1}")
+    for key in ("model", "device", "precision", "runs"):
+        value = cfg[key]
+        if not (isinstance(value, str) and value.strip()) and not (key == "model" and value is None):
+            raise AlignError(f"{key}={value}: write {INSTEAD[key]}")
+    if cfg.precision not in PRECISIONS:
+        raise AlignError(f"precision={cfg.precision}: write {INSTEAD['precision']}")

@@ -1,0 +1,57 @@
+"""`align --help`: commands, examples, every choice of every group. Imports no plug."""
+
+from __future__ import annotations
+
+import textwrap
+from importlib.resources import files
+
+import yaml
+
+from align.plugins import plugs
+
+EXAMPLES = """\
+align [run] [FLAGS] [SETTINGS]    one run: the stages pretrain, sft, rm, ppo, evaluate, or some of them
+align plugins [GROUP]             every choice below, where it comes from and how it is used
+
+examples
+  align experiment=tiny
+  align stages=[sft] model=FOLDER data@sft.data=prompt_completion sft.data.path=demos.jsonl
+  align stages=ppo actor.path=FOLDER ppo.data.path=prompts.jsonl reward=fn reward.fn=my_rewards.brevity
+  align experiment=tiny peft@actor.peft=none ppo.kl_coef=0.02
+  align -m experiment=tiny seed=1,2,3
+"""
+FLAGS = """\
+flags
+  --cfg job [--resolve] [-p actor]   the configuration that the settings make, or one node of it; runs nothing
+  -m, --multirun                     a run for each combination: seed=1,2  ppo.kl_coef=range(0,3)  experiment=glob(*)
+  --config-dir DIR                   yaml files of your own (those in ./conf are found without it)
+  --info searchpath                  where yaml files are looked for; --hydra-help: all flags
+"""
+
+
+def print_help() -> None:
+    print(EXAMPLES)
+    print("choices (align --cfg job shows all other settings)")
+    for keys, names in choices():
+        print(textwrap.fill(f"{keys}= {' '.join(names)}", 110, initial_indent="  ", subsequent_indent=" " * 6))
+    print()
+    print(FLAGS, end="")
+
+
+def choices() -> list[tuple[str, list[str]]]:
+    """What stands before the `=`, and every name that may stand after it."""
+    names: dict[str, list[str]] = {}
+    for group, name, _, _ in plugs():
+        names.setdefault(group, []).append(name)
+    keys: dict[str, list[str]] = {}
+    defaults = yaml.safe_load((files("align.conf") / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    for entry in defaults:
+        key = next(iter(entry)) if isinstance(entry, dict) else entry
+        group, _, package = key.partition("@")
+        keys.setdefault(group, []).append(package)
+    found = []
+    for group in sorted(names, key=lambda group: (group != "experiment", group)):
+        owners = [package.removesuffix(f".{group}") for package in keys.get(group, []) if package]
+        key = f"{group}@{{{','.join(owners)}}}.{group}" if owners else group
+        found.append((key, sorted(set(names[group]))))
+    return found

@@ -1,0 +1,111 @@
+"""From nodes of a configuration to objects: the only caller of Hydra's instantiate. No torch at import."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from align.checks import absent
+from align.errors import AlignError
+from align.rewards.place import import_failed_at
+
+APART = ("path", "peft", "zero", "data")
+"""What a role or a stage is given apart from its own scalars."""
+
+
+def call(node: DictConfig, key: str) -> Any:
+    """What the `_target_` of a plug makes of its arguments; what it refuses is said with its key."""
+    target = target_of(node, key)
+    check_arguments(target, [str(name) for name in node], key)
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, AlignError):
+            raise cause from None
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        raise AlignError(f"{key}: {node._target_} refuses its arguments: {reason}") from error
+
+
+def target_of(node: DictConfig | None, key: str) -> Callable:
+    """The class or function that a node's `_target_` names."""
+    name = None if node is None else node.get("_target_")
+    if not isinstance(name, str):
+        raise AlignError(
+            f"{key} has no _target_, so there is nothing to make of it\n  write {key}._target_=module.Class"
+        )
+    try:
+        return locate(name)
+    except Exception as error:  # whatever a plugin's own import raises
+        reason = (str(error).splitlines() or [""])[0]
+        raise AlignError(
+            f"{key}._target_={name} cannot be imported: {type(error).__name__}: {reason} ({import_failed_at(error)})\n"
+            "  write module.Class, from the folder you stand in, ./plugins/NAME or what is installed"
+        ) from error
+
+
+def locate(name: str) -> Any:
+    """What a dotted name stands for; raises what its import raises, which Hydra's own look-up logs and wraps."""
+    home, _, last = name.rpartition(".")
+    if not home:
+        raise ImportError(f"{name} names no module")
+    try:
+        module = importlib.import_module(home)
+    except ModuleNotFoundError as error:
+        inside = "." in home and error.name and f"{home}.".startswith(f"{error.name}.")
+        if not inside:
+            raise
+        module = locate(home)
+    return getattr(module, last)
+
+
+def check_arguments(target: Callable, given: list[str], key: str) -> None:
+    """Refuses what the signature of a target does not have."""
+    try:
+        known = inspect.signature(target).parameters
+    except ValueError:  # a builtin that does not say what it takes
+        return
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for name in given:
+        if name not in known and not (name.startswith("_") and name.endswith("_")):
+            near = difflib.get_close_matches(name, known, n=3) or list(known)[:8]
+            raise AlignError(
+                f"{key}.{name}: {target.__module__}.{target.__qualname__} has no such argument\n"
+                f"  nearest: {', '.join(near)}"
+            )
+
+
+def peft(node: DictConfig | None, key: str) -> Any:
+    """A peft.PeftConfig, or None for full fine-tuning."""
+    return None if absent(node) else call(node, key)
+
+
+def reward_nodes(node: DictConfig, key: str = "reward") -> Iterator[tuple[str, DictConfig]]:
+    """A reward with its key and, if it is a sum, its terms with theirs."""
+    yield key, node
+    for name, term in (node.get("terms") or {}).items():
+        if not isinstance(term, DictConfig):
+            raise AlignError(f"{key}.terms.{name}={term}: write +reward@{key}.terms.{name}={term}")
+        yield from reward_nodes(term, f"{key}.terms.{name}")
+
+
+def plain_values(node: DictConfig) -> dict[str, Any]:
+    """The node's own values, without `_target_` and without what is built apart."""
+    values = OmegaConf.to_container(node, resolve=True)
+    return {name: value for name, value in values.items() if name != "_target_" and name not in APART}
+
+
+def as_dataclass(node: DictConfig, cls: type) -> Any:
+    """The node's values in its dataclass; nodes inside are left out."""
+    values = OmegaConf.to_container(node, resolve=True)
+    names = {f.name for f in fields(cls)} - {"data", "peft"}
+    return cls(**{name: value for name, value in values.items() if name in names})

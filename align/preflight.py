@@ -1,0 +1,112 @@
+"""What can be known of PPO's roles, reward and rollout before a model loads."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from align import config
+from align.checks import absent
+from align.errors import AlignError
+from align.nodes import call, check_arguments, peft, plain_values, reward_nodes, target_of
+from align.stages.ranges import check_batches
+
+if TYPE_CHECKING:
+    from align.build import Build
+
+MODEL_REWARD = config.RewardModel._target_
+ROLES = ("actor", "critic", "reference")
+UNLOADED = SimpleNamespace(wants=set())
+"""Stands for a reward model until it is loaded."""
+
+
+def check_roles(build: Build, inputs: dict[str, str]) -> None:
+    """Raises AlignError; `inputs` are the paths that are known before the run, by role."""
+    cfg = build.cfg
+    check_advantage(build)
+    check_reward(cfg.reward, "reward")
+    for key, node in [(name, cfg[name]) for name in ROLES] + list(reward_nodes(cfg.reward)):
+        if not absent(node) and "zero" in node:
+            build.zero(node.zero, f"{key}.zero", trained=key in ("actor", "critic"))
+    for name in ROLES:
+        if not absent(cfg[name]):
+            check_arguments(target_of(cfg[name], name), list(plain_values(cfg[name])), name)
+            peft(cfg[name].get("peft"), f"{name}.peft")
+    check_folders(build, inputs)
+
+
+def check_advantage(build: Build) -> None:
+    """The advantage, the critic and the batches must fit together."""
+    cfg = build.cfg
+    advantage = call(cfg.advantage, "advantage")
+    name = cfg.advantage._target_.rpartition(".")[2]
+    if advantage.needs_critic and absent(cfg.critic):
+        raise AlignError(
+            f"critic=none, but advantage {name} needs a critic\n"
+            "  write critic=own, or advantage=rloo rollout.samples_per_prompt=4"
+        )
+    if not advantage.needs_critic and not absent(cfg.critic):
+        raise AlignError(f"advantage {name} uses no critic, so one would be trained for nothing\n  write critic=none")
+    check_batches(cfg.ppo, cfg.rollout.samples_per_prompt, advantage.min_samples)
+
+
+def check_reward(node: Any, key: str) -> Any:
+    """The reward without its models: functions are imported, terms and weights are matched."""
+    if "terms" in node:
+        dict(reward_nodes(node, key))  # refuses terms that are no nodes
+        terms = {name: check_reward(term, f"{key}.terms.{name}") for name, term in (node.terms or {}).items()}
+        return target_of(node, key)(terms=terms, weights=OmegaConf.to_container(node.weights, resolve=True))
+    return UNLOADED if node._target_ == MODEL_REWARD else call(node, key)
+
+
+def check_folders(build: Build, inputs: dict[str, str]) -> None:
+    """Models are of the right kind, speak one vocabulary, and are ones that the rollout can serve."""
+    from align.rewards.model import check_same_tokenizer
+    from align.roles.folder import CAUSAL, SCORE, inspect
+    from align.roles.start import check_adapter, look
+    from align.roles.tokenizer import load_tokenizer
+    from align.rollout.auto import check_context, check_rollout
+
+    cfg = build.cfg
+    for key, node in reward_nodes(cfg.reward):
+        if node._target_ == MODEL_REWARD and node.path != "auto":
+            inspect(node.path, f"{key}.path", SCORE)
+    for role, kinds in (("actor", (CAUSAL,)), ("critic", (CAUSAL, SCORE)), ("reference", (CAUSAL,))):
+        if role in inputs:
+            folder, node = look(inputs[role], role, kinds), cfg[role]
+            if "adapter" in node:
+                check_adapter(folder, role, peft(node.get("peft"), f"{role}.peft"), node.adapter)
+    base, key = first_start(build, inputs, "actor", "sft")
+    if base is not None:
+        model = inspect(base, f"{key}.path", CAUSAL).config()
+        policy = load_tokenizer(base, f"{key}.path")
+        for role, stage in (("reward", "rm"), ("critic", "rm"), ("reference", "")):
+            other, other_key = first_start(build, inputs, role, stage)
+            if other is not None and other != base:
+                check_same_tokenizer(load_tokenizer(other, f"{other_key}.path"), policy, f"{other_key}.path")
+    elif "pretrain" in build.stages:
+        made = cfg.pretrain
+        key, model = "pretrain", {
+            "hidden_size": made.hidden_size, "num_attention_heads": made.heads,
+            "max_position_embeddings": made.max_positions,
+        }  # fmt: skip
+    else:
+        return
+    check_context(model, cfg.ppo.max_prompt_tokens, cfg.rollout.max_new_tokens, where(key, base))
+    check_rollout(cfg.rollout.engine, model, not absent(cfg.actor.peft), build.device().type == "cpu")
+
+
+def first_start(build: Build, inputs: dict[str, str], role: str, stage: str) -> tuple[str | None, str]:
+    """Where a role starts from and the node that says so; for one still to be made, where its stage starts."""
+    if role in inputs:
+        return inputs[role], role
+    used = not absent(build.cfg[role]) and (role != "reward" or build.sources().learned_reward)
+    if used and stage in build.stages:
+        return build.sources().inputs(stage, {}).get("path"), stage
+    return None, role
+
+
+def where(key: str, base: str | None) -> str:
+    return "the model that pretrain makes (pretrain.max_positions)" if base is None else f"{base} ({key}.path)"

@@ -1,0 +1,106 @@
+"""Which numbers a setting takes: a value outside is refused with its key and what to write. No torch at import."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from align.errors import AlignError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included unless `above` leaves `low` out."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def holds(self, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        return (value > self.low if self.above else value >= self.low) and value <= self.high
+
+    def words(self) -> str:
+        if self.above:
+            return f"a number above {self.low:g}" + (f" and at most {self.high:g}" if self.high < math.inf else "")
+        return f"a number from {self.low:g} to {self.high:g}" if self.high < math.inf else f"{self.low:g} or more"
+
+
+COUNT = Range(1)
+FROM_ZERO = Range(0)
+RATE = Range(0, 1, above=True)
+SHARE = Range(0, 1)
+
+TRAINED = {"learning_rate": RATE, "epochs": Range(0, above=True), "batch_size": COUNT, "max_length": Range(2)}
+NUMBERS: dict[str, dict[str, Range]] = {
+    "pretrain": {
+        "steps": COUNT, "batch_size": COUNT, "max_length": Range(2), "learning_rate": RATE, "weight_decay": FROM_ZERO,
+        "vocab_size": Range(260),  # 256 bytes, EOS, pad and two turn marks
+        "hidden_size": COUNT, "layers": COUNT, "heads": COUNT, "intermediate_size": COUNT, "max_positions": Range(2),
+    },
+    "sft": TRAINED,
+    "rm": {**TRAINED, "norm_samples": FROM_ZERO},
+    "ppo": {
+        "steps": COUNT, "batch_size": COUNT, "minibatches": COUNT, "micro_batch_size": COUNT, "epochs": COUNT,
+        "max_prompt_tokens": COUNT, "clip": Range(0, 10, above=True), "value_clip": Range(0, 100, above=True),
+        "kl_coef": Range(0, 100), "gamma": SHARE, "lam": SHARE, "max_grad_norm": FROM_ZERO,
+        "score_clip": Range(0, above=True), "missing_eos_penalty": FROM_ZERO,
+        "eval_every": FROM_ZERO, "eval_prompts": COUNT, "save_every": FROM_ZERO, "show_every": FROM_ZERO,
+    },
+    "evaluate": {"samples": COUNT, "batch_size": COUNT, "show": FROM_ZERO},
+    "actor": {"learning_rate": RATE},
+    "critic": {"learning_rate": RATE},
+    "rollout": {
+        "temperature": Range(0, 100, above=True), "max_new_tokens": COUNT, "samples_per_prompt": COUNT,
+        "batch_size": COUNT, "kv_cache_mib": COUNT,
+    },
+}  # fmt: skip
+
+
+def check_numbers(key: str, values: Mapping[str, Any]) -> None:
+    """Every number of the node `key` alone; what is not set, or not there, is left to its owner."""
+    for name, wanted in NUMBERS.get(key, {}).items():
+        value = values.get(name)
+        if value is not None and not wanted.holds(value):
+            raise AlignError(f"{key}.{name}={value}: write {wanted.words()}")
+
+
+def check_pretrain(values: Mapping[str, Any]) -> None:
+    """What must fit together in a model made here."""
+    hidden, heads = values["hidden_size"], values["heads"]
+    if hidden % heads or (hidden // heads) % 2:
+        fitting = [n for n in range(1, hidden // 2 + 1) if hidden % n == 0 and (hidden // n) % 2 == 0]
+        near = min(fitting, key=lambda n: (abs(n - heads), -n), default=None)
+        instead = f"pretrain.heads={near}" if near else "an even pretrain.hidden_size"
+        raise AlignError(
+            f"pretrain.heads={heads} does not divide pretrain.hidden_size={hidden} into heads of an even size\n"
+            f"  write {instead}"
+        )
+    if values["max_length"] > values["max_positions"]:
+        raise AlignError(
+            f"pretrain.max_length={values['max_length']} is more than pretrain.max_positions="
+            f"{values['max_positions']}\n  write pretrain.max_positions={values['max_length']} or more"
+        )
+
+
+def check_batches(ppo: Mapping[str, Any], samples_per_prompt: int, min_samples: int) -> None:
+    """What must fit together in a PPO step."""
+    size = ppo["batch_size"]
+    if samples_per_prompt < min_samples:
+        raise AlignError(
+            f"rollout.samples_per_prompt={samples_per_prompt}: this advantage compares the samples of one prompt, so "
+            f"it needs {min_samples} or more\n  write rollout.samples_per_prompt=4"
+        )
+    if size % samples_per_prompt:
+        near = max(round(size / samples_per_prompt), 1) * samples_per_prompt
+        raise AlignError(
+            f"ppo.batch_size={size} completions cannot be divided by rollout.samples_per_prompt="
+            f"{samples_per_prompt}\n  write ppo.batch_size={near}"
+        )
+    if ppo["minibatches"] > size:
+        raise AlignError(
+            f"ppo.minibatches={ppo['minibatches']} is more than ppo.batch_size={size}\n  write {size} or less"
+        )

@@ -1,0 +1,210 @@
+"""Roles: scores that padding cannot move, starts that go on exactly, heads that survive their folder."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from align import ops
+from align.engine.plain import PlainEngine
+from align.errors import AlignError
+from align.peft.reference import add_frozen_copy
+from align.peft.switch import use_adapter
+from align.roles.critic import value_head
+from align.roles.modules import PolicyModule, ScoreModule, ValueModule, position_ids
+from align.roles.specs import Critic, Setting
+from align.roles.start import start
+from align.rollout.hf import pad_left
+
+FP32 = torch.float32
+
+
+@pytest.fixture
+def setting(tmp_path):
+    return Setting(torch.device("cpu"), FP32, lambda m, lr, norm, zero: PlainEngine(m, lr, norm), tmp_path / "out")
+
+
+@pytest.fixture
+def lora():
+    return LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+
+
+@pytest.fixture(scope="module")
+def sft(lora_model, base, tmp_path_factory):
+    """The folder of a trained adapter on `base`."""
+    folder = tmp_path_factory.mktemp("sft")
+    model = lora_model(seed=3)
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def rm(reward_base, tmp_path_factory):
+    """The folder of a reward model with an adapter, a trained head and a card."""
+    folder = tmp_path_factory.mktemp("rm")
+    plain = AutoModelForSequenceClassification.from_pretrained(reward_base, num_labels=1, dtype=FP32)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="SEQ_CLS")
+    model = get_peft_model(plain, config)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    (folder / "card.json").write_text(json.dumps({"score": {"mean": 0.5, "std": 2.0}}))
+    return str(folder)
+
+
+def test_position_ids_count_real_tokens():
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]], dtype=torch.bool)
+    assert position_ids(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 3]]
+
+
+def test_left_padding_moves_no_logp_value_or_score(base, reward_base):
+    """fp32; 1e-5: the sums of masked attention run over more columns."""
+    policy = PolicyModule(AutoModelForCausalLM.from_pretrained(base, dtype=FP32).eval())
+    trunk = AutoModelForSequenceClassification.from_pretrained(reward_base, dtype=FP32).eval()
+    score = ScoreModule(trunk)
+    row, answer = [5, 9, 40, 77], [300, 301, 12]
+    ids, mask = torch.tensor([row + answer]), torch.ones(1, 7, dtype=torch.bool)
+    wide = torch.nn.functional.pad(ids, (6, 0), value=1)
+    wide_mask = torch.nn.functional.pad(mask, (6, 0), value=False)
+    values = ValueModule(trunk, torch.nn.Linear(64, 1))
+    with torch.no_grad():
+        for module in (policy, values):
+            torch.testing.assert_close(module(ids, mask, 3), module(wide, wide_mask, 3), rtol=0, atol=1e-5)
+        torch.testing.assert_close(score(ids, mask), score(wide, wide_mask), rtol=0, atol=1e-5)
+
+
+def test_logp_and_value_belong_to_the_token_before_which_they_are_read(base):
+    """Against a slow loop: the logits at the last token of each prefix."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=FP32).eval()
+    ids = torch.tensor([[5, 9, 40, 77, 300, 301]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        logp = ops.logprobs(PolicyModule(model)(ids, mask, 3), ids[:, 3:], 1.0)
+        slow = [model(ids[:, :t]).logits[0, -1].log_softmax(-1)[ids[0, t]] for t in range(3, 6)]
+    torch.testing.assert_close(logp[0], torch.stack(slow), rtol=0, atol=1e-5)
+
+
+def test_the_score_is_read_at_the_last_real_token(reward_base):
+    model = AutoModelForSequenceClassification.from_pretrained(reward_base, dtype=FP32).eval()
+    ids, mask = torch.tensor([[5, 9, 40, 1, 1]]), torch.tensor([[True, True, True, False, False]])
+    with torch.no_grad():
+        hidden = model.model(ids[:, :3]).last_hidden_state[:, -1]
+        torch.testing.assert_close(ScoreModule(model)(ids, mask), model.score(hidden)[:, 0], rtol=0, atol=1e-5)
+
+
+def test_pad_equal_to_eos_is_scored_at_eos(reward_base, tokenizer):
+    """The reward sees EOS whatever the pad is: the mask decides."""
+    model = AutoModelForSequenceClassification.from_pretrained(reward_base, dtype=FP32).eval()
+    eos = tokenizer.eos_token_id
+    ids = torch.tensor([[5, 9, eos, eos, eos]])
+    mask = torch.tensor([[True, True, True, False, False]])
+    with torch.no_grad():
+        short = ScoreModule(model)(ids[:, :3], mask[:, :3])
+        torch.testing.assert_close(ScoreModule(model)(ids, mask), short, rtol=0, atol=1e-5)
+
+
+def test_an_adapter_of_the_same_settings_goes_on(sft, lora, tmp_path):
+    begun = start(sft, key="actor", head="causal", peft=lora, adapter="auto", out=tmp_path, dtype=FP32)
+    there = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(begun.base, dtype=FP32), sft)
+    ids = torch.tensor([[5, 9, 40, 77]])
+    with torch.no_grad():
+        torch.testing.assert_close(begun.model(ids).logits, there(ids).logits, rtol=0, atol=0)
+    assert "goes on" in begun.said and not begun.fresh
+
+
+def test_another_rank_starts_anew_on_the_merged_model(sft, tmp_path):
+    other = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear")
+    begun = start(sft, key="actor", head="causal", peft=other, adapter="auto", out=tmp_path, dtype=FP32)
+    base = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(_base_of(sft), dtype=FP32), sft)
+    ids = torch.tensor([[5, 9, 40, 77]])
+    with torch.no_grad():
+        torch.testing.assert_close(begun.model(ids).logits, base(ids).logits, rtol=0, atol=2e-4)
+    assert begun.base == str((tmp_path / "base").resolve()) and begun.fresh
+
+
+def test_continue_refuses_another_rank_with_both_values(sft, tmp_path):
+    other = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear")
+    with pytest.raises(AlignError, match="r is 8 there, 4 asked for"):
+        start(sft, key="actor", head="causal", peft=other, adapter="continue", out=tmp_path, dtype=FP32)
+
+
+def test_an_sft_adapter_goes_on_under_a_score_head(sft, lora, tmp_path):
+    """The trunk computes what the policy's trunk computes; the head is new and trains."""
+    begun = start(sft, key="rm", head="score", peft=lora, adapter="auto", out=tmp_path, dtype=FP32)
+    policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(begun.base, dtype=FP32), sft)
+    ids = torch.tensor([[5, 9, 40, 77]])
+    with torch.no_grad():
+        one = begun.model.get_base_model().model(ids).last_hidden_state
+        other = policy.get_base_model().model(ids).last_hidden_state
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert any("score" in n and p.requires_grad for n, p in begun.model.named_parameters())
+
+
+def test_the_value_head_is_the_reward_head_in_units_of_its_deviation(rm, lora, tmp_path):
+    begun = start(rm, key="critic", head="score", peft=lora, adapter="auto", out=tmp_path, dtype=FP32)
+    reward = ScoreModule(begun.model.eval())
+    ids, mask = torch.tensor([[5, 9, 40, 77]]), torch.ones(1, 4, dtype=torch.bool)
+    with torch.no_grad():
+        score = reward(ids, mask)
+        head, _ = value_head(begun.model, rm)
+        value = ValueModule(begun.model, head)(torch.cat([ids, ids[:, :1]], 1), torch.ones(1, 5, dtype=torch.bool), 1)
+    torch.testing.assert_close(value[:, 0], (score - 0.5) / 2.0, rtol=0, atol=1e-5)
+
+
+def test_a_critic_saves_and_loads_its_head_and_adapter(rm, lora, setting, tmp_path):
+    spec = Critic(rm, "auto", 1e-3, lora, None)
+    critic = spec.build(setting)
+    ids, mask = torch.tensor([[5, 9, 40, 77, 3]]), torch.ones(1, 5, dtype=torch.bool)
+    with torch.no_grad():
+        critic.head.bias.add_(0.25)
+        value = critic.engine.forward(ids, mask, 2)
+    critic.save(tmp_path / "critic")
+    assert set(load_file(tmp_path / "critic" / "value_head.safetensors")) == {"weight", "bias"}
+    again = Critic(str(tmp_path / "critic"), "auto", 1e-3, lora, None).build(setting)
+    with torch.no_grad():
+        torch.testing.assert_close(again.engine.forward(ids, mask, 2), value, rtol=0, atol=1e-6)
+
+
+def test_a_frozen_copy_computes_the_same_and_changes_no_requires_grad(lora_model):
+    model = lora_model(seed=1)
+    trains = {n for n, p in model.named_parameters() if p.requires_grad}
+    add_frozen_copy(model, "ref")
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == trains
+    ids = torch.tensor([[5, 9, 40, 77]])
+    with torch.no_grad():
+        policy = model(ids).logits
+        with use_adapter(model, "ref"):
+            reference = model(ids).logits
+        with use_adapter(model, None):
+            plain = model(ids).logits
+        torch.testing.assert_close(model(ids).logits, policy, rtol=0, atol=0)
+    torch.testing.assert_close(reference, policy, rtol=0, atol=0)
+    assert (plain - policy).abs().max() > 0.1
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == trains
+
+
+def test_use_adapter_is_undone_by_an_exception(lora_model):
+    model = lora_model(seed=1)
+    ids = torch.tensor([[5, 9]])
+    with torch.no_grad():
+        before = model(ids).logits
+        with pytest.raises(RuntimeError, match="on purpose"), use_adapter(model, None):
+            raise RuntimeError("on purpose")
+        torch.testing.assert_close(model(ids).logits, before, rtol=0, atol=0)
+
+
+def test_prompts_are_padded_on_the_left():
+    ids, mask = pad_left([[7], [8, 9]], 1)
+    assert ids.tolist() == [[1, 7], [8, 9]] and mask.tolist() == [[False, True], [True, True]]
+
+
+def _base_of(folder: str) -> str:
+    with open(f"{folder}/adapter_config.json") as file:
+        return json.load(file)["base_model_name_or_path"]

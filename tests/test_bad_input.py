@@ -1,0 +1,216 @@
+"""What is refused before a model loads: one screen, what, where and what to write instead; nothing is made."""
+
+import copy
+
+import pytest
+import yaml
+from command_line import PPO, RM, SFT, TINY, answer, refused, stand_in, write_data
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+import align.cli  # noqa: F401 - registers the schemas
+from align.checks import check
+from align.errors import AlignError
+
+NAMES = [
+    ("experiment", "experiment=tin", ["experiment=tin", "nearest: tiny"]),
+    ("group", "rewrad=fn", ["rewrad", "nearest: reward"]),
+    ("choice", "reward=fnn", ["reward=fnn", "nearest: fn", "kind_words", "sum"]),
+    ("choice of a facet", "peft@actor.peft=lorra", ["nearest: lora"]),
+    ("facet without its node", "peft=none", ["peft@actor.peft", "peft@sft.peft"]),
+    ("value for a facet", "sft.peft=none", ["sft.peft=none", "write peft@sft.peft=none"]),
+    ("value for a data node", "sft.data=help_desk", ["write data@sft.data=help_desk"]),
+    ("null for a group", "critic=null", ["null", "GROUP=none"]),
+    ("plus before a group", "+experiment=tiny", ["experiment", "without +"]),
+    ("key", "ppo.stepps=1", ["ppo.stepps", "nearest: ppo.steps"]),
+    ("another program's name of a key", "actor.lr=1e-5", ["actor.lr", "actor.learning_rate"]),
+    ("key with a plus", "+ppo.stepps=1", ["ppo.stepps", "nearest: ppo.steps"]),
+    ("key with two", "++ppo.stepps=1", ["ppo.stepps", "nearest: ppo.steps"]),
+    ("root key", "sede=1", ["sede", "nearest: seed"]),
+    ("root key with a plus", "+sede=1", ["sede", "nearest: seed"]),
+    ("command", "plugin", ["plugin", "nearest: align plugins"]),
+    ("word", "run tiny", ["tiny is no setting", "KEY=VALUE"]),
+    ("seed", "seed=abc", ["seed=abc", "whole number"]),
+    ("name", "name=a/b", ["name=a/b", "slashes"]),
+    ("number in words", "ppo.steps=abc", ["ppo.steps=abc", "whole number"]),
+    ("part of a whole number", "ppo.steps=2.5", ["ppo.steps=2.5", "whole number"]),
+    ("number that is a word", "ppo.gamma=high", ["ppo.gamma=high", "number"]),
+    ("truth in words", "reward.normalize=maybe", ["reward.normalize=maybe", "true or false"]),
+    ("number out of range", "sft.batch_size=-2", ["sft.batch_size=-2", "1 or more"]),
+    ("value that must be given", "reward=fn", ["reward.fn is not set", "my_rewards.brevity"]),
+    ("stage", "stages=[sft,pppo]", ["pppo", "nearest: ppo", "evaluate"]),
+    ("stage twice", "stages=[sft,sft]", ["sft", "twice"]),
+    ("no stages", "stages=[]", ["stages=[]", "stages=[sft,rm]"]),
+    ("stages are a number", "stages=3", ["stages=3", "stages=[sft,rm]"]),
+    ("list without brackets", "stages=sft,rm", ["stages=[sft,rm]", "-m"]),
+    ("key of a critic that is none", "critic=none critic.learning_rate=1", ["critic.learning_rate", "critic"]),
+    ("key of a peft that is none", "peft@actor.peft=none actor.peft.r=3", ["actor.peft.r", "actor.peft"]),
+    ("node taken out", "~critic", ["~critic", "critic=none"]),
+    ("plain value for a node", "ppo=3", ["ppo=3", "ppo.KEY=VALUE"]),
+    ("group of plugs", "plugins rewrad", ["rewrad", "reward"]),
+    ("unquoted value", "model=a=b", ["model=a=b", "quote"]),
+    ("missing folder of yaml", "--config-dir nowhere seed=1", ["nowhere"]),
+    ("reference to nothing", "sft.epochs=${nothing}", ["sft.epochs", "nothing"]),
+]
+
+VALUES = [
+    ("seed=-1", ["seed=-1", "from 0"]),
+    ("seed=1.5", ["seed=1.5"]),
+    ("name=", ["name"]),
+    ("name=..", ["name=..", "dot"]),
+    ("model=3", ["model=3", "hub name"]),
+    ("device=3", ["device=3", "cpu"]),
+    ("precision=fp8", ["precision=fp8", "bf16"]),
+    ("runs=null", ["runs", "folder"]),
+    ("ppo.steps=0", ["ppo.steps=0", "1 or more"]),
+    ("ppo.batch_size=0", ["ppo.batch_size=0"]),
+    ("ppo.minibatches=0", ["ppo.minibatches=0"]),
+    ("ppo.micro_batch_size=0", ["ppo.micro_batch_size=0"]),
+    ("ppo.epochs=0", ["ppo.epochs=0"]),
+    ("ppo.kl_coef=-1", ["ppo.kl_coef=-1", "from 0 to 100"]),
+    ("ppo.clip=0", ["ppo.clip=0", "above 0"]),
+    ("ppo.value_clip=-1", ["ppo.value_clip=-1"]),
+    ("ppo.gamma=1.5", ["ppo.gamma=1.5", "from 0 to 1"]),
+    ("ppo.lam=-0.1", ["ppo.lam=-0.1"]),
+    ("ppo.max_grad_norm=nan", ["ppo.max_grad_norm=nan"]),
+    ("ppo.score_clip=0", ["ppo.score_clip=0"]),
+    ("ppo.missing_eos_penalty=-1", ["ppo.missing_eos_penalty=-1"]),
+    ("ppo.max_prompt_tokens=0", ["ppo.max_prompt_tokens=0"]),
+    ("ppo.eval_every=-1", ["ppo.eval_every=-1", "0 or more"]),
+    ("ppo.save_every=-1", ["ppo.save_every=-1"]),
+    ("sft.learning_rate=0", ["sft.learning_rate=0", "above 0"]),
+    ("sft.learning_rate=inf", ["sft.learning_rate=inf"]),
+    ("sft.epochs=0", ["sft.epochs=0"]),
+    ("sft.batch_size=0", ["sft.batch_size=0"]),
+    ("sft.max_length=1", ["sft.max_length=1", "2 or more"]),
+    ("sft.adapter=old", ["sft.adapter=old", "continue"]),
+    ("rm.learning_rate=-1", ["rm.learning_rate=-1"]),
+    ("rm.epochs=-2", ["rm.epochs=-2"]),
+    ("rm.batch_size=-2", ["rm.batch_size=-2"]),
+    ("rm.max_length=0", ["rm.max_length=0"]),
+    ("actor.learning_rate=nan", ["actor.learning_rate=nan"]),
+    ("actor.adapter=neu", ["actor.adapter=neu", "new"]),
+    ("critic.learning_rate=2", ["critic.learning_rate=2", "at most 1"]),
+    ("rollout.temperature=0", ["rollout.temperature=0", "above 0"]),
+    ("rollout.max_new_tokens=0", ["rollout.max_new_tokens=0"]),
+    ("rollout.samples_per_prompt=0", ["rollout.samples_per_prompt=0"]),
+    ("pretrain.steps=0", ["pretrain.steps=0"]),
+    ("pretrain.vocab_size=100", ["pretrain.vocab_size=100", "260"]),
+    ("pretrain.heads=3", ["pretrain.heads=3", "pretrain.hidden_size=128", "pretrain.heads=4"]),
+    ("pretrain.layers=0", ["pretrain.layers=0"]),
+    ("pretrain.max_length=1000", ["pretrain.max_length=1000", "pretrain.max_positions"]),
+    ("evaluate.samples=0", ["evaluate.samples=0"]),
+]
+
+SETTINGS = [
+    ("unknown TRL argument", f"{SFT} sft.args.wieght_decay=1", ["sft.args.wieght_decay", "SFTConfig", "weight_decay"]),
+    ("TRL argument's value", f"{SFT} sft.args.lr_scheduler_type=bumpy", ["sft.args", "SFTConfig", "bumpy", "cosine"]),
+    ("TRL argument of ours", f"{RM} rm.args.num_train_epochs=1", ["rm.args.num_train_epochs", "rm.epochs"]),
+    ("unknown PEFT argument", f"{SFT} +sft.peft.rr=1", ["sft.peft.rr", "LoraConfig", "r"]),
+    ("unknown PEFT argument of the critic", f"{PPO} +critic.peft.alpha=1", ["critic.peft.alpha", "lora_alpha"]),
+    ("unknown argument of an advantage", f"{PPO} +advantage.lambda=1", ["advantage.lambda", "GAE", "lam"]),
+    ("a class that is not there", f"{PPO} actor._target_=mine.Actor", ["actor._target_=mine.Actor", "mine"]),
+    ("held-out share", f"{SFT} sft.data.eval_share=2", ["sft.data.eval_share=2", "0.05"]),
+    ("device", f"{SFT} device=cuda", ["device=cuda", "device=cpu"]),
+    ("unknown device", f"{SFT} device=gpu", ["device=gpu", "cuda"]),
+    ("tracker without its package", f"{SFT} tracker=wandb", ["tracker=wandb", "pip install wandb"]),
+    (
+        "judge",
+        f"{SFT} ppo.data.path=prompts.jsonl evaluate.judge=nowhere.judge",
+        ["evaluate.judge=nowhere.judge", "module.function"],
+    ),
+    ("GAE without a critic", f"{PPO} critic=none", ["critic=none", "advantage=rloo"]),
+    ("RLOO with one sample", f"{PPO} advantage=rloo critic=none", ["rollout.samples_per_prompt=1", "2 or more"]),
+    ("RLOO with a critic", f"{PPO} advantage=rloo rollout.samples_per_prompt=2", ["RLOO", "critic=none"]),
+    (
+        "batch of uneven groups",
+        f"{PPO} ppo.batch_size=10 rollout.samples_per_prompt=4",
+        ["ppo.batch_size=10", "rollout.samples_per_prompt=4", "write ppo.batch_size=8"],
+    ),
+    ("more minibatches than rows", f"{PPO} ppo.batch_size=4 ppo.minibatches=8", ["ppo.minibatches=8", "4 or less"]),
+    ("beyond the context", f"{PPO} ppo.max_prompt_tokens=300", ["300", "256 positions", "ppo.max_prompt_tokens=248"]),
+    ("stage 1 of a frozen role", f"{PPO} zero@reference.zero=stage1", ["reference.zero", "stage3"]),
+    ("ppo from nothing", "stages=ppo name=mine", ["actor.path", "actor.path=runs/mine/latest/sft", "model=FOLDER"]),
+    ("no reward model", "stages=ppo actor.path={base}", ["reward.path", "reward.path=runs/run/latest/rm", "reward=fn"]),
+    ("sft from nothing", "stages=sft", ["sft.path", "model=FOLDER"]),
+    ("evaluation of nothing", "stages=evaluate", ["evaluate", "actor.path=runs/run/latest/ppo"]),
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    write_data(tmp_path)
+    yield from stand_in(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The composed tiny experiment."""
+    GlobalHydra.instance().clear()
+    with initialize_config_module("align.conf", version_base="1.3"):
+        return compose("config", TINY.split())
+
+
+@pytest.mark.parametrize("name, arguments, words", NAMES, ids=[name for name, *_ in NAMES])
+def test_unknown_names_are_refused_with_what_is_nearest(here, capsys, name, arguments, words):
+    refused(capsys, arguments, words)
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("arguments, words", VALUES, ids=[arguments for arguments, _ in VALUES])
+def test_values_out_of_range_are_refused_with_what_is_in_range(tiny, arguments, words):
+    cfg = copy.deepcopy(tiny)
+    key, _, value = arguments.partition("=")
+    OmegaConf.update(cfg, key, yaml.safe_load(value) if "." not in key else value)
+    with pytest.raises(AlignError) as error:
+        check(cfg)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_the_tiny_experiment_is_within_all_ranges(tiny):
+    assert check(tiny) == ["pretrain", "sft", "rm", "ppo", "evaluate"]
+
+
+@pytest.mark.parametrize("name, arguments, words", SETTINGS, ids=[name for name, *_ in SETTINGS])
+def test_settings_that_cannot_work_are_refused_before_a_model_loads(here, capsys, base, name, arguments, words):
+    refused(capsys, arguments.format(base=base), words)
+    assert not (here / "runs").exists()
+
+
+def test_a_range_is_checked_only_in_a_stage_that_runs(here, capsys, base):
+    refused(capsys, f"{SFT} sft.batch_size=0 rm.batch_size=0".format(base=base), ["sft.batch_size=0"])
+    said = refused(capsys, f"{SFT} rm.batch_size=0 sft.data.path=nowhere.jsonl".format(base=base), ["nowhere.jsonl"])
+    assert "rm.batch_size" not in said.err
+
+
+def test_the_traceback_is_shown_on_demand(here, capsys, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    said = answer(capsys, "stages=[] ")
+    assert said.status == 1 and "Traceback" in said.err and "align.errors.AlignError" in said.err
+
+
+def test_a_latest_of_an_earlier_run_stays_where_it_was(here, capsys, base):
+    (here / "runs" / "run" / "old").mkdir(parents=True)
+    (here / "runs" / "run" / "latest").symlink_to("old")
+    refused(capsys, f"{SFT} sft.data.path=empty.jsonl".format(base=base), ["empty.jsonl"])
+    assert [p.name for p in sorted((here / "runs" / "run").iterdir())] == ["latest", "old"]
+    assert (here / "runs" / "run" / "latest").resolve().name == "old"
+
+
+def test_a_file_where_runs_should_lie_is_named(here, capsys, base):
+    (here / "runs").write_text("")
+    refused(capsys, SFT.format(base=base), ["runs is a file", "runs=FOLDER"])
+    refused(capsys, f"{SFT} runs=demos.jsonl/deep".format(base=base), ["demos.jsonl is a file"])
+
+
+def test_a_folder_that_cannot_be_written_is_named(here, capsys, base, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    refused(capsys, f"{SFT} runs=locked".format(base=base), ["runs=locked", "nothing can be written"])
+    assert not (here / "locked").exists()
+
+
+def test_a_latest_that_is_no_link_is_not_replaced(here, capsys, base):
+    (here / "runs" / "run" / "latest").mkdir(parents=True)
+    refused(capsys, SFT.format(base=base), ["latest", "no link", "name=NAME"])

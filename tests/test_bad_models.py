@@ -1,0 +1,143 @@
+"""Folders that hold the wrong thing, plugins and packages that are missing: refused before a model loads."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from command_line import LEARNED, PPO, RM, SFT, refused, stand_in, write_data
+
+CASES = [
+    ("no folder", "stages=sft model=nowhere/at/all sft.data.path=demos.jsonl", ["nowhere/at/all", "org/name"]),
+    ("no folder for the actor", f"{PPO} actor.path=runs/run/latest/sft", ["actor.path", "runs/run/latest/sft"]),
+    ("data file as model", f"{SFT} model=demos.jsonl", ["demos.jsonl", "file"]),
+    ("folder without a model", f"{SFT} model=plain", ["plain", "no model", "config.json"]),
+    ("run in the place of a stage", f"{PPO} actor.path=past", ["past", "is a run", "actor.path=past/sft"]),
+    ("reward model as actor", f"{PPO} actor.path={{reward}}", ["actor.path", "reward model", "language model"]),
+    ("reward model for sft", f"{SFT} sft.path={{reward}}", ["sft.path", "reward model", "language model"]),
+    ("policy as reward model", f"{LEARNED} reward=model reward.path={{base}}", ["reward.path", "language model", "rm"]),
+    ("reward model as reference", f"{PPO} reference.path={{reward}}", ["reference.path", "language model"]),
+    ("broken config.json", f"{SFT} model=broken", ["broken", "config.json", "line 1"]),
+    ("adapter without a base", f"{PPO} actor.path=orphan", ["orphan", "base_model_name_or_path"]),
+    ("adapter whose base is gone", f"{PPO} actor.path=lost", ["lost", "gone", "base"]),
+    ("folder without a tokenizer", f"{SFT} model=mute", ["mute", "tokenizer"]),
+    ("tokenizer without EOS", f"{SFT} model=endless", ["endless", "EOS", "eos_token", "tokenizer_config.json"]),
+    ("tokenizer without EOS for a reward model", f"{RM} model=endless", ["endless", "EOS"]),
+    (
+        "reward model with another tokenizer",
+        f"{LEARNED} reward=model reward.path=foreign",
+        ["reward.path", "foreign", "{base}", "tokenizer"],
+    ),
+    ("critic with another tokenizer", f"{PPO} critic.path=foreign", ["critic.path", "foreign", "{base}"]),
+    ("adapter to continue that is none", f"{SFT} sft.adapter=continue", ["sft.adapter=continue", "adapter"]),
+    (
+        "full model with vLLM",
+        f"{PPO} rollout=vllm peft@actor.peft=none",
+        ["rollout=vllm", "rollout=hf", "all its weights"],
+    ),
+    ("head size with vLLM", f"{PPO} rollout=vllm actor.path=narrow", ["head size of 24", "rollout=hf"]),
+    (
+        "head size with vLLM, told from pretrain",
+        "experiment=tiny rollout=vllm pretrain.heads=8",
+        ["head size of 16", "rollout=hf"],
+    ),
+    ("reward function that is not there", f"{PPO} reward.fn=my_rewards.brevitty", ["brevitty", "my_rewards.brevity"]),
+    ("reward module that is not there", f"{PPO} reward.fn=my_reward.brevity", ["my_reward", "did you mean my_rewards"]),
+    ("reward without a module", f"{PPO} reward.fn=brevity", ["reward.fn=brevity", "MODULE.FUNCTION"]),
+    ("plugin whose import fails", f"{PPO} reward.fn=broken_plugin.score", ["no_such_package", "broken_plugin.py:1"]),
+    ("reward with a wrong signature", f"{PPO} reward.fn=my_rewards.bare", ["bare", "**kwargs", "my_rewards.py"]),
+    ("sum of nothing", f"{LEARNED} reward=sum", ["reward=sum", "+reward@reward.terms.polite=kind_words"]),
+    (
+        "weight without a term",
+        f"{LEARNED} reward=sum +reward@reward.terms.polite=kind_words +reward.weights.polit=1",
+        ["reward.weights.polit", "polite"],
+    ),
+    (
+        "term as a plain value",
+        f"{LEARNED} reward=sum +reward.terms.polite=kind_words",
+        ["+reward@reward.terms.polite="],
+    ),
+    (
+        "policy as a term",
+        f"{LEARNED} reward=sum +reward@reward.terms.rm=model reward.terms.rm.path={{base}}",
+        ["reward.terms.rm.path", "language model"],
+    ),
+    (
+        "term without a reward model",
+        f"{LEARNED} reward=sum +reward@reward.terms.rm=model",
+        ["reward.terms.rm.path", "runs/run/latest/rm"],
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, base, reward_base):
+    """A folder with models of every wrong kind, and data."""
+    home = tmp_path_factory.mktemp("models")
+    write_data(home)
+    (home / "plain").mkdir()
+    (home / "past" / "sft").mkdir(parents=True)
+    (home / "past" / "sft" / "card.json").write_text("{}")
+    (home / "broken").mkdir()
+    (home / "broken" / "config.json").write_text("{ broken")
+    adapter(home / "orphan", None)
+    adapter(home / "lost", str(home / "gone"))
+    changed(base, home / "mute", {})
+    for file in (home / "mute").glob("token*"):
+        file.unlink()
+    changed(base, home / "narrow", {"hidden_size": 48, "num_attention_heads": 2, "head_dim": 24})
+    changed(base, home / "endless", {})
+    changed_json(home / "endless" / "tokenizer_config.json", {"eos_token": None})
+    foreign(base, reward_base, home / "foreign")
+    return home
+
+
+@pytest.fixture
+def here(folders, monkeypatch):
+    yield from stand_in(folders, monkeypatch)
+
+
+@pytest.mark.parametrize("name, arguments, words", CASES, ids=[name for name, *_ in CASES])
+def test_what_cannot_work_is_refused_before_a_model_loads(here, capsys, base, reward_base, name, arguments, words):
+    models = {"base": base, "reward": reward_base}
+    said = refused(capsys, arguments.format(**models), [word.format(**models) for word in words])
+    assert said.out == ""
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "package, arguments, words",
+    [
+        ("vllm", "rollout=vllm", ["rollout=vllm", "vllm is not installed", "rollout=hf"]),
+        ("deepspeed", "zero@actor.zero=stage2", ["actor.zero", "deepspeed is not installed", "zero@actor.zero=none"]),
+    ],
+)
+def test_a_package_that_is_missing_is_named(here, capsys, base, monkeypatch, package, arguments, words):
+    monkeypatch.setattr("align.engine.installed.installed", lambda name: name != package)
+    refused(capsys, f"{PPO} {arguments}".format(base=base), [*words, f"pip install 'align[{package}]'"])
+    assert not (here / "runs").exists()
+
+
+def changed(source: str, folder: Path, changes: dict) -> None:
+    """A copy of a model's folder with another config.json."""
+    shutil.copytree(source, folder)
+    changed_json(folder / "config.json", changes)
+
+
+def changed_json(file: Path, changes: dict) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def adapter(folder: Path, base: str | None) -> None:
+    folder.mkdir()
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": 4}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def foreign(base: str, reward_base: str, folder: Path) -> None:
+    """The reward model with a tokenizer in which one word has another name."""
+    shutil.copytree(reward_base, folder)
+    text = (folder / "tokenizer.json").read_text()
+    assert '"<|assistant|>"' in text
+    for file in folder.glob("token*"):
+        file.write_text(file.read_text().replace("<|assistant|>", "<|clerk|>"))

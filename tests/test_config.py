@@ -1,0 +1,196 @@
+"""What a configuration composes to: every yaml with every experiment, few leaves, `none` that prunes, no stray keys."""
+
+from pathlib import Path
+
+import pytest
+from command_line import TINY, leaves
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+import align.cli  # noqa: F401 - registers the schemas
+from align.build import Build
+from align.checks import NONE
+from align.composing import ROOT, check_composition
+from align.errors import AlignError
+from align.explain import explain
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+EXPERIMENTS = [None, *sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))]
+FILES = sorted(file.relative_to(CONF).with_suffix("") for file in CONF.rglob("*.yaml") if file.parent != CONF)
+NODES = {"data": ("pretrain", "sft", "rm", "ppo"), "peft": ("sft", "rm", "actor", "critic")}
+NODES["zero"] = ("actor", "critic", "reference")
+
+
+def composed(overrides: list[str]):
+    """The configuration, through the checks that the command line makes."""
+    GlobalHydra.instance().clear()
+    with check_composition(overrides), initialize_config_module("align.conf", version_base="1.3"):
+        return compose("config", overrides)
+
+
+def choices(file: Path) -> list[str]:
+    group = file.parent.as_posix()
+    if group in NODES:
+        return [f"{group}@{node}.{group}={file.name}" for node in NODES[group]]
+    return [f"{group}={file.name}"]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_yaml_composes_with_every_experiment(file, experiment):
+    overrides = choices(file)
+    if experiment and file.parent.name != "experiment":
+        overrides = [f"experiment={experiment}", *overrides]
+    cfg = composed(overrides)
+    OmegaConf.resolve(cfg)
+    assert set(cfg) == ROOT
+
+
+@pytest.mark.parametrize("file", [Path("config"), *FILES], ids=str)
+def test_every_yaml_says_what_it_is_and_the_command_that_uses_it(file):
+    lines = (CONF / file).with_suffix(".yaml").read_text().splitlines()
+    comment = lines[1] if lines[0].startswith("# @package") else lines[0]
+    assert comment.startswith("# ") and "align " in comment
+    assert len(comment) < 180
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_the_command_of_a_yaml_chooses_it(file):
+    text = (CONF / file).with_suffix(".yaml").read_text()
+    command = next(line for line in text.splitlines() if ": align " in line).rpartition(": align ")[2]
+    words = [word.replace("=FILE", "=a.jsonl").replace("=FOLDER", "=a") for word in command.split()]
+    GlobalHydra.instance().clear()
+    with check_composition(words), initialize_config_module("align.conf", version_base="1.3"):
+        chosen = compose("config", words, return_hydra_config=True).hydra.runtime.choices
+    picked = {(group.partition("@")[0], name) for group, name in chosen.items()}
+    assert (file.parent.as_posix(), file.name) in picked
+
+
+def test_the_whole_pipeline_has_at_most_200_leaves():
+    assert leaves(OmegaConf.to_container(composed(["experiment=tiny"]), resolve=False)) <= 200
+
+
+@pytest.mark.parametrize(
+    ("choice", "key"),
+    [
+        ("critic=none", "critic"),
+        ("peft@sft.peft=none", "sft.peft"),
+        ("peft@actor.peft=none", "actor.peft"),
+        ("zero@reference.zero=none", "reference.zero"),
+        ("tracker=none", "tracker"),
+    ],
+)
+def test_none_composes_to_one_leaf(choice, key):
+    assert OmegaConf.select(composed([*TINY.split(), choice]), key) == {"_target_": NONE}
+
+
+def test_none_prunes_what_an_experiment_sets_and_refuses_what_is_typed(tmp_path, monkeypatch):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n# Experiment: mine: align experiment=mine\n"
+        "critic:\n  learning_rate: 1e-3\nactor:\n  peft:\n    r: 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert composed(["experiment=mine"]).critic.learning_rate == 1e-3
+    cfg = composed(["experiment=mine", "critic=none", "peft@actor.peft=none"])
+    assert cfg.critic == {"_target_": NONE} and cfg.actor.peft == {"_target_": NONE}
+    for typed in ("critic.learning_rate=1", "+critic.typo=1"):
+        with pytest.raises(Exception) as error:
+            composed(["experiment=mine", "critic=none", typed])
+        assert typed.partition("=")[0].lstrip("+") in explain(error.value) and "critic" in explain(error.value)
+
+
+@pytest.mark.parametrize("typed", ["+ppo.typo=1", "++ppo.typo=1", "+typo=1", "+rollout.typo=1", "+sft.data.typo=1"])
+def test_a_stray_key_is_refused(typed):
+    with pytest.raises(AlignError, match="there is no such key"):
+        composed([*TINY.split(), typed])
+
+
+def test_a_stray_key_is_answered_with_names_that_are_near():
+    with pytest.raises(AlignError, match=r"nearest: ppo\.kl_coef"):
+        composed(["+ppo.kl_koef=1"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "key", "value"),
+    [
+        ("sft.args.weight_decay=0.1", "sft.args.weight_decay", 0.1),
+        ("rm.args.center_rewards_coefficient=0.01", "rm.args.center_rewards_coefficient", 0.01),
+        ("reward=fn reward.args.words=[a,b]", "reward.args.words", ["a", "b"]),
+        ("+actor.peft.use_rslora=true", "actor.peft.use_rslora", True),
+        ("+advantage.more=1", "advantage.more", 1),
+        ("reward=kind_words +reward.more=1", "reward.more", 1),
+    ],
+)
+def test_arguments_of_other_peoples_code_are_open(typed, key, value):
+    assert OmegaConf.select(composed(typed.split()), key) == value
+
+
+def test_local_settings_of_the_folder_one_stands_in_are_used(tmp_path, monkeypatch):
+    (tmp_path / "conf" / "local").mkdir(parents=True)
+    (tmp_path / "conf" / "local" / "default.yaml").write_text("# @package _global_\nruns: elsewhere\nseed: 7\n")
+    monkeypatch.chdir(tmp_path)
+    cfg = composed(["experiment=tiny"])
+    assert (cfg.runs, cfg.seed) == ("elsewhere", 7)
+    assert composed(["seed=3"]).seed == 3
+
+
+def test_a_yaml_that_forgets_its_package_is_told_so(tmp_path, monkeypatch):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("seed: 7\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AlignError, match="@package _global_"):
+        composed(["experiment=mine"])
+
+
+def test_a_yaml_with_the_name_of_one_of_ours_is_refused_when_it_is_chosen(tmp_path, monkeypatch):
+    (tmp_path / "conf" / "reward").mkdir(parents=True)
+    (tmp_path / "conf" / "reward" / "fn.yaml").write_text("# mine\n_target_: mine\n")
+    monkeypatch.chdir(tmp_path)
+    assert composed(["experiment=tiny"]).name == "tiny"
+    with pytest.raises(AlignError, match=r"both align and \./conf have one"):
+        composed(["reward=fn"])
+
+
+def test_plugins_and_align_have_no_plug_of_the_same_name():
+    from align.plugins import plugs
+
+    names = [(group, name) for group, name, *_ in plugs()]
+    assert len(names) == len(set(names))
+
+
+def test_a_sum_of_a_model_and_a_plugin_composes_and_builds():
+    from align.preflight import check_reward
+
+    words = "reward=sum +reward@reward.terms.rm=model +reward@reward.terms.polite=kind_words"
+    cfg = composed([*TINY.split(), *words.split(), "+reward.weights.polite=0.5"])
+    reward = check_reward(cfg.reward, "reward")
+    assert reward.weights == {"rm": 1.0, "polite": 0.5}
+    assert reward.terms["polite"](*_rollout_of(["please wait", "go"])).score_B.tolist() == pytest.approx([0.2, 0.0])
+    assert Build(cfg).sources().reward_key == "reward.terms.rm.path"
+
+
+def test_rloo_needs_no_critic():
+    cfg = composed([*TINY.split(), "advantage=rloo", "critic=none", "rollout.samples_per_prompt=4"])
+    build = Build(cfg)
+    build.check_roles({})
+    assert not build.sources().needs_critic and "critic" not in build.sources().inputs("ppo", {})
+
+
+def test_one_stage_may_be_named_without_brackets():
+    assert Build(composed(["stages=sft"])).stages == ["sft"]
+    assert Build(composed(["stages=[ppo,sft]"])).stages == ["sft", "ppo", "evaluate"]
+
+
+def _rollout_of(completions: list[str]) -> tuple:
+    import torch
+
+    from align.types import RewardState, Rollout, Scores, Texts
+
+    size = len(completions)
+    tokens = torch.ones(size, 1, dtype=torch.long)
+    mask = tokens.bool()
+    number = torch.arange(size)
+    rollout = Rollout(tokens, mask, tokens, mask, mask, tokens.float(), number, number, number > -1, number, 1.0, {})
+    return rollout, Texts([""] * size, completions, [[1]] * size), RewardState(0, Scores(), lambda *a: None)

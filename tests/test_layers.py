@@ -1,0 +1,73 @@
+"""The layers of docs/decisions/0001: imports point down only."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "align"
+LAYERS = [
+    {"ops", "types", "config", "errors", "surroundings"},
+    {"data", "peft"},
+    {"engine"},
+    {"roles"},
+    {"rollout", "rewards", "advantages", "report"},
+    {"stages"},
+    {"checks"},
+    {"nodes"},
+    {"preflight"},
+    {"build"},
+    {"explain", "plugins"},
+    {"composing", "help"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
+
+
+def imports(file: Path) -> set[str]:
+    """The parts of align that a file imports, at module level or in a function; not for type checking only."""
+    found = set()
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "align":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {name.name for name in node.names}
+    return found
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_point_down(file):
+    own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for part in imports(file):
+        assert HEIGHT[part] <= HEIGHT[own], f"{own} imports {part}"
+
+
+def fresh_modules(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(' '.join(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.slow
+def test_the_ppo_stage_needs_only_torch_transformers_and_peft():
+    loaded = fresh_modules("import align.stages.ppo")
+    assert "torch" in loaded
+    assert not loaded & {"trl", "deepspeed", "vllm", "hydra", "datasets"}
+
+
+@pytest.mark.parametrize("module", ["align", "align.cli", "align.build", "align.config", "align.stages.pipeline"])
+def test_the_command_line_imports_no_torch(module):
+    assert "torch" not in fresh_modules(f"import {module}")
+
+
+def test_files_stay_under_300_lines():
+    root = PACKAGE.parent
+    for folder in ("align", "tests", "plugins", "tools", "examples"):
+        for file in (root / folder).rglob("*.py"):
+            assert len(file.read_text().splitlines()) <= 300, file

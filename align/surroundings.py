@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -29,3 +32,19 @@ def prepare() -> None:
         os.environ.setdefault(name, value)
     if on_cpu:
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override rollout.kv_cache_mib
+
+
+def without_network() -> bool:
+    """Whether the hub cannot be reached; its libraries then look into their cache at once, not after a minute of tries."""
+    from huggingface_hub import constants
+
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return False  # the proxy knows the name, perhaps it alone
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+            if "datasets" in sys.modules:
+                sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+    return constants.HF_HUB_OFFLINE

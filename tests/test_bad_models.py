@@ -10,6 +10,8 @@ from command_line import LEARNED, PPO, RM, SFT, refused, stand_in, write_data
 CASES = [
     ("no folder", "stages=sft model=nowhere/at/all sft.data.path=demos.jsonl", ["nowhere/at/all", "org/name"]),
     ("no folder for the actor", f"{PPO} actor.path=runs/run/latest/sft", ["actor.path", "runs/run/latest/sft"]),
+    ("folder that the last run has not", f"{PPO} actor.path=runs_of_old/run/latest/sft", ["runs_of_old/run/1999/sft"]),
+    ("no network", "stages=sft model=nobody/nothing sft.data.path=demos.jsonl", ["nobody/nothing", "network"]),
     ("data file as model", f"{SFT} model=demos.jsonl", ["demos.jsonl", "file"]),
     ("folder without a model", f"{SFT} model=plain", ["plain", "no model", "config.json"]),
     ("run in the place of a stage", f"{PPO} actor.path=past", ["past", "is a run", "actor.path=past/sft"]),
@@ -78,6 +80,9 @@ def folders(tmp_path_factory, base, reward_base):
     (home / "plain").mkdir()
     (home / "past" / "sft").mkdir(parents=True)
     (home / "past" / "sft" / "card.json").write_text("{}")
+    (home / "runs_of_old" / "run" / "1999" / "sft").mkdir(parents=True)
+    (home / "runs_of_old" / "run" / "2000").mkdir()
+    (home / "runs_of_old" / "run" / "latest").symlink_to("2000")
     (home / "broken").mkdir()
     (home / "broken" / "config.json").write_text("{ broken")
     adapter(home / "orphan", None)
@@ -94,6 +99,8 @@ def folders(tmp_path_factory, base, reward_base):
 
 @pytest.fixture
 def here(folders, monkeypatch):
+    monkeypatch.setattr("align.roles.tokenizer.without_network", offline)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     yield from stand_in(folders, monkeypatch)
 
 
@@ -116,6 +123,10 @@ def test_a_package_that_is_missing_is_named(here, capsys, base, monkeypatch, pac
     monkeypatch.setattr("align.engine.installed.installed", lambda name: name != package)
     refused(capsys, f"{PPO} {arguments}".format(base=base), [*words, f"pip install 'align[{package}]'"])
     assert not (here / "runs").exists()
+
+
+def offline() -> bool:
+    return True
 
 
 def changed(source: str, folder: Path, changes: dict) -> None:

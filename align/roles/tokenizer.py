@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from align.errors import AlignError
 from align.roles.folder import base_home, tokenizer_home
+from align.surroundings import without_network
 
 
 def load_tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:
     """The tokenizer at `path`, refused without an EOS token; a missing pad token becomes EOS (masks tell them apart)."""
+    home = tokenizer_home(path)
+    offline = not Path(home).exists() and without_network()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_home(path))
+        tokenizer = AutoTokenizer.from_pretrained(home)
     except (OSError, ValueError) as error:
+        if offline:
+            raise AlignError(
+                f"{key}: {home} is no folder here, and no model of that name in the cache; the hub cannot be reached\n"
+                f"  write {key}=FOLDER, or try again with a network"
+            ) from error
         reason = str(error).splitlines()[0]
         raise AlignError(f"{key}: no tokenizer can be loaded from {path}: {reason}") from error
     if tokenizer.eos_token_id is None:

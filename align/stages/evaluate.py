@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.table import Table
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Column, Table
 from transformers import PreTrainedTokenizerBase
 
 from align import config, ops
@@ -166,7 +168,8 @@ def results_table(results: dict[str, dict[str, float]]) -> Table:
     """A row a policy, a column a figure: the judge's first, then reward, KL, tokens and share that ended."""
     names = dict.fromkeys(name for figures in results.values() for name in figures)
     judged = [name for name in names if name.startswith("true_")]
-    table = Table("policy", *[TITLES.get(name, name.removeprefix("true_")) for name in (*judged, *UNJUDGED)])
+    titles = [TITLES.get(name, name.removeprefix("true_")) for name in (*judged, *UNJUDGED)]
+    table = Table("policy", *[Column(title, justify="right") for title in titles], box=SIMPLE, padding=0)
     for policy, figures in results.items():
         row = [f"{figures[name]:.2f}" if name in figures else "" for name in (*judged, *UNJUDGED)]
         table.add_row(policy, *row)
@@ -179,5 +182,6 @@ def answers_table(texts: dict[str, Texts], show: int) -> Table:
     table = Table("prompt", *texts, show_lines=True)
     distinct = list({str(prompt): i for i, prompt in reversed(list(enumerate(first.prompts)))}.values())
     for i in sorted(distinct)[:show]:
-        table.add_row(str(first.prompts[i]), *[str(t.completions[i]) for t in texts.values()])
+        answers = [str(text.completions[i]).strip() for text in texts.values()]
+        table.add_row(escape(str(first.prompts[i])), *map(escape, answers))
     return table

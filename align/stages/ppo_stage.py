@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from align import config
@@ -127,5 +128,6 @@ def samples_table(ppo: PPO, step: int) -> Table:
     table = Table("prompt", "completion", "score", title=f"samples at step {step}", show_lines=True)
     texts = texts_of(rollout, ppo.tokenizer)
     for i in range(min(3, len(rollout))):
-        table.add_row(str(texts.prompts[i]), str(texts.completions[i]), f"{float(scored.score_B[i]):+.2f}")
+        words = escape(str(texts.prompts[i])), escape(str(texts.completions[i]))
+        table.add_row(*words, f"{float(scored.score_B[i]):+.2f}")
     return table

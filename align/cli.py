@@ -22,7 +22,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from align import config
+from align import __version__, config
 from align.composing import AlignSearchPath, check_composition
 from align.errors import AlignError
 from align.explain import explain
@@ -66,6 +66,14 @@ def run(words: list[str]) -> dict | None:
     """Runs a command and raises what goes wrong; `run` returns the summary of the (last) run."""
     sys.path[:0] = [path for path in user_folders() if path not in sys.path]
     command, words = (words[0], words[1:]) if words and words[0].isidentifier() else ("run", list(words))
+    if command == "help" or {"-h", "--help"} & set(words):
+        from align.help import print_help
+
+        print_help()
+        return None
+    if words == ["--version"]:
+        print(f"align {__version__}")
+        return None
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; nearest: align {near[0]}" if near else ""
@@ -73,11 +81,6 @@ def run(words: list[str]) -> dict | None:
             f"there is no command {command}{hint}\n"
             f"  write one of {', '.join(COMMANDS)}, or settings such as experiment=tiny seed=1 (align --help)"
         )
-    if {"-h", "--help"} & set(words):
-        from align.help import print_help
-
-        print_help()
-        return None
     prepare()
     if command == "plugins":
         from align.plugins import print_plugins

@@ -46,7 +46,8 @@ def test_help_fits_a_screen_and_lists_commands_choices_and_examples(here, capsys
     ):
         assert word in said.out
     assert "schema" not in said.out and "hydra/" not in said.out and "Powered by" not in said.out
-    assert answer(capsys, "run -h").out == said.out
+    assert answer(capsys, "run -h").out == answer(capsys, "help").out == said.out
+    assert answer(capsys, "--version").out == f"align {align.__version__}\n"
 
 
 def test_info_and_completion_are_hydras(here, capsys, monkeypatch):

@@ -12,7 +12,7 @@ from align.surroundings import without_network
 
 
 def load_tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:
-    """The tokenizer at `path`, refused without an EOS token; a missing pad token becomes EOS (masks tell them apart)."""
+    """The tokenizer at `path`, refused without an EOS token; a missing pad becomes EOS (masks tell them apart)."""
     home = tokenizer_home(path)
     offline = not Path(home).exists() and without_network()
     try:

@@ -13,6 +13,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import hydra
@@ -22,7 +23,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from align import __version__, config
+from align import config
 from align.composing import AlignSearchPath, check_composition
 from align.errors import AlignError
 from align.explain import explain
@@ -72,7 +73,7 @@ def run(words: list[str]) -> dict | None:
         print_help()
         return None
     if words == ["--version"]:
-        print(f"align {__version__}")
+        print(f"align {version('align')}")
         return None
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)

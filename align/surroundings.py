@@ -36,7 +36,7 @@ def prepare() -> None:
 
 
 def without_network() -> bool:
-    """Whether the hub cannot be reached; its libraries then look into their cache at once, without a minute of tries."""
+    """Whether the hub cannot be reached; its libraries then look into their cache at once, not after a minute."""
     from huggingface_hub import constants
 
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):

@@ -210,7 +210,9 @@ class RolloutEngine(Protocol):
 
 
 class TrainEngine(Protocol):
-    """Backward and optimizer step of one model: plain torch, or DeepSpeed."""
+    """Backward and optimizer step of one model: plain torch, or DeepSpeed. A frozen model has no learning rate."""
+
+    learning_rate: float | None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any: ...
     def backward(self, loss: Tensor, last: bool) -> None: ...

@@ -58,9 +58,7 @@ def reward_base(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedT
 def lora_model(base: str) -> Callable[..., PeftModel]:
     """lora_model(seed, dtype, path, **options of LoraConfig) -> the base with a random LoRA, to train."""
 
-    def make(
-        seed: int = 0, dtype: torch.dtype = torch.float32, path: str = base, **options: Any
-    ) -> PeftModel:
+    def make(seed: int = 0, dtype: torch.dtype = torch.float32, path: str = base, **options: Any) -> PeftModel:
         plain = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).requires_grad_(False).eval()
         settings = {
             "r": 8,

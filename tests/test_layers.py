@@ -71,3 +71,14 @@ def test_files_stay_under_300_lines():
     for folder in ("align", "tests", "plugins", "tools", "examples"):
         for file in (root / folder).rglob("*.py"):
             assert len(file.read_text().splitlines()) <= 300, file
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "config").glob("*.py")), ids=lambda f: f.stem)
+def test_every_option_has_a_docstring_under_it(file):
+    for node in ast.parse(file.read_text()).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for field, below in zip(node.body, [*node.body[1:], None]):
+            if isinstance(field, ast.AnnAssign) and field.target.id != "_target_":
+                told = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+                assert told, f"{node.name}.{field.target.id}"

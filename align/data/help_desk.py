@@ -54,11 +54,11 @@ class HelpDesk:
 
     def __init__(
         self,
-        pairs: int = 3000,
+        pairs: int = 4000,
         demonstrations: int = 1500,
         documents: int = 6000,
         noise: float = 0.1,
-        minimal_pairs: float = 0.5,
+        minimal_pairs: float = 0.8,
     ) -> None:
         self.pairs = pairs
         self.demonstrations = demonstrations
@@ -113,6 +113,8 @@ class HelpDesk:
             train=rows("train", self.pairs, self.minimal_pairs, self.noise),
             eval=rows("eval", EVAL_PAIRS, 0, 0),
             test=rows("test", EVAL_PAIRS, 0, 0),
+            eval_swaps=swap_pairs(seed, "eval"),
+            test_swaps=swap_pairs(seed, "test"),
         )
 
     def _ppo(self, seed: int) -> Split:

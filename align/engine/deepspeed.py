@@ -26,9 +26,7 @@ NEVER = 10**9
 class DeepSpeedEngine:
     """`backward` any number of times, then `step`; a frozen model (no learning rate) only computes."""
 
-    def __init__(
-        self, module: nn.Module, learning_rate: float | None, max_grad_norm: float, zero: Zero
-    ) -> None:
+    def __init__(self, module: nn.Module, learning_rate: float | None, max_grad_norm: float, zero: Zero) -> None:
         """Shards `module` in place at stage 1, 2 or 3; a frozen one at stage 3 alone.
 
         At stage 3 all weights of a trained model become float32: on a bfloat16 base DeepSpeed 0.19 trained
@@ -37,14 +35,13 @@ class DeepSpeedEngine:
         check(zero, trained=learning_rate is not None)
         self.module = module
         self.zero = zero
+        self.learning_rate = learning_rate
         self._whole = False
         trained = [p for p in module.parameters() if p.requires_grad]
         if learning_rate is not None and zero.stage == 3:
             module.float()
         kinds = {p.dtype for p in module.parameters()}
-        config = settings(
-            zero, max_grad_norm, trained=learning_rate is not None, bf16=kinds == {torch.bfloat16}
-        )
+        config = settings(zero, max_grad_norm, trained=learning_rate is not None, bf16=kinds == {torch.bfloat16})
         optimizer = adamw(trained, learning_rate) if learning_rate is not None else None
         with _local_rank():
             deepspeed = _connected()
@@ -148,9 +145,7 @@ def _connected() -> Any:
     if torch.distributed.get_world_size() == 1:
         # one process has no peers to share memory with; 0.19 would compile an operator for that
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False
-    )
+    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
     return deepspeed
 
 

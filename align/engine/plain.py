@@ -23,6 +23,7 @@ class PlainEngine:
 
     def __init__(self, module: nn.Module, learning_rate: float | None = None, max_grad_norm: float = 0.0) -> None:
         self.module = module
+        self.learning_rate = learning_rate
         self.max_grad_norm = max_grad_norm
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = adamw(self.parameters, learning_rate) if learning_rate is not None else None

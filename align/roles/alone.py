@@ -29,7 +29,9 @@ def load_roles(
     folder at `path` hold another adapter than the one asked for. Raises AlignError where `path` holds no
     language model.
     """
-    setting = Setting(torch.device(device), torch.float32, lambda m, lr, norm, zero: PlainEngine(m, lr, norm), Path(out))
+    setting = Setting(
+        torch.device(device), torch.float32, lambda m, lr, norm, zero: PlainEngine(m, lr, norm), Path(out)
+    )
     spec = Actor(path, "auto", learning_rate, peft, None)
     begun = spec.load(setting)
     reference = Reference("auto", None).build(begun, spec, setting)

@@ -44,9 +44,7 @@ class VLLMRollout:
 
     name = "vllm"
 
-    def __init__(
-        self, base: str, policy: Any, longest: int, batch_size: int = 64, kv_cache_mib: int = 128
-    ) -> None:
+    def __init__(self, base: str, policy: Any, longest: int, batch_size: int = 64, kv_cache_mib: int = 128) -> None:
         """Starts the engine on the plain model in folder `base`; `attach` brings it the policy's adapter.
 
         `longest` is the most tokens of a prompt and its response together, `batch_size` the most rows at a
@@ -86,9 +84,7 @@ class VLLMRollout:
                     **(ON_CPU if on_cpu else _beside_a_trainer()),
                 )
             except ValueError as error:
-                raise AlignError(
-                    f"rollout=vllm: vLLM does not start on {base}: {error}\n  write rollout=hf"
-                ) from error
+                raise AlignError(f"rollout=vllm: vLLM does not start on {base}: {error}\n  write rollout=hf") from error
         client = self.engine.llm_engine.engine_core
         client._finalizer.detach()  # it would destroy the process group whenever the engine is collected
         self.core = client.engine_core
@@ -112,9 +108,7 @@ class VLLMRollout:
             self.engine.llm_engine.add_lora(request)
         except ValueError as error:
             shutil.rmtree(folder)
-            raise AlignError(
-                f"rollout=vllm: vLLM refuses the actor's adapter: {error}\n  write rollout=hf"
-            ) from error
+            raise AlignError(f"rollout=vllm: vLLM refuses the actor's adapter: {error}\n  write rollout=hf") from error
         if self.request is not None:
             self.engine.llm_engine.remove_lora(self.request.lora_int_id)
             shutil.rmtree(self.request.lora_path)

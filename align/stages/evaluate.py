@@ -86,6 +86,12 @@ class Evaluate:
             facts |= self._judge_reward(reward, tokenizer)
         report.write_card(inputs=inputs, **facts)
         report.print(results_table(results))
+        if "reward_accuracy" in facts:
+            swap = facts["swap_accuracy"]
+            report.say(
+                f"reward model on held-out pairs: accuracy {facts['reward_accuracy']:.3f}"
+                + ("" if swap is None else f", swap test {swap:.3f}")
+            )
         if self.options.show:
             report.print(answers_table(texts, self.options.show))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import AlignError
+from align.stages.lineage import fingerprints
 
 STAGES = ("pretrain", "sft", "rm", "ppo", "evaluate")
 
@@ -192,7 +193,7 @@ def run(
             with report.stage(name, out) as stage_report:
                 inputs = {role: sources.real.get(path, path) for role, path in sources.inputs(name, made).items()}
                 stage.run(inputs, out, stage_report)
-                stage_report.write_card()
+                stage_report.write_card(hashes=fingerprints(inputs, stage_report.card.get("base")))
             made[name] = str(out.resolve())
             cards[name] = stage_report.card
     finally:

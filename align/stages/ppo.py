@@ -88,6 +88,7 @@ class PPO:
             self.receipt = self.engine.sync(self.roles.actor)
         self.steps_done += 1
         self.last = rollout, scored
+        metrics["lr"] = self.roles.actor.engine.learning_rate
         return {**metrics, **logged, **self.clock.seconds(int(rollout.response_mask_BT.sum()))}
 
     def score_texts(self, rollout: Rollout, scores: Scores) -> tuple[Scored, dict[str, float]]:

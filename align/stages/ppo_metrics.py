@@ -30,7 +30,10 @@ class Average:
 def of_rollout(
     rollout: Rollout, old: Scores, scored: Scored, reward_BT: Tensor, return_BT: Tensor | None, mask_BT: Tensor
 ) -> dict[str, float]:
-    """Score, KL, length and endings of one rollout batch, and what the critic knew of it."""
+    """Score, KL, length and endings of one rollout batch, and what the critic knew of it.
+
+    `objective/entropy` is the surprise of the samples, −log p a sequence, as TRL has it.
+    """
     real_BT = rollout.response_mask_BT
     kl_B = (ops.kl(old.logp_BT, old.ref_logp_BT, "k1") * real_BT).sum(1)
     score_B = scored.score_B
@@ -40,6 +43,7 @@ def of_rollout(
     gap_BT = (rollout.logp_BT - old.logp_BT).abs()[real_BT]
     metrics = {
         "objective/kl": float(kl_B.mean()),
+        "objective/entropy": float(-(old.logp_BT * real_BT).sum(1).mean()),
         "objective/scores": score,
         "objective/non_score_reward": penalty,
         "objective/rlhf_reward": score + penalty,

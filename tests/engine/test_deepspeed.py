@@ -38,9 +38,7 @@ CHOICES = {
 CPU = torch.device("cpu")
 
 
-def make_engine(
-    module: torch.nn.Module, zero: Zero | None, clip: float, learning_rate: float | None = LEARNING_RATE
-):
+def make_engine(module: torch.nn.Module, zero: Zero | None, clip: float, learning_rate: float | None = LEARNING_RATE):
     if zero is None:
         return PlainEngine(module, learning_rate, clip)
     from align.engine.deepspeed import DeepSpeedEngine
@@ -111,9 +109,7 @@ def test_full_fine_tuning_with_tied_embeddings_trains_and_saves_as_plain_torch(b
         policy = TrainedPolicy(model, make_engine(module, zero, 1.0), CPU)
         ids_BN = torch.arange(5, 45).view(2, 20)
         for _ in range(len(MICRO_BATCHES)):
-            policy.engine.backward(
-                policy.engine.forward(ids_BN, ids_BN > 0, 7).logsumexp(-1).mean(), last=True
-            )
+            policy.engine.backward(policy.engine.forward(ids_BN, ids_BN > 0, 7).logsumexp(-1).mean(), last=True)
             policy.step()
         policy.save(tmp_path / name)
         saved[name] = AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
@@ -148,11 +144,7 @@ def test_a_policy_at_stage_3_saves_whole_tensors(lora_model, tmp_path):
     assert saved.keys() == whole.keys()
     assert all(torch.equal(saved[name], whole[name]) for name in whole)
     other = lora_model()
-    assert (
-        policy.hash()
-        == fingerprint
-        == TrainedPolicy(other, make_engine(PolicyModule(other), None, 1.0), CPU).hash()
-    )
+    assert policy.hash() == fingerprint == TrainedPolicy(other, make_engine(PolicyModule(other), None, 1.0), CPU).hash()
 
 
 def test_generation_at_stage_3_is_plain_generation_and_training_goes_on(lora_model):
@@ -165,9 +157,7 @@ def test_generation_at_stage_3_is_plain_generation_and_training_goes_on(lora_mod
     ids_BN = torch.arange(5, 45).view(2, 20)
     for turn in range(2):
         with torch.no_grad(), engine.gathered():
-            assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()), (
-                "no hook at any layer"
-            )
+            assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()), "no hook at any layer"
             found = plain(model).generate(**prompt, **options)
         assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in engine.module.modules()] == hooks
         assert torch.equal(found, expected) or turn > 0

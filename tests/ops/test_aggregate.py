@@ -56,5 +56,5 @@ def test_weighted_micro_batches_add_up_to_the_mini_batch(lengths, how, data, see
 
 
 def test_another_way_is_refused():
-    with pytest.raises(ValueError, match="mean_of_means.*token_mean"):
+    with pytest.raises(ValueError, match=r"mean_of_means.*token_mean"):
         ops.aggregate(X, MASK, "mean_of_means")

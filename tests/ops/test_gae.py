@@ -69,17 +69,13 @@ def test_gae_is_the_written_out_sum(mask, gamma, lam, seed):
         assert_close(return_[b], torch.tensor(with_value), **TOLERANCE)
 
 
-@given(
-    padding=st.integers(1, 5), seed=st.integers(0, 99), filler=st.floats(-1e30, 1e30) | st.just(float("nan"))
-)
+@given(padding=st.integers(1, 5), seed=st.integers(0, 99), filler=st.floats(-1e30, 1e30) | st.just(float("nan")))
 def test_padding_on_the_right_changes_no_real_token(padding, seed, filler):
     reward, value = batch(3, 5, seed)
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] + [False] * 4])
     pad = (0, padding)
     wide = torch.nn.functional.pad
-    padded = ops.gae(
-        wide(reward, pad, value=filler), wide(value, pad, value=filler), wide(mask, pad), 0.99, 0.95
-    )
+    padded = ops.gae(wide(reward, pad, value=filler), wide(value, pad, value=filler), wide(mask, pad), 0.99, 0.95)
     for short, long in zip(ops.gae(reward, value, mask, 0.99, 0.95), padded, strict=True):
         assert torch.equal(long, wide(short, pad))
 

@@ -51,5 +51,5 @@ def test_k3_is_clamped_and_k1_k2_are_not():
 
 
 def test_another_estimator_is_refused():
-    with pytest.raises(ValueError, match="k4.*k1, k2, k3"):
+    with pytest.raises(ValueError, match=r"k4.*k1, k2, k3"):
         ops.kl(torch.zeros(1), torch.zeros(1), "k4")

@@ -44,9 +44,7 @@ def test_logprobs_of_bfloat16_logits_are_float32():
     logp_BT = ops.logprobs(logits_BTV, torch.zeros(2, 3, dtype=torch.long))
     assert logp_BT.dtype == torch.float32
     # Equal, not near: the bfloat16 numbers are exact in float32, and the sums are the same.
-    assert_close(
-        logp_BT, ops.logprobs(logits_BTV.float(), torch.zeros(2, 3, dtype=torch.long)), rtol=0, atol=0
-    )
+    assert_close(logp_BT, ops.logprobs(logits_BTV.float(), torch.zeros(2, 3, dtype=torch.long)), rtol=0, atol=0)
 
 
 def test_logprobs_of_huge_logits_are_finite():

@@ -62,9 +62,7 @@ def test_at_ratio_one_the_gradient_is_that_of_the_policy_gradient():
 
 
 def test_a_ratio_that_would_overflow_gives_no_nan():
-    loss = ops.policy_loss(
-        torch.tensor([0.0, 0.0]), torch.tensor([-500.0, -500.0]), torch.tensor([0.0, -1.0]), 0.2
-    )
+    loss = ops.policy_loss(torch.tensor([0.0, 0.0]), torch.tensor([-500.0, -500.0]), torch.tensor([0.0, -1.0]), 0.2)
     assert loss[0] == 0 and loss.isfinite().all()
 
 

@@ -33,11 +33,7 @@ def test_a_group_of_one_is_refused():
         ops.rloo(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([8, 8, 9]))
 
 
-@given(
-    st.lists(
-        st.tuples(st.floats(-100, 100, width=32) | st.just(NAN), st.integers(0, 2)), min_size=1, max_size=8
-    )
-)
+@given(st.lists(st.tuples(st.floats(-100, 100, width=32) | st.just(NAN), st.integers(0, 2)), min_size=1, max_size=8))
 def test_leave_one_out_is_the_obvious_loop(rows):
     rows = rows + rows  # no group of one
     scores, groups = zip(*rows, strict=True)

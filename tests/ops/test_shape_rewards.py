@@ -39,9 +39,7 @@ def test_a_row_without_tokens_stays_zero():
 
 def test_the_score_is_clipped_and_the_penalty_is_not():
     assert_close(shape([9.0, -9.0, 0.0], clip=1.5), shape([1.5, -1.5, 0.0]), rtol=0, atol=0)
-    far = ops.shape_rewards(
-        torch.zeros(1), torch.zeros(1, 1), torch.full((1, 1), 99.0), MASK_BT[:1, :1], 1.0, 1.5
-    )
+    far = ops.shape_rewards(torch.zeros(1), torch.zeros(1, 1), torch.full((1, 1), 99.0), MASK_BT[:1, :1], 1.0, 1.5)
     assert far.item() == 99.0
 
 

@@ -151,8 +151,7 @@ def test_a_reward_that_trl_makes_from_settings_runs_unchanged():
 def test_a_column_of_the_data_set_reaches_the_function_and_its_logs_reach_align():
     def accuracy(completions, solution, trainer_state, log_metric, log_extra, **kwargs):
         right = [
-            None if wanted is None else float(wanted in got)
-            for got, wanted in zip(completions, solution, strict=True)
+            None if wanted is None else float(wanted in got) for got, wanted in zip(completions, solution, strict=True)
         ]
         log_metric("updates", trainer_state.global_step)
         log_extra("solution", solution)
@@ -177,7 +176,7 @@ def test_settings_may_not_shadow_what_align_hands_over():
 
 
 def test_a_setting_that_is_also_a_column_is_refused():
-    with pytest.raises(AlignError, match="topic is in reward.args and a column"):
+    with pytest.raises(AlignError, match=r"topic is in reward.args and a column"):
         score(length, ["a"], args={"topic": 1}, topic=["x"])
 
 

@@ -34,9 +34,7 @@ def test_terms_add_up_by_weight_and_are_logged_without_it():
 
 
 def test_a_term_without_opinion_is_left_out_and_a_row_without_any_is_nan():
-    scored = SumReward({"a": fixed(1.0, NAN, NAN), "b": fixed(1.0, 5.0, NAN)}, {"b": 2})(
-        rollout(3), TEXTS, STATE
-    )
+    scored = SumReward({"a": fixed(1.0, NAN, NAN), "b": fixed(1.0, 5.0, NAN)}, {"b": 2})(rollout(3), TEXTS, STATE)
     assert scored.score_B[:2].tolist() == [3.0, 10.0] and math.isnan(scored.score_B[2])
 
 

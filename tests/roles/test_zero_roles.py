@@ -130,9 +130,7 @@ def test_a_trained_role_ends_where_plain_torch_takes_it(runs, role):
     assert float((plain - sharded).abs().max()) < TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "name", ["objective/kl", "grad_norm/actor", "grad_norm/critic", "loss/value_avg", "val/ratio"]
-)
+@pytest.mark.parametrize("name", ["objective/kl", "grad_norm/actor", "grad_norm/critic", "loss/value_avg", "val/ratio"])
 def test_metrics_agree(runs, name):
     """To one in a thousand: they are made of weights that differ by the tolerance."""
     plain, sharded = ([m[name] for m in runs[kind].metrics] for kind in ("plain", "sharded"))
@@ -151,10 +149,7 @@ def test_the_folder_of_sharded_roles_is_that_of_plain_ones(runs, tmp_path):
         model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / name)
         saved[name] = torch.cat([t.flatten() for t in get_peft_model_state_dict(model).values()])
     assert float((saved["plain"] - saved["sharded"]).abs().max()) < TOLERANCE
-    files = [
-        sorted(f.relative_to(tmp_path / name) for f in (tmp_path / name).rglob("*.safetensors"))
-        for name in runs
-    ]
+    files = [sorted(f.relative_to(tmp_path / name) for f in (tmp_path / name).rglob("*.safetensors")) for name in runs]
     assert files[0] == files[1] and len(files[0]) == 3
     for file in files[0]:
         sizes = [(tmp_path / name / file).stat().st_size for name in runs]

@@ -73,7 +73,5 @@ def test_an_unknown_engine_is_refused():
 def test_prompt_and_response_must_fit_the_models_positions():
     auto.check_context(LLAMA, 60, 40, "actor.path")
     auto.check_context({}, 10**6, 40, "actor.path")
-    with pytest.raises(
-        AlignError, match=r"100 positions of actor.path\n  write ppo.max_prompt_tokens=60 or less"
-    ):
+    with pytest.raises(AlignError, match=r"100 positions of actor.path\n  write ppo.max_prompt_tokens=60 or less"):
         auto.check_context(LLAMA, 61, 40, "actor.path")

@@ -65,9 +65,7 @@ def test_the_side_of_padding_does_not_move_logp(engine):
     together = engine.generate(PROMPTS, KEYS, sampling())
     for row, (prompt, key) in enumerate(zip(PROMPTS, KEYS, strict=True)):
         alone = engine.generate([prompt], [key], sampling())
-        torch.testing.assert_close(
-            alone.logp_BT[0], together.logp_BT[row][together.mask_BT[row]], atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(alone.logp_BT[0], together.logp_BT[row][together.mask_BT[row]], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

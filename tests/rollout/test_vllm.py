@@ -82,9 +82,7 @@ def tampered(base, tmp_path_factory) -> str:
         "do_sample": True,
         "max_new_tokens": 3,
     }
-    file.write_text(
-        json.dumps({**json.loads(file.read_text()), **tamper, "eos_token_id": list(range(1, 700, 5))})
-    )
+    file.write_text(json.dumps({**json.loads(file.read_text()), **tamper, "eos_token_id": list(range(1, 700, 5))}))
     return str(folder)
 
 
@@ -93,9 +91,7 @@ def engines(tampered, lora_model) -> Engines:
     from align.rollout.vllm import VLLMRollout
 
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group(
-            "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-        )
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     model = lora_model(path=tampered)
     policy = TrainedPolicy(model, PlainEngine(PolicyModule(model), 1e-3), CPU)
     before = Process.now()
@@ -194,9 +190,7 @@ def test_first_tokens_are_drawn_from_the_whole_distribution(engines):
 
 def test_every_stop_id_ends_a_response_and_stays_in_it(engines):
     free = engines.vllm.generate(PROMPTS, KEYS, sampling(stop=(1,)))
-    assert not free.finished_B.any() and free.mask_BT.all(), (
-        "the EOS ids of generation_config.json end nothing"
-    )
+    assert not free.finished_B.any() and free.mask_BT.all(), "the EOS ids of generation_config.json end nothing"
     ends = {row: int(free.response_ids_BT[row, 2 + row]) for row in range(len(PROMPTS))}
     stopped = engines.vllm.generate(PROMPTS, KEYS, sampling(stop=(1, *ends.values())))
     assert stopped.finished_B.all()
@@ -223,9 +217,7 @@ def test_a_refused_adapter_names_the_reason_and_leaves_the_engine_well(engines, 
 
 def test_an_error_in_the_middle_of_a_batch_leaves_the_engine_well(engines):
     with pytest.raises(ValueError, match="Overflow"):
-        engines.vllm.generate(
-            PROMPTS[:2], [1, 2**70], sampling()
-        )  # no seed of torch, found out inside the engine
+        engines.vllm.generate(PROMPTS[:2], [1, 2**70], sampling())  # no seed of torch, found out inside the engine
     assert not engines.vllm.engine.llm_engine.has_unfinished_requests()
     assert len(engines.vllm.generate(PROMPTS, KEYS, sampling()).mask_BT) == len(PROMPTS)
 

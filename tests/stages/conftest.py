@@ -25,7 +25,7 @@ PROMPTS = ["a red kite", "seven old sailors count", "rain", "over the quiet harb
 class Length:
     """A reward that any policy can learn: one tenth of a point a token, by the tokens themselves."""
 
-    wants: set[str] = set()
+    wants = frozenset()
 
     def __call__(self, rollout, texts, state):
         score_B = rollout.response_mask_BT.sum(1).float() / 10
@@ -80,4 +80,3 @@ def make_ppo(base: str, lora: LoraConfig, setting: Setting, tokenizer) -> Callab
 @pytest.fixture
 def rows(tokenizer) -> list:
     return as_rows([{"prompt": prompt} for prompt in PROMPTS * 2], tokenizer)
-

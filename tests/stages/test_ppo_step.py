@@ -119,7 +119,7 @@ def test_the_stop_token_is_written_by_the_policy_and_trained(make_ppo, rows, tok
 class Even:
     """Share of even token ids."""
 
-    wants: set[str] = set()
+    wants = frozenset()
 
     def __call__(self, rollout, texts, state):
         liked = (rollout.response_ids_BT % 2 == 0) & rollout.response_mask_BT
@@ -129,7 +129,7 @@ class Even:
 class Opinion:
     """A reward without an opinion on some rows."""
 
-    wants: set[str] = set()
+    wants = frozenset()
 
     def __init__(self, known):
         self.known = torch.tensor(known)

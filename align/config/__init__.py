@@ -1,0 +1,24 @@
+"""Every option of align's own, as dataclasses without torch: a default stands here and nowhere else.
+
+`cli` registers them with Hydra's ConfigStore under `schema`; the files of `conf/` build on them.
+A node with a `_target_` is replaced whole by naming another class. `auto` is resolved when a stage
+starts, from what this run has made so far.
+"""
+
+from align.config.data import FileData, HelpDesk
+from align.config.plugs import RewardFunction, RewardModel, RewardSum, Rollout, Tracker
+from align.config.roles import Actor, Critic, Reference, Zero
+from align.config.stages import PPO, RM, SFT, Evaluate, Pretrain
+
+
+def none() -> None:
+    """What `critic=none`, `peft@…=none`, `zero@…=none` and `tracker=none` stand for."""
+
+
+SCHEMAS = {
+    "data": FileData, "help_desk": HelpDesk,
+    "pretrain": Pretrain, "sft": SFT, "rm": RM, "ppo": PPO, "evaluate": Evaluate,
+    "actor": Actor, "critic": Critic, "reference": Reference, "zero": Zero,
+    "reward_model": RewardModel, "reward_fn": RewardFunction, "reward_sum": RewardSum,
+    "rollout": Rollout, "tracker": Tracker,
+}  # fmt: skip

@@ -1,0 +1,143 @@
+"""Options of the stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from align.config.open_node import open_node
+
+
+@dataclass
+class Pretrain:
+    _target_: str = "align.stages.pretrain.Pretrain"
+    data: Any = None
+    """Where the corpus comes from: data@pretrain.data=text."""
+    steps: int = 300
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Rows of `max_length` tokens a step."""
+    max_length: int = 96
+    """Tokens of a row."""
+    learning_rate: float = 3e-3
+    """Peak of AdamW's rate: 5 % warm-up, then a cosine to 0."""
+    weight_decay: float = 0.05
+    """AdamW's, on all weights."""
+    vocab_size: int = 768
+    """Tokens of the byte-level BPE, special ones included."""
+    hidden_size: int = 128
+    """Width of the model."""
+    layers: int = 3
+    """Number of decoder layers."""
+    heads: int = 4
+    """hidden_size / heads is the head size: vLLM on CPU serves 32, 64, 80, 96, 112, 128 …"""
+    intermediate_size: int = 384
+    """Width of the feed-forward part."""
+    max_positions: int = 512
+    """Longest sequence that the model takes, in tokens."""
+
+
+@dataclass
+class SFT:
+    _target_: str = "align.stages.sft.SFT"
+    path: str = "auto"
+    """Model to start from, a folder or a hub name; auto: this run's pretrained model, else `model`."""
+    adapter: str = "auto"
+    """An adapter found at `path`: continue it, start a new one on the merged model, or auto."""
+    peft: Any = None
+    """Which weights train: peft@sft.peft=lora, or none for all."""
+    data: Any = None
+    """Where demonstrations come from: data@sft.data=prompt_completion."""
+    learning_rate: float = 2e-4
+    """Peak rate: 5 % warm-up, then a cosine to 0. LoRA takes about ten times that of full fine-tuning."""
+    epochs: float = 1.0
+    """Passes over the data."""
+    batch_size: int = 16
+    """Rows an optimizer step."""
+    max_length: int = 1024
+    """Tokens of prompt and completion; longer rows are cut."""
+    args: dict[str, Any] = field(default_factory=open_node)
+    """Any other argument of trl.SFTConfig."""
+
+
+@dataclass
+class RM:
+    _target_: str = "align.stages.rm.RM"
+    path: str = "auto"
+    """Model to start from; auto: this run's fine-tuned model, else its pretrained one, else `model`."""
+    adapter: str = "auto"
+    """As `sft.adapter`."""
+    peft: Any = None
+    """As `sft.peft`: peft@rm.peft=lora."""
+    data: Any = None
+    """Where pairs come from: data@rm.data=preferences."""
+    learning_rate: float = 1e-4
+    """As `sft.learning_rate`."""
+    epochs: float = 1.0
+    """Passes over the pairs."""
+    batch_size: int = 16
+    """Pairs an optimizer step."""
+    max_length: int = 1024
+    """Tokens of prompt and completion; longer pairs are left out, and counted."""
+    norm_samples: int = 256
+    """Samples of the starting policy on which the score's mean and deviation are measured."""
+    args: dict[str, Any] = field(default_factory=open_node)
+    """Any other argument of trl.RewardConfig."""
+
+
+@dataclass
+class PPO:
+    _target_: str = "align.stages.ppo_stage.PPOStage"
+    data: Any = None
+    """Where prompts come from: data@ppo.data=prompts."""
+    steps: int = 100
+    """Rollout batches."""
+    batch_size: int = 64
+    """Completions a step, over all ranks."""
+    minibatches: int = 2
+    """Optimizer steps an epoch."""
+    micro_batch_size: int = 16
+    """Completions in one forward pass; changes time and memory, not the result."""
+    epochs: int = 2
+    """Passes over each rollout batch."""
+    kl_coef: float = 0.05
+    """Price of one nat away from the reference, in units of the score."""
+    clip: float = 0.2
+    """The policy's ratio is clipped to 1 ± clip (Schulman et al. 2017, eq. 7)."""
+    value_clip: float = 0.2
+    """The value is clipped to ± value_clip around its estimate at rollout."""
+    gamma: float = 1.0
+    """Discount of later rewards; 1 for language, where only the last token is scored."""
+    lam: float = 0.95
+    """Mixing of one-step and whole returns (Schulman et al. 2016, eq. 16)."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm, a role at a time; 0: not at all."""
+    score_clip: float | None = None
+    """Scores are clipped to ± score_clip."""
+    missing_eos_penalty: float | None = None
+    """Taken off the score of a completion that did not end by itself."""
+    max_prompt_tokens: int = 512
+    """Longer prompts are left out, and counted."""
+    eval_every: int = 0
+    """Steps between scorings of held-out prompts, which choose `best/`; 0: never."""
+    eval_prompts: int = 64
+    """Held-out prompts scored."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: only the last policy."""
+    show_every: int = 0
+    """Steps between prints of three samples; 0: never."""
+
+
+@dataclass
+class Evaluate:
+    _target_: str = "align.stages.evaluate.Evaluate"
+    samples: int = 256
+    """Completions scored, a policy."""
+    judge: str | None = None
+    """module.function(prompt, completion, finished) -> {"score": …}: a rule that knows the true score."""
+    split: str = "test"
+    """Held-out rows that decide: test, or eval while settings are chosen (files have one held-out part)."""
+    batch_size: int = 128
+    """Completions generated at a time."""
+    show: int = 3
+    """Prompts printed with the answers before and after."""

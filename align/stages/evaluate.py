@@ -183,11 +183,11 @@ def results_table(results: dict[str, dict[str, float]]) -> Table:
 
 
 def answers_table(texts: dict[str, Texts], show: int) -> Table:
-    """Different prompts with what each policy answered."""
+    """Prompts from all over the held-out ones, with what each policy answered."""
     first = next(iter(texts.values()))
     table = Table("prompt", *texts, show_lines=True)
-    distinct = list({str(prompt): i for i, prompt in reversed(list(enumerate(first.prompts)))}.values())
-    for i in sorted(distinct)[:show]:
+    distinct = sorted({str(prompt): i for i, prompt in reversed(list(enumerate(first.prompts)))}.values())
+    for i in distinct[:: max(len(distinct) // show, 1)][:show]:
         answers = [str(text.completions[i]).strip() for text in texts.values()]
         table.add_row(escape(str(first.prompts[i])), *map(escape, answers))
     return table

@@ -162,12 +162,12 @@ def test_demonstrations_are_as_mixed_as_they_should_be():
 def test_every_completion_starts_with_one_space():
     rows = HelpDesk().load("sft", 0).train
     assert all(row["completion"][0] == " " and row["completion"][1] != " " for row in rows)
-    pairs = HelpDesk().load("rm", 0).train + swap_pairs(0, "eval")
+    pairs = HelpDesk(pairs=3000, minimal_pairs=0.5).load("rm", 0).train + swap_pairs(0, "eval")
     assert all(row[side][0] == " " and row[side][1] != " " for row in pairs for side in ("chosen", "rejected"))
 
 
 def test_a_tenth_of_the_training_pairs_is_flipped_and_no_other_pair_is():
-    split = HelpDesk().load("rm", 0)
+    split = HelpDesk(pairs=3000, minimal_pairs=0.5).load("rm", 0)
     assert [len(split.train), len(split.eval), len(split.test)] == [3000, 480, 480]
     gaps = {name: [score(r, "chosen") - score(r, "rejected") for r in getattr(split, name)] for name in SPLITS}
     assert 0 not in gaps["train"]
@@ -187,7 +187,7 @@ def is_minimal(row: dict) -> bool:
 
 
 def test_half_of_the_training_pairs_are_minimal_and_none_to_evaluate_on_need_be():
-    split = HelpDesk(noise=0).load("rm", 0)
+    split = HelpDesk(3000, noise=0, minimal_pairs=0.5).load("rm", 0)
     # Four deviations of a half of 3,000 are .037; few ordinary pairs are minimal by chance.
     assert sum(map(is_minimal, split.train)) / 3000 == pytest.approx(0.5, abs=0.037)
     assert all(map(is_minimal, HelpDesk(200, noise=0, minimal_pairs=1).load("rm", 0).train))

@@ -96,9 +96,7 @@ class Reference:
         return self._frozen(copy.deepcopy(begun.model), setting)
 
     def _frozen(self, model: PreTrainedModel | PeftModel, setting: Setting) -> Callable[[TrainedPolicy], Any]:
-        model.requires_grad_(False)
-        if not isinstance(model, PeftModel):
-            model.to(setting.dtype)
+        model.requires_grad_(False)  # in the actor's own dtype: another one would be another policy
         module = PolicyModule(model, setting.autocast).to(setting.device).eval()
         engine = setting.engine(module, None, 0.0, self.zero)
         return lambda policy: FrozenReference(engine, setting.device)

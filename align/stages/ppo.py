@@ -96,7 +96,7 @@ class PPO:
         logged: dict[str, float] = {}
         state = RewardState(self.steps_done, scores, log_metric=logged.__setitem__)
         scored = self.reward(rollout, texts_of(rollout, self.tokenizer), state)
-        score_B = scored.score_B
+        score_B = scored.score_B.to(rollout.logp_BT.device)
         if self.options.missing_eos_penalty:
             score_B = torch.where(rollout.finished_B, score_B, score_B - self.options.missing_eos_penalty)
         return replace(scored, score_B=score_B), logged

@@ -6,6 +6,7 @@ from compare_weights import same, weights
 from torch import nn
 
 from align.advantages.gae import GAE
+from align.peft.switch import use_adapter
 from align.types import Scored
 
 
@@ -17,6 +18,19 @@ def test_policy_and_reference_agree_at_step_0(make_ppo, rows):
 def test_policy_and_reference_agree_at_step_0_in_full_fine_tuning(make_ppo, rows):
     metrics = make_ppo(peft=None).step(rows)
     assert metrics["objective/kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_policy_and_reference_agree_at_step_0_when_an_adapter_goes_on(make_ppo, rows, lora_model, base, tmp_path):
+    """The reference is the trained adapter then, not the base: KL to the base is far from 0."""
+    model = lora_model(seed=3)
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(tmp_path / "sft")
+    ppo = make_ppo(path=str(tmp_path / "sft"), stop_ids=(1,))
+    assert ppo.step(rows)["objective/kl"] == pytest.approx(0, abs=1e-6)
+    with use_adapter(ppo.roles.actor.model, None):
+        plain = ppo.roles.score(ppo.last[0], {"logp"})
+    scores = ppo.roles.score(ppo.last[0], {"ref_logp"})
+    assert (scores.ref_logp_BT - plain.logp_BT).abs().max() > 0.1
 
 
 def test_the_reference_does_not_move_by_a_bit_while_the_policy_trains(make_ppo, rows):

@@ -1,5 +1,5 @@
 # make demo: environment and the whole pipeline. make test: environment and tests. See README.md.
-.PHONY: demo test test-long lint env
+.PHONY: demo test test-quick test-long lint env
 
 env:
 	@python3 tools/setup_env.py
@@ -7,8 +7,15 @@ env:
 demo: env
 	.venv/bin/align experiment=tiny
 
+# Two processes; all tests of a file in one of them, since they share an engine.
+PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile
+
 test: env
-	.venv/bin/python -m pytest -m "not long"
+	$(PYTEST) -m "not long"
+
+# The two-minute inner loop.
+test-quick: env
+	$(PYTEST) -m "not slow and not long and not vllm and not deepspeed"
 
 test-long: env
 	.venv/bin/python -m pytest -m long

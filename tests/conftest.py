@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -27,6 +28,9 @@ from transformers import (
 
 from align import config
 from align.stages.pretrain import train_tokenizer
+
+settings.register_profile("unhurried", deadline=None)  # a busy machine is no reason to fail
+settings.load_profile("unhurried")
 
 WORDS = "a red kite flies over the quiet harbour while seven old sailors count their ropes and sing of rain "
 

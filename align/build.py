@@ -124,6 +124,7 @@ class Build:
             extra = {
                 "data": call(cfg.ppo.data, "ppo.data"),
                 "pairs": call(cfg.rm.data, "rm.data") if "rm" in self.stages else None,
+                "max_pair_tokens": cfg.rm.max_length,
                 "max_new_tokens": cfg.rollout.max_new_tokens,
                 "max_prompt_tokens": cfg.ppo.max_prompt_tokens,
             }

@@ -79,7 +79,7 @@ def test_ppo_alone_goes_on_from_an_earlier_run(ran):
     assert run != folder / first["run"] and (folder / "runs" / "tiny" / "latest").resolve() == run.resolve()
     assert (folder / first["run"] / "summary.json").exists()
     metrics = [json.loads(line) for line in (run / "ppo" / "metrics.jsonl").read_text().splitlines()]
-    assert len(metrics) == 3 and all("eval/score" in line for line in metrics)
+    assert [line["step"] for line in metrics] == [0, 1, 2, 3] and all("eval/score" in line for line in metrics)
     for place in ("checkpoints/step-2", "best"):
         load(run / "ppo" / place, "causal")
     assert list(run.rglob("events.out.tfevents*"))

@@ -49,6 +49,8 @@ class Evaluate:
     data: Source
     pairs: Source | None
     """Where held-out pairs for the reward model come from."""
+    max_pair_tokens: int
+    """Longer held-out pairs are left out, as in the training of the reward model."""
     max_new_tokens: int
     max_prompt_tokens: int
     seed: int
@@ -137,7 +139,7 @@ class Evaluate:
     def _judge_reward(self, reward: ScoreModule, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         split = self.pairs.load("rm", self.seed)
         test = self.options.split == "test" and bool(split.test)
-        pairs, _ = fitting_pairs(split.test if test else split.eval, tokenizer, None, "rm")
+        pairs, _ = fitting_pairs(split.test if test else split.eval, tokenizer, self.max_pair_tokens, "rm")
         swaps = (split.test_swaps if test else split.eval_swaps) or swapped(pairs)
         return {
             "reward_accuracy": compare(reward, pairs, tokenizer, self.device).accuracy,

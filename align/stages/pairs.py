@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from align.data.encode import answer_ids, prompt_ids
+from align.data.encode import answer_ids
 from align.engine.plain import PlainEngine
 from align.roles.batching import by_length
 from align.roles.folder import CAUSAL, inspect
@@ -75,17 +75,16 @@ def swapped(pairs: list[dict]) -> list[dict]:
 def score_of_samples(
     module: ScoreModule,
     path: str,
-    prompts: list,
+    rows: list[Row],
     tokenizer: PreTrainedTokenizerBase,
     max_new_tokens: int,
     seed: int,
     device: torch.device,
 ) -> Tensor:
-    """score_B of one sample a prompt, written by the policy at `path` at temperature 1."""
+    """score_B of one sample a row, written by the policy at `path` at temperature 1."""
     model, _ = load_merged(inspect(path, "rm.path", CAUSAL), CAUSAL, torch.float32)
     policy = TrainedPolicy(model, PlainEngine(PolicyModule(model).to(device)), device)
     engine = HFRollout(tokenizer.pad_token_id, BATCH)
     engine.attach(policy)
     sampling = Sampling(1.0, max_new_tokens, stop_ids(str(Path(path)), tokenizer))
-    rows = [Row(i, prompt, prompt_ids(prompt, tokenizer)) for i, prompt in enumerate(prompts)]
     return score_rollout(module, write(engine, rows, sampling, seed=seed, purpose="norm").to(device)).cpu()

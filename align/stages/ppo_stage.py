@@ -56,11 +56,16 @@ class PPOStage:
         feed = batches(rows, prompts, self.seed)
         if options.eval_every and not held_out:
             report.say("ppo.eval_every: no held-out prompts (ppo.data.eval_share=0), nothing is evaluated")
+        watched = spread(held_out, options.eval_prompts) if options.eval_every else []
+        if watched:
+            before = evaluate(ppo, watched, self.seed)
+            report.metrics(0, before)
+            best.offer(before["eval/objective"], ppo)
         with report.steps(options.steps) as tell:
             for step in range(1, options.steps + 1):
                 metrics = ppo.step(next(feed))
-                if options.eval_every and held_out and step % options.eval_every == 0:
-                    metrics |= evaluate(ppo, held_out[: options.eval_prompts], self.seed)
+                if watched and step % options.eval_every == 0:
+                    metrics |= evaluate(ppo, watched, self.seed)
                     best.offer(metrics["eval/objective"], ppo)
                 if options.save_every and step % options.save_every == 0:
                     save(ppo, out / "checkpoints" / f"step-{step}")
@@ -92,7 +97,13 @@ class Best:
             save(ppo, self.directory)
 
     def facts(self) -> dict[str, Any]:
-        return {"step": self.step, "objective": self.value} if self.step else {}
+        return {"step": self.step, "objective": self.value} if self.value > float("-inf") else {}
+
+
+def spread(rows: list[Row], count: int) -> list[Row]:
+    """`count` rows from all over, since neighbours are often alike; all if there are fewer."""
+    count = min(count, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def evaluate(ppo: PPO, rows: list[Row], seed: int) -> dict[str, float]:

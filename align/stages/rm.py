@@ -26,6 +26,7 @@ from align.roles.modules import ScoreModule
 from align.roles.start import check_adapter, look, start
 from align.roles.tokenizer import load_tokenizer, pad_apart_from_eos
 from align.stages.pairs import compare, score_of_samples, swapped
+from align.stages.rollouts import as_rows
 from align.stages.trl_bridge import arguments, check_arguments, dataset, train
 
 
@@ -52,11 +53,10 @@ class RM:
         tokenizer = pad_apart_from_eos(load_tokenizer(inputs["path"], "rm.path"))
         split = self.data.load("rm", self.seed)
         rows, left_out = fitting_pairs(split.train, tokenizer, self.options.max_length, "rm")
-        for reason, count in left_out.items():
-            if count:
-                report.say(
-                    f"{count} pairs left out: {reason.replace('_', ' ')} (rm.max_length={self.options.max_length})"
-                )
+        if left_out["too_long"]:
+            report.say(f"{left_out['too_long']} pairs left out: longer than rm.max_length={self.options.max_length}")
+        if left_out["alike"]:
+            report.say(f"{left_out['alike']} pairs left out: both answers alike, or one empty")
         torch.manual_seed(self.seed)
         begun = start(
             inputs["path"], key="rm", head=SCORE, peft=self.peft, adapter=self.options.adapter,
@@ -94,13 +94,16 @@ class RM:
         self, module: ScoreModule, split: Split, tokenizer: PreTrainedTokenizerBase, path: str, report: StageReport
     ) -> None:
         """Mean and deviation of the score on samples of the starting policy, into card.json."""
-        prompts = [row["prompt"] for row in split.train if "prompt" in row][: self.options.norm_samples]
-        if len(prompts) < 2 or look(path, "rm", (CAUSAL, SCORE)).kind != CAUSAL:
+        asked = [row for row in split.train if "prompt" in row][: 4 * self.options.norm_samples]
+        room = self.options.max_length - self.max_new_tokens
+        rows = [row for row in as_rows(asked, tokenizer) if len(row.ids) <= room][: self.options.norm_samples]
+        if len(rows) < 2 or look(path, "rm", (CAUSAL, SCORE)).kind != CAUSAL:
             report.say(
-                "score not measured on samples: it needs two pairs with a prompt, and a language model to start from"
+                "score not measured on samples: it needs two pairs with a prompt that leaves room for "
+                "rollout.max_new_tokens within rm.max_length, and a language model to start from"
             )
             return
-        score_B = score_of_samples(module, path, prompts, tokenizer, self.max_new_tokens, self.seed, self.device)
+        score_B = score_of_samples(module, path, rows, tokenizer, self.max_new_tokens, self.seed, self.device)
         mean, std = float(score_B.mean()), max(float(score_B.std()), 1e-6)
         report.say(f"score on {len(score_B)} samples of {Path(path).name}: mean {mean:.2f}, deviation {std:.2f}")
         report.write_card(score={"mean": mean, "std": std, "samples": len(score_B)})

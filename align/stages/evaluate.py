@@ -131,10 +131,23 @@ class Evaluate:
         if reward is not None:
             figures["reward"] = float(score_rollout(reward, rollout).mean())
         if judge := load_judge(self.options.judge):
-            answers = zip(texts.prompts, texts.completions, rollout.finished_B.tolist(), strict=True)
-            parts = [judge(*answer) for answer in answers]
-            figures |= {f"true_{part}": sum(p[part] for p in parts) / len(parts) for part in parts[0]}
+            figures |= {f"true_{part}": mean for part, mean in self._true(judge, rollout, texts).items()}
         return figures
+
+    def _true(self, judge: Callable, rollout: Rollout, texts: Texts) -> dict[str, float]:
+        """Means of what the judge says of each completion, by part."""
+        parts = []
+        for prompt, completion, finished in zip(
+            texts.prompts, texts.completions, rollout.finished_B.tolist(), strict=True
+        ):
+            try:
+                parts.append(judge(prompt, completion, finished))
+            except Exception as error:  # whatever a user's function raises
+                raise AlignError(
+                    f"evaluate.judge={self.options.judge} fails on the prompt {str(prompt)[:80]!r}: "
+                    f"{type(error).__name__}: {error}\n  write evaluate.judge=null, or a judge of these prompts"
+                ) from error
+        return {part: sum(p[part] for p in parts) / len(parts) for part in parts[0]}
 
     def _judge_reward(self, reward: ScoreModule, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         split = self.pairs.load("rm", self.seed)

@@ -1,0 +1,46 @@
+"""Evaluation: a judge that fails is named with the prompt; KL against a slow computation."""
+
+import pytest
+import torch
+
+from align import config
+from align.errors import AlignError
+from align.stages.evaluate import Evaluate, kl, load_judge
+from align.stages.rollouts import texts_of
+
+
+def stage(judge: str) -> Evaluate:
+    options = config.Evaluate(judge=judge)
+    return Evaluate(options, None, None, 128, 12, 64, 0, torch.device("cpu"))
+
+
+def test_a_judge_that_fails_is_named_with_the_prompt(make_ppo, rows, tokenizer):
+    ppo = make_ppo()
+    ppo.step(rows)
+    rollout, _ = ppo.last
+    with pytest.raises(AlignError, match=r"evaluate.judge=align.data.help_desk_rule.true_score fails on the prompt 'a"):
+        stage("align.data.help_desk_rule.true_score")._judge(rollout, texts_of(rollout, tokenizer), None)
+
+
+def test_a_judge_that_is_not_there_is_refused():
+    with pytest.raises(AlignError, match=r"evaluate.judge=nowhere.rule cannot be imported"):
+        load_judge("nowhere.rule")
+
+
+def test_kl_is_the_mean_log_ratio_of_a_sequence(make_ppo, rows):
+    """Against a loop over rows and tokens; fp32, 1e-4 for sums over 12 tokens."""
+    ppo = make_ppo(learning_rate=1e-2)
+    before = make_ppo().roles.actor
+    ppo.step(rows)
+    ppo.step(rows)
+    rollout, _ = ppo.last
+    slow = 0.0
+    with torch.no_grad():
+        for i in range(len(rollout)):
+            row = rollout[torch.tensor([i])]
+            one, other = (p.logits_BTV(row).log_softmax(-1)[0] for p in (ppo.roles.actor, before))
+            for t, token in enumerate(row.response_ids_BT[0].tolist()):
+                if row.response_mask_BT[0, t]:
+                    slow += float(one[t, token] - other[t, token]) / len(rollout)
+    assert abs(slow) > 1e-3
+    assert kl(ppo.roles.actor, before, rollout) == pytest.approx(slow, abs=1e-4)

@@ -25,7 +25,7 @@ class FileData:
 @dataclass
 class HelpDesk:
     _target_: str = "align.data.help_desk.HelpDesk"
-    pairs: int = 3000
+    pairs: int = 4000
     """Preference pairs made for the reward model."""
     demonstrations: int = 1500
     """Answers made for fine-tuning, of mixed quality."""

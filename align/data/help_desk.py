@@ -54,7 +54,7 @@ class HelpDesk:
 
     def __init__(
         self,
-        pairs: int = 3000,
+        pairs: int = 4000,
         demonstrations: int = 1500,
         documents: int = 6000,
         noise: float = 0.1,

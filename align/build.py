@@ -124,6 +124,7 @@ class Build:
             extra = {
                 "data": call(cfg.ppo.data, "ppo.data"),
                 "pairs": call(cfg.rm.data, "rm.data") if "rm" in self.stages else None,
+                "score": self.function_reward(),
                 "max_pair_tokens": cfg.rm.max_length,
                 "max_new_tokens": cfg.rollout.max_new_tokens,
                 "max_prompt_tokens": cfg.ppo.max_prompt_tokens,
@@ -141,7 +142,6 @@ class Build:
         from align.roles.roles import Roles
         from align.roles.specs import Setting
         from align.roles.tokenizer import load_tokenizer, stop_ids
-        from align.rollout.auto import choose
         from align.stages.ppo import PPO
         from align.types import Sampling
 
@@ -161,6 +161,7 @@ class Build:
         sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens, stop_ids(inputs["actor"], tokenizer))
         options = as_dataclass(cfg.ppo, config.PPO)
         longest = options.max_prompt_tokens + sampling.max_new_tokens
+        choose = target_of(cfg.rollout, "rollout")
         engine = choose(as_dataclass(cfg.rollout, config.Rollout), actor, begun.base, tokenizer, longest, report.say)
         return PPO(
             roles, engine, reward, call(cfg.advantage, "advantage"), tokenizer, sampling, options,
@@ -190,6 +191,13 @@ class Build:
         path = inputs["reward"] if node.path == "auto" else self.real.get(node.path, node.path)
         zero = self.zero(node.zero, f"{key}.zero", trained=False) if "zero" in node else None
         return target_of(node, key)(path, setting, tokenizer, node.normalize, zero)
+
+    def function_reward(self) -> Any:
+        """The run's reward, if it is a function or a sum of functions; None if a model has a part in it."""
+        nodes = [node for _, node in reward_nodes(self.cfg.reward)]
+        if any(node._target_ == MODEL_REWARD for node in nodes):
+            return None
+        return self.reward(self.cfg.reward, {}, None, None)
 
     def zero(self, node: DictConfig | None, key: str, trained: bool = True) -> config.Zero | None:
         """A role's ZeRO settings; checks that DeepSpeed is there, and the stage one that the role can have."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import torch
@@ -21,14 +22,16 @@ def load_roles(
     critic: bool = False,
     device: str = "cpu",
     micro_batch_size: int = 8,
-    out: str = "out",
+    out: str | None = None,
 ) -> tuple[Roles, PreTrainedTokenizerBase, tuple[int, ...]]:
     """Actor and reference (and a critic with a head of zeros) from one model; its tokenizer; its stop ids.
 
-    In full (`peft=None`) or with a PEFT method; weights in float32. `out` takes a merged base, should the
-    folder at `path` hold another adapter than the one asked for. Raises AlignError where `path` holds no
+    In full (`peft=None`) or with a PEFT method; weights in float32. `out` (a temporary folder unless given)
+    takes a merged base, should the folder at `path` hold another adapter than the one asked for.
+    Raises AlignError where `path` holds no
     language model.
     """
+    out = out or tempfile.mkdtemp(prefix="align-")
     setting = Setting(
         torch.device(device), torch.float32, lambda m, lr, norm, zero: PlainEngine(m, lr, norm), Path(out)
     )

@@ -73,6 +73,14 @@ class ValueCritic:
         """Backbone or adapter, and the value head beside it."""
         directory.mkdir(parents=True, exist_ok=True)
         with self.engine.gathered():
-            self.model.save_pretrained(directory)
             head = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
             save_file(head, directory / HEAD_FILE)
+            if not isinstance(self.model, PeftModel):
+                self.model.save_pretrained(
+                    directory, state_dict={**self.model.state_dict(), "score.weight": head["weight"]}
+                )
+                return
+            self.model.save_pretrained(directory)
+        # the head stands in the place of the score, too: PEFT's configuration says that one is there
+        adapter = directory / "adapter_model.safetensors"
+        save_file({**load_file(adapter), "base_model.model.score.weight": head["weight"]}, adapter, {"format": "pt"})

@@ -8,6 +8,7 @@ with the earlier adapter merged in float32, saved once as the new base.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,9 @@ def settings_difference(mine: PeftConfig, theirs: PeftConfig) -> str:
     """Where two PEFT configurations of resolved targets differ, in words; '' where they agree."""
     if mine.peft_type != theirs.peft_type:
         return f"{theirs.peft_type.value} there, {mine.peft_type.value} asked for"
+    ours, saved = (_beside_a_head(config.modules_to_save) for config in (mine, theirs))
+    if ours != saved:
+        return f"modules_to_save is {saved} there, {ours} asked for"
     one, other = mine.to_dict(), theirs.to_dict()
     for name in sorted(one.keys() - NOT_SETTINGS):
         ours, saved = (sorted(v) if isinstance(v, set | list) else v for v in (one[name], other.get(name)))
@@ -151,9 +155,14 @@ def _for_task(peft: PeftConfig, head: str, base: str) -> PeftConfig:
     config.task_type = TASK[head]
     config.base_model_name_or_path = base
     config.inference_mode = False
-    if head == CAUSAL:
-        config.modules_to_save = None
+    if head == CAUSAL and config.modules_to_save:
+        config.modules_to_save = _beside_a_head(config.modules_to_save) or None
     return config
+
+
+def _beside_a_head(modules: Iterable[str] | None) -> list[str]:
+    """The modules that train in full, without a score head, which comes and goes with the task."""
+    return sorted(set(modules or ()) - {"score", "classifier"})
 
 
 def _copy_weights(model: PeftModel, path: str) -> None:

@@ -36,10 +36,10 @@ from align.roles.tokenizer import load_tokenizer, stop_ids
 from align.rollout.hf import HFRollout
 from align.stages.pairs import compare, swapped
 from align.stages.rollouts import Row, row_of, texts_of, write
-from align.types import Rollout, Sampling, Texts
+from align.types import Reward, RewardState, Rollout, Sampling, Texts
 
 POLICIES = ("base", "sft", "ppo")
-UNJUDGED = ("reward", "kl", "length", "finished")
+UNJUDGED = ("score", "reward", "kl", "length", "finished")
 TITLES = {"true_score": "true score", "kl": "KL", "length": "tokens", "finished": "ended"}
 
 
@@ -55,6 +55,8 @@ class Evaluate:
     max_prompt_tokens: int
     seed: int
     device: torch.device
+    score: Reward | None = None
+    """The run's own reward, where it is a function or a sum of functions."""
 
     def check(self, inputs: dict[str, str]) -> None:
         self.data.check("ppo")
@@ -128,6 +130,8 @@ class Evaluate:
             "length": float(rollout.response_mask_BT.sum(1).float().mean()),
             "finished": float(rollout.finished_B.float().mean()),
         }
+        if self.score is not None:
+            figures["score"] = float(self.score(rollout, texts, RewardState(0)).score_B.nanmean())
         if reward is not None:
             figures["reward"] = float(score_rollout(reward, rollout).mean())
         if judge := load_judge(self.options.judge):
@@ -189,10 +193,11 @@ def results_table(results: dict[str, dict[str, float]]) -> Table:
     """A row a policy, a column a figure: the judge's first, then reward, KL, tokens and share that ended."""
     names = dict.fromkeys(name for figures in results.values() for name in figures)
     judged = [name for name in names if name.startswith("true_")]
-    titles = [TITLES.get(name, name.removeprefix("true_")) for name in (*judged, *UNJUDGED)]
+    columns = [*judged, *(name for name in UNJUDGED if name in names)]
+    titles = [TITLES.get(name, name.removeprefix("true_")) for name in columns]
     table = Table("policy", *[Column(title, justify="right") for title in titles], box=SIMPLE, padding=0)
     for policy, figures in results.items():
-        row = [f"{figures[name]:.2f}" if name in figures else "" for name in (*judged, *UNJUDGED)]
+        row = [f"{figures[name]:.2f}" if name in figures else "" for name in columns]
         table.add_row(policy, *row)
     return table
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from align import config, ops
+from align.errors import AlignError
 from align.report.clock import Clock
 from align.roles.batching import by_length
 from align.rollout.keys import sample_key
@@ -39,6 +40,8 @@ from align.types import (
     Scores,
 )
 
+KNOWN_SCORES = {"logp", "ref_logp", "value", "entropy"}
+
 
 class PPO:
     """The loop body: rollout, rewards, advantages, update, sync."""
@@ -55,6 +58,8 @@ class PPO:
         samples_per_prompt: int = 1,
         seed: int = 0,
     ) -> None:
+        if unknown := reward.wants - KNOWN_SCORES:
+            raise AlignError(f"the reward wants {sorted(unknown)}, and roles give {sorted(KNOWN_SCORES)}")
         self.roles = roles
         self.engine = rollout
         self.reward = reward
@@ -110,7 +115,7 @@ class PPO:
         )
         advantage_BT, return_BT = self.advantage(scored.score_B, reward_BT, old.value_BT, mask_BT, rollout.row_B)
         experience = Experience(replace(rollout, loss_mask_BT=mask_BT), old, advantage_BT, return_BT)
-        return experience, ppo_metrics.of_rollout(rollout, old, scored, reward_BT, return_BT, mask_BT)
+        return experience, ppo_metrics.of_rollout(rollout, old, scored, return_BT, mask_BT, self.options.kl_coef)
 
     def update(self, experience: Experience) -> dict[str, float]:
         """`epochs` passes over the experience, `minibatches` optimizer steps each."""
@@ -118,8 +123,8 @@ class PPO:
         for epoch in range(self.options.epochs):
             for minibatch in self._minibatches(experience, epoch):
                 tokens = int(minibatch.rollout.loss_mask_BT.sum())
+                average.add({"skipped": float(tokens == 0)}, 1)
                 if tokens == 0:
-                    average.add({"skipped": 1.0}, 1)
                     continue
                 groups = list(by_length(minibatch.rollout.length_B(), self.options.micro_batch_size))
                 for number, rows in enumerate(groups, start=1):

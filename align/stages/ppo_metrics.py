@@ -28,7 +28,7 @@ class Average:
 
 
 def of_rollout(
-    rollout: Rollout, old: Scores, scored: Scored, reward_BT: Tensor, return_BT: Tensor | None, mask_BT: Tensor
+    rollout: Rollout, old: Scores, scored: Scored, return_BT: Tensor | None, mask_BT: Tensor, kl_coef: float
 ) -> dict[str, float]:
     """Score, KL, length and endings of one rollout batch, and what the critic knew of it.
 
@@ -39,7 +39,7 @@ def of_rollout(
     score_B = scored.score_B
     judged_B = ~score_B.isnan()
     score = float(score_B[judged_B].mean()) if judged_B.any() else 0.0
-    penalty = float(reward_BT.sum(1)[judged_B].mean()) - score if judged_B.any() else 0.0
+    penalty = -kl_coef * float(kl_B[judged_B].mean()) if judged_B.any() else 0.0
     gap_BT = (rollout.logp_BT - old.logp_BT).abs()[real_BT]
     metrics = {
         "objective/kl": float(kl_B.mean()),

@@ -71,6 +71,8 @@ class PPOStage:
                     save(ppo, out / "checkpoints" / f"step-{step}")
                 metrics |= {"episode": step * options.batch_size}
                 report.metrics(step, metrics)
+                if metrics["objective/unscored"] == len(ppo.last[0]):
+                    report.say(f"step {step}: no completion has a score, so nothing was trained")
                 tell(step, key_figures(metrics))
                 if options.show_every and step % options.show_every == 0:
                     report.print(samples_table(ppo, step))
@@ -119,7 +121,9 @@ def evaluate(ppo: PPO, rows: list[Row], seed: int) -> dict[str, float]:
 def save(ppo: PPO, directory: Path) -> None:
     """Roles and tokenizer, in folders that transformers and PEFT load."""
     ppo.roles.save(directory)
-    ppo.tokenizer.save_pretrained(directory)
+    for folder in (directory, directory / "critic"):
+        if folder.exists():
+            ppo.tokenizer.save_pretrained(folder)
 
 
 def key_figures(metrics: dict[str, float]) -> str:

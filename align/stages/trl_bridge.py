@@ -89,8 +89,9 @@ class ReportCallback(TrainerCallback):
 def train(trainer: Trainer, report: StageReport) -> None:
     """Trains, with the stage's progress bar and metrics in the place of TRL's own."""
     trainer.remove_callback(PrinterCallback)
-    steps = math.ceil(len(trainer.get_train_dataloader()) * trainer.args.num_train_epochs)
-    steps = trainer.args.max_steps if trainer.args.max_steps > 0 else steps // trainer.args.gradient_accumulation_steps
+    args = trainer.args
+    an_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(an_epoch * args.num_train_epochs)
     with report.steps(steps) as tell:
         trainer.add_callback(ReportCallback(report, tell))
         trainer.train()

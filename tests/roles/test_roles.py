@@ -172,6 +172,34 @@ def test_a_critic_saves_and_loads_its_head_and_adapter(rm, lora, setting, tmp_pa
         torch.testing.assert_close(again.engine.forward(ids, mask, 2), value, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("trained", ["lora", "full"])
+@pytest.mark.parametrize("then", ["lora", "rank 4", "full"])
+def test_a_critics_folder_goes_on_under_any_method(rm, lora, setting, tmp_path, trained, then):
+    """Another method starts on the merged trunk: fp32, 1e-4 for the merge; the value head is the critic's own."""
+    methods = {"lora": lora, "full": None, "rank 4": LoraConfig(r=4, target_modules="all-linear")}
+    critic = Critic(rm, "auto", 1e-3, methods[trained], None).build(setting)
+    ids, mask = torch.tensor([[5, 9, 40, 77, 3]]), torch.ones(1, 5, dtype=torch.bool)
+    with torch.no_grad():
+        critic.head.bias.add_(0.25)
+        value = critic.engine.forward(ids, mask, 2)
+    critic.save(tmp_path / "critic")
+    again = Critic(str(tmp_path / "critic"), "auto", 1e-3, methods[then], None).build(setting)
+    with torch.no_grad():
+        torch.testing.assert_close(again.engine.forward(ids, mask, 2), value, rtol=0, atol=1e-4)
+
+
+def test_modules_that_train_in_full_are_kept(base, tmp_path):
+    whole = LoraConfig(r=8, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    begun = start(base, key="sft", head="causal", peft=whole, adapter="auto", out=tmp_path, dtype=FP32)
+    assert any("lm_head" in n and p.requires_grad for n, p in begun.model.named_parameters())
+    begun.model.save_pretrained(tmp_path / "sft")
+    plain = LoraConfig(r=8, target_modules=["q_proj"])
+    with pytest.raises(AlignError, match=r"modules_to_save is \['lm_head'\] there, \[\] asked for"):
+        start(
+            str(tmp_path / "sft"), key="actor", head="causal", peft=plain, adapter="continue", out=tmp_path, dtype=FP32
+        )
+
+
 def test_a_frozen_copy_computes_the_same_and_changes_no_requires_grad(lora_model):
     model = lora_model(seed=1)
     trains = {n for n, p in model.named_parameters() if p.requires_grad}

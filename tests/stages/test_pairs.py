@@ -52,7 +52,7 @@ def test_a_score_without_a_card_is_taken_as_it_is(tmp_path):
 
 def test_the_table_of_results_has_the_judge_first():
     table = results_table({"sft": {"length": 9.0, "true_score": 0.5}, "ppo": {"kl": 1.0, "true_score": 0.9}})
-    assert [column.header for column in table.columns] == ["policy", "true score", "reward", "KL", "tokens", "ended"]
+    assert [column.header for column in table.columns] == ["policy", "true score", "KL", "tokens"]
     assert list(table.columns[1].cells) == ["0.50", "0.90"]
 
 

@@ -6,6 +6,7 @@ from compare_weights import same, weights
 from torch import nn
 
 from align.advantages.gae import GAE
+from align.errors import AlignError
 from align.peft.switch import use_adapter
 from align.types import Scored
 
@@ -176,6 +177,14 @@ def test_a_step_in_which_nothing_is_scored_is_skipped(make_ppo, rows):
     metrics = ppo.step(rows)
     assert metrics["skipped"] == 1
     assert all(same(before, weights(ppo.roles.actor.engine.module)).values())
+
+
+def test_a_reward_that_wants_what_no_role_gives_is_refused(make_ppo):
+    class Greedy(Even):
+        wants = frozenset({"beauty"})
+
+    with pytest.raises(AlignError, match="beauty"):
+        make_ppo(reward=Greedy())
 
 
 def test_rewards_are_whitened_over_real_tokens_only(make_ppo, rows):

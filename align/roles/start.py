@@ -61,12 +61,14 @@ def start(
     if peft is None:
         model, said = load_merged(folder, head, torch.float32)
         return Start(model.requires_grad_(True), folder.path, said or f"{folder.path}, all weights")
+    why = f"{key}.adapter=new"
     if folder.base and adapter != "new":
         model = _adapted(load_plain(folder.base, head, dtype), _for_task(peft, head, folder.base), key)
         difference = settings_difference(model.peft_config["default"], PeftConfig.from_pretrained(folder.path))
         if not difference:
             _copy_weights(model, folder.path)
             return Start(model, folder.base, f"goes on with the adapter of {folder.path}")
+        why = difference
         if adapter == "continue":
             raise AlignError(f"{key}.adapter=continue: the adapter of {folder.path} differs: {difference}")
     if folder.base is None:
@@ -77,7 +79,7 @@ def start(
     merged.save_pretrained(base)
     home = str(base.resolve())
     model = _adapted(load_plain(home, head, dtype), _for_task(peft, head, home), key)
-    return Start(model, str(base.resolve()), f"a new adapter on {folder.path}, merged into {base}", fresh=True)
+    return Start(model, str(base.resolve()), f"a new adapter on {folder.path}, merged into {base} ({why})", fresh=True)
 
 
 def check_adapter(folder: Folder, key: str, peft: PeftConfig | None, adapter: str) -> None:

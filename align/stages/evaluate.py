@@ -89,7 +89,8 @@ class Evaluate:
         if reward is not None and self.pairs is not None:
             facts |= self._judge_reward(reward, tokenizer)
         report.write_card(inputs=inputs, **facts)
-        report.print(results_table(results))
+        title = f"{self.options.samples} completions a policy, held-out prompts; KL to sft in nats a completion"
+        report.print(results_table(results, title))
         if "reward_accuracy" in facts:
             swap = facts["swap_accuracy"]
             report.say(
@@ -189,13 +190,13 @@ def load_judge(name: str | None) -> Callable[[object, object, bool], dict[str, f
         raise AlignError(f"evaluate.judge={name} cannot be imported: {error}\n  write module.function") from error
 
 
-def results_table(results: dict[str, dict[str, float]]) -> Table:
+def results_table(results: dict[str, dict[str, float]], title: str | None = None) -> Table:
     """A row a policy, a column a figure: the judge's first, then reward, KL, tokens and share that ended."""
     names = dict.fromkeys(name for figures in results.values() for name in figures)
     judged = [name for name in names if name.startswith("true_")]
     columns = [*judged, *(name for name in UNJUDGED if name in names)]
     titles = [TITLES.get(name, name.removeprefix("true_")) for name in columns]
-    table = Table("policy", *[Column(title, justify="right") for title in titles], box=SIMPLE, padding=0)
+    table = Table("policy", *[Column(title, justify="right") for title in titles], box=SIMPLE, padding=0, title=title)
     for policy, figures in results.items():
         row = [f"{figures[name]:.2f}" if name in figures else "" for name in columns]
         table.add_row(policy, *row)

@@ -127,6 +127,7 @@ def test_another_rank_starts_anew_on_the_merged_model(sft, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(begun.model(ids).logits, base(ids).logits, rtol=0, atol=2e-4)
     assert begun.base == str((tmp_path / "base").resolve()) and begun.fresh
+    assert "r is 8 there, 4 asked for" in begun.said
 
 
 def test_continue_refuses_another_rank_with_both_values(sft, tmp_path):

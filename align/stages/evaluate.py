@@ -152,7 +152,7 @@ class Evaluate:
                     f"evaluate.judge={self.options.judge} fails on the prompt {str(prompt)[:80]!r}: "
                     f"{type(error).__name__}: {error}\n  write evaluate.judge=null, or a judge of these prompts"
                 ) from error
-        return {part: sum(p[part] for p in parts) / len(parts) for part in parts[0]}
+        return {part: round(sum(p[part] for p in parts) / len(parts), 6) for part in parts[0]}
 
     def _judge_reward(self, reward: ScoreModule, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         split = self.pairs.load("rm", self.seed)

@@ -96,6 +96,9 @@ def train(trainer: Trainer, report: StageReport) -> None:
         trainer.add_callback(ReportCallback(report, tell))
         trainer.train()
     trainer.model.eval()
+    folder = Path(args.output_dir)
+    if folder.is_dir() and not any(folder.iterdir()):  # no checkpoint was asked for
+        folder.rmdir()
 
 
 def dataset(rows: list[dict]) -> datasets.Dataset:

@@ -28,8 +28,7 @@ def load_roles(
 
     In full (`peft=None`) or with a PEFT method; weights in float32. `out` (a temporary folder unless given)
     takes a merged base, should the folder at `path` hold another adapter than the one asked for.
-    Raises AlignError where `path` holds no
-    language model.
+    Raises AlignError where `path` holds no language model.
     """
     out = out or tempfile.mkdtemp(prefix="align-")
     setting = Setting(

@@ -71,15 +71,14 @@ def start(
         why = difference
         if adapter == "continue":
             raise AlignError(f"{key}.adapter=continue: the adapter of {folder.path} differs: {difference}")
-    if folder.base is None:
-        model = _adapted(load_plain(folder.path, head, dtype), _for_task(peft, head, folder.path), key)
-        return Start(model, folder.path, f"a new adapter on {folder.path}", fresh=True)
-    base = out / "base"
-    merged, _ = load_merged(folder, folder.kind, torch.float32)
-    merged.save_pretrained(base)
-    home = str(base.resolve())
+    home, said = folder.path, f"a new adapter on {folder.path}"
+    if folder.base is not None:
+        base = out / "base"
+        merged, _ = load_merged(folder, folder.kind, torch.float32)
+        merged.save_pretrained(base)
+        home, said = str(base.resolve()), f"{said}, merged into {base} ({why})"
     model = _adapted(load_plain(home, head, dtype), _for_task(peft, head, home), key)
-    return Start(model, str(base.resolve()), f"a new adapter on {folder.path}, merged into {base} ({why})", fresh=True)
+    return Start(model, home, said, fresh=True)
 
 
 def check_adapter(folder: Folder, key: str, peft: PeftConfig | None, adapter: str) -> None:

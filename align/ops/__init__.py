@@ -7,6 +7,7 @@ Log-probabilities, entropies and KL are in nats.
 from align.ops.aggregate import aggregate
 from align.ops.entropy import entropy
 from align.ops.gae import gae
+from align.ops.head_logprobs import head_logprobs
 from align.ops.kl import kl
 from align.ops.logprobs import logprobs
 from align.ops.masked_mean import masked_mean
@@ -21,6 +22,7 @@ __all__ = [
     "aggregate",
     "entropy",
     "gae",
+    "head_logprobs",
     "kl",
     "logprobs",
     "masked_mean",

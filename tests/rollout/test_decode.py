@@ -28,7 +28,7 @@ CONFIGS = {
     "opt": OPTConfig(**{**SMALL, "init_std": 0.3}, ffn_dim=64),
     "qwen2": Qwen2Config(**LLAMA),
     "window": MistralConfig(**LLAMA, sliding_window=5),
-    "gemma2": Gemma2Config(**LLAMA, sliding_window=5, query_pre_attn_scalar=32),
+    "gemma2": Gemma2Config(**LLAMA, tie_word_embeddings=False, sliding_window=5, query_pre_attn_scalar=32),
 }
 PROMPTS = [[5, 30, 7], [60, 61, 62, 63, 64, 65, 66], [10], [40, 41, 42, 43]] * 2
 KEYS = [sample_key(0, "decode", 0, row, 0) for row in range(len(PROMPTS))]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from align.report.report import StageReport
-    from align.roles.specs import Setting
+    from align.roles.seating import Seating, Setting
     from align.stages.ppo import PPO
 
 STAGES = {
@@ -139,8 +139,7 @@ class Build:
 
     def ppo(self, inputs: dict[str, str], out: Path, report: StageReport) -> PPO:
         """Loads the roles, then the rollout engine, then the reward; the loop of them."""
-        from align.roles.roles import Roles
-        from align.roles.specs import Setting
+        from align.roles.seating import Seating, Setting
         from align.roles.tokenizer import load_tokenizer, stop_ids
         from align.stages.ppo import PPO
         from align.types import Sampling
@@ -151,18 +150,19 @@ class Build:
             max_grad_norm=cfg.ppo.max_grad_norm, tell=report.say,
         )  # fmt: skip
         tokenizer = load_tokenizer(inputs["actor"], "actor.path")
-        actor_spec = self.role("actor", inputs)
-        begun = actor_spec.load(setting)
-        reference = self.role("reference", inputs).build(begun, actor_spec, setting)
-        actor = actor_spec.build(begun, setting)
-        critic = None if absent(cfg.critic) else self.role("critic", inputs).build(setting)
-        roles = Roles(actor, critic, reference(actor), cfg.ppo.micro_batch_size)
-        reward = self.reward(cfg.reward, inputs, setting, tokenizer)
+        seats = Seating(setting, self.role("actor", inputs))
+        self.role("reference", inputs).seat(seats)
+        if not absent(cfg.critic):
+            self.role("critic", inputs).seat(seats)
+        reward = self.reward(cfg.reward, inputs, setting, tokenizer, seats)
+        roles = seats.roles(cfg.ppo.micro_batch_size)
         sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens, stop_ids(inputs["actor"], tokenizer))
         options = as_dataclass(cfg.ppo, config.PPO)
         longest = options.max_prompt_tokens + sampling.max_new_tokens
         choose = target_of(cfg.rollout, "rollout")
-        engine = choose(as_dataclass(cfg.rollout, config.Rollout), actor, begun.base, tokenizer, longest, report.say)
+        engine = choose(
+            as_dataclass(cfg.rollout, config.Rollout), roles.actor, seats.actor.base, tokenizer, longest, report.say
+        )
         return PPO(
             roles, engine, reward, call(cfg.advantage, "advantage"), tokenizer, sampling, options,
             cfg.rollout.samples_per_prompt, cfg.seed,
@@ -176,12 +176,13 @@ class Build:
         return target_of(node, name)(**{**plain_values(node), **given})
 
     def reward(
-        self, node: DictConfig, inputs: dict[str, str], setting: Setting, tokenizer: Any, key: str = "reward"
-    ) -> Any:
+        self, node: DictConfig, inputs: dict[str, str], setting: Setting | None, tokenizer: Any,
+        seats: Seating | None = None, key: str = "reward",
+    ) -> Any:  # fmt: skip
         """A reward; the terms of a sum one by one; a learned model with what it needs to load."""
         if "terms" in node:
             terms = {
-                name: self.reward(term, inputs, setting, tokenizer, f"{key}.terms.{name}")
+                name: self.reward(term, inputs, setting, tokenizer, seats, f"{key}.terms.{name}")
                 for name, term in node.terms.items()
             }
             weights = OmegaConf.to_container(node.weights, resolve=True)
@@ -190,7 +191,7 @@ class Build:
             return call(node, key)
         path = inputs["reward"] if node.path == "auto" else self.real.get(node.path, node.path)
         zero = self.zero(node.zero, f"{key}.zero", trained=False) if "zero" in node else None
-        return target_of(node, key)(path, setting, tokenizer, node.normalize, zero)
+        return target_of(node, key)(path, setting, tokenizer, node.normalize, zero, node.backbone, seats)
 
     def function_reward(self) -> Any:
         """The run's reward, if it is a function or a sum of functions; None if a model has a part in it."""

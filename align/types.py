@@ -7,7 +7,7 @@ A mask is True on real tokens. Log-probabilities are natural logarithms, in floa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,13 +210,16 @@ class RolloutEngine(Protocol):
 
 
 class TrainEngine(Protocol):
-    """Backward and optimizer step of one model: plain torch, or DeepSpeed. A frozen model has no learning rate."""
+    """Backward and optimizer step of one module: plain torch, or DeepSpeed. A frozen one has no rates."""
 
-    learning_rate: float | None
+    module: Any
+    sharded: bool
 
     def forward(self, *args: Any, **kwargs: Any) -> Any: ...
     def backward(self, loss: Tensor, last: bool) -> None: ...
-    def step(self) -> float: ...
+    def step(self) -> dict[str, float]: ...
+    def rates(self) -> dict[str, float]: ...
+    def set_rate(self, role: str, rate: float) -> None: ...
     def gathered(self) -> AbstractContextManager: ...
 
 
@@ -240,11 +243,18 @@ class Advantage(Protocol):
 
 
 class Roles(Protocol):
-    """Actor, critic, reference: who sits on which backbone is hidden here."""
+    """Actor, critic, reference, perhaps the reward model: who sits on which backbone is hidden here."""
+
+    actor: Policy
+    device: torch.device
 
     def score(self, rollout: Rollout, want: set[str]) -> Scores: ...
-    def train(self, micro: Experience, loss: Callable[[Scores], dict[str, Tensor]], last: bool) -> None: ...
+    def train(
+        self, micro: Experience, loss: Callable[[Scores], dict[str, Tensor]], last: bool, roles: Iterable[str]
+    ) -> None: ...
     def step(self) -> dict[str, float]: ...
+    def anneal(self, step: int, steps: int) -> None: ...
+    def rates(self) -> dict[str, float]: ...
     def save(self, directory: Path) -> None: ...
 
 

@@ -17,6 +17,8 @@ class RewardModel:
     """A reward model's folder or hub name; auto: this run's reward model."""
     normalize: bool = True
     """Shift and scale scores to mean 0 and deviation 1 on the samples that the model's card.json tells of."""
+    backbone: str = "auto"
+    """shared (its adapter and score head on the actor's base), own (a model of its own), or auto: shared where it can."""
     zero: Any = None
     """As `reference.zero`."""
 

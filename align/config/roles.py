@@ -25,7 +25,11 @@ class Actor:
     adapter: str = "auto"
     """As `sft.adapter`."""
     learning_rate: float = 1e-5
-    """AdamW's rate, constant."""
+    """AdamW's rate; its peak, if `schedule` or `warmup_steps` moves it."""
+    schedule: str = "constant"
+    """The rate after warm-up: constant, linear or cosine; the last two fall to 0 over `ppo.steps`."""
+    warmup_steps: int = 0
+    """PPO steps in which the rate rises from 0."""
     peft: Any = None
     """Which weights train: peft@actor.peft=lora, or none for all."""
     zero: Any = None
@@ -39,8 +43,17 @@ class Critic:
     """What the critic starts from; auto: this run's reward model, else the actor's start."""
     adapter: str = "auto"
     """As `sft.adapter`."""
+    backbone: str = "auto"
+    """Where the value head sits: adapter (the critic's own adapter on the actor's base), head (the actor's trunk,
+    adapter and all), own (a model of its own), or auto: adapter where it can be, else own."""
+    trunk_gradient: float = 0.1
+    """With critic=head, the share of the value's gradient that shapes the actor's trunk; 0: none."""
     learning_rate: float = "${actor.learning_rate}"  # type: ignore[assignment]
-    """AdamW's rate, constant; the actor's unless given."""
+    """As `actor.learning_rate`, which it is unless given."""
+    schedule: str = "${actor.schedule}"
+    """As `actor.schedule`."""
+    warmup_steps: int = "${actor.warmup_steps}"  # type: ignore[assignment]
+    """As `actor.warmup_steps`."""
     peft: Any = None
     """As `actor.peft`."""
     zero: Any = None

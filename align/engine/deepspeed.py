@@ -7,9 +7,10 @@ optimizer state that is offloaded is still stepped by torch's AdamW, so that not
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from align.config import Zero
-from align.engine.plain import adamw
+from align.engine.plain import NotFinite, adamw, by_role
 from align.errors import AlignError
 
 NEVER = 10**9
@@ -26,23 +27,29 @@ NEVER = 10**9
 class DeepSpeedEngine:
     """`backward` any number of times, then `step`; a frozen model (no learning rate) only computes."""
 
-    def __init__(self, module: nn.Module, learning_rate: float | None, max_grad_norm: float, zero: Zero) -> None:
+    sharded = True
+
+    def __init__(
+        self, module: nn.Module, learning_rate: float | Mapping[str, float] | None, max_grad_norm: float, zero: Zero
+    ) -> None:
         """Shards `module` in place at stage 1, 2 or 3; a frozen one at stage 3 alone.
+
+        `learning_rate` is one rate, or one for each role of `module`; their gradients are clipped together.
 
         At stage 3 all weights of a trained model become float32: on a bfloat16 base DeepSpeed 0.19 trained
         a float32 adapter with an error of twice the learning rate in four steps.
         """
-        check(zero, trained=learning_rate is not None)
+        rates = by_role(learning_rate)
+        check(zero, trained=bool(rates))
         self.module = module
         self.zero = zero
-        self.learning_rate = learning_rate
+        self.trained = bool(rates)
         self._whole = False
-        trained = [p for p in module.parameters() if p.requires_grad]
-        if learning_rate is not None and zero.stage == 3:
+        if rates and zero.stage == 3:
             module.float()
         kinds = {p.dtype for p in module.parameters()}
-        config = settings(zero, max_grad_norm, trained=learning_rate is not None, bf16=kinds == {torch.bfloat16})
-        optimizer = adamw(trained, learning_rate) if learning_rate is not None else None
+        config = settings(zero, max_grad_norm, trained=bool(rates), bf16=kinds == {torch.bfloat16})
+        optimizer = adamw(module, rates) if rates else None
         with _local_rank():
             deepspeed = _connected()
             self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
@@ -60,11 +67,30 @@ class DeepSpeedEngine:
             if not last:
                 self.engine.step()  # counts the micro-batch; no parameter moves before the last one
 
-    def step(self) -> float:
-        """Clips, steps, clears the gradients; returns the gradient's norm before clipping."""
+    def step(self) -> dict[str, float]:
+        """Clips, steps, clears the gradients; returns their joint norm before clipping, under the first role.
+
+        Raises NotFinite, when the weights have moved already.
+        """
+        role = next(iter(self.rates()))
         with _local_rank():
             self.engine.step()
-        return float(self.engine.get_global_grad_norm())
+        norm = float(self.engine.get_global_grad_norm())
+        if not math.isfinite(norm):
+            raise NotFinite(role, norm)
+        return {role: norm}
+
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each role."""
+        return {group["role"]: group["lr"] for group in self._groups()}
+
+    def set_rate(self, role: str, rate: float) -> None:
+        for group in self._groups():
+            if group["role"] == role:
+                group["lr"] = rate
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.engine.optimizer.param_groups if self.trained else []
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

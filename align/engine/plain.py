@@ -1,32 +1,61 @@
-"""One model trained by plain torch: AdamW over what requires a gradient, clipping, nothing else."""
+"""One model trained by plain torch: AdamW over what its roles train, clipping, nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from align.errors import AlignError
+
+ALL = "all"
 ADAM_EPSILON = 1e-5  # PyTorch's 1e-8 is more aggressive early: Huang et al. 2024, arXiv 2403.17031
 ADAM_BETAS = (0.9, 0.95)
 
 
-def adamw(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.AdamW:
-    """The optimizer of every role, here and under DeepSpeed."""
-    return torch.optim.AdamW(parameters, lr=learning_rate, betas=ADAM_BETAS, eps=ADAM_EPSILON, weight_decay=0.0)
+def adamw(module: nn.Module, rates: Mapping[str, float]) -> torch.optim.AdamW:
+    """The optimizer of every role, here and under DeepSpeed: a group of parameters for each name in `rates`.
+
+    `module.trained(role)` names a role's parameters; ALL stands for everything that requires a gradient.
+    """
+    groups = [
+        {"params": [p for p in module.parameters() if p.requires_grad] if role == ALL else module.trained(role),
+         "lr": rate, "role": role}
+        for role, rate in rates.items()
+    ]  # fmt: skip
+    return torch.optim.AdamW(groups, betas=ADAM_BETAS, eps=ADAM_EPSILON, weight_decay=0.0)
+
+
+def by_role(learning_rate: float | Mapping[str, float] | None) -> dict[str, float]:
+    """Learning rates by role; one rate is that of everything, none that of a frozen model."""
+    if learning_rate is None:
+        return {}
+    return dict(learning_rate) if isinstance(learning_rate, Mapping) else {ALL: learning_rate}
+
+
+class NotFinite(AlignError):
+    """A gradient that is infinite or not a number."""
+
+    def __init__(self, role: str, norm: float) -> None:
+        super().__init__(f"the norm of the gradient of {role} is {norm}")
 
 
 class PlainEngine:
     """`backward` any number of times, then `step`; a frozen model (no learning rate) only computes."""
 
-    def __init__(self, module: nn.Module, learning_rate: float | None = None, max_grad_norm: float = 0.0) -> None:
+    sharded = False
+
+    def __init__(
+        self, module: nn.Module, learning_rate: float | Mapping[str, float] | None = None, max_grad_norm: float = 0.0
+    ) -> None:
+        """`learning_rate` is one rate, or one for each role of `module`, whose gradients are clipped apart."""
         self.module = module
-        self.learning_rate = learning_rate
         self.max_grad_norm = max_grad_norm
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = adamw(self.parameters, learning_rate) if learning_rate is not None else None
+        rates = by_role(learning_rate)
+        self.optimizer = adamw(module, rates) if rates else None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -34,13 +63,35 @@ class PlainEngine:
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()
 
-    def step(self) -> float:
-        """Clips, steps, clears the gradients; returns the gradient's norm before clipping."""
+    def step(self) -> dict[str, float]:
+        """Clips, steps, clears the gradients; returns their norms before clipping, by role.
+
+        A role without a gradient has no part in it. Raises NotFinite before any weight moves.
+        """
         bound = self.max_grad_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, bound)
+        norms, gradients = {}, {}
+        for group in self.optimizer.param_groups:
+            role = group["role"]
+            gradients[role] = [p for p in group["params"] if p.grad is not None]
+            if gradients[role]:
+                norms[role] = torch.nn.utils.get_total_norm([p.grad for p in gradients[role]])
+                if not norms[role].isfinite():
+                    self.optimizer.zero_grad(set_to_none=True)
+                    raise NotFinite(role, float(norms[role]))
+        for role, norm in norms.items():
+            torch.nn.utils.clip_grads_with_norm_(gradients[role], bound, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return {role: float(norm) for role, norm in norms.items()}
+
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each role."""
+        return {group["role"]: group["lr"] for group in self.optimizer.param_groups} if self.optimizer else {}
+
+    def set_rate(self, role: str, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            if group["role"] == role:
+                group["lr"] = rate
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import ClassVar
 
 from peft import PeftModel
 from torch import Tensor
@@ -15,16 +14,17 @@ from align.errors import AlignError
 from align.roles.folder import SCORE, inspect
 from align.roles.modules import ScoreModule
 from align.roles.score import score_rollout
-from align.roles.specs import Setting
+from align.roles.seating import Seating, Setting
 from align.roles.start import load_plain
 from align.roles.tokenizer import load_tokenizer
 from align.types import RewardState, Rollout, Scored, Texts
+
+BACKBONES = ("auto", "shared", "own")
 
 
 class ModelReward:
     """score_B of a reward model, by default shifted and scaled to mean 0 and deviation 1 on SFT samples."""
 
-    wants: ClassVar[set[str]] = set()
     name = "model"
 
     def __init__(
@@ -34,20 +34,40 @@ class ModelReward:
         tokenizer: PreTrainedTokenizerBase,
         normalize: bool = True,
         zero: Zero | None = None,
+        backbone: str = "own",
+        seats: Seating | None = None,
     ) -> None:
-        """`tokenizer` is the policy's: a reward model with another one is refused."""
+        """`tokenizer` is the policy's: a reward model with another one is refused.
+
+        `backbone` is shared (its adapter and head on the actor's base, in the same trunk pass as the other roles,
+        which need a seat in `seats`), own, or auto. Raises AlignError where `shared` cannot be.
+        """
+        if backbone not in BACKBONES:
+            raise AlignError(f"reward.backbone={backbone}: write one of {', '.join(BACKBONES)}")
         folder = inspect(path, "reward.path", SCORE)
         check_same_tokenizer(load_tokenizer(path, "reward.path"), tokenizer)
+        self.mean, self.std = (0.0, 1.0) if not normalize else score_scale(Path(path))
+        scale = f"score shifted by {-self.mean:.2f} and divided by {self.std:.2f}"
+        apart = "asked for" if backbone == "own" or seats is None else seats.seat_reward(folder, zero)
+        if apart and backbone == "shared":
+            raise AlignError(
+                f"reward.backbone=shared: the reward model cannot sit on the actor's base: {apart}\n"
+                "  write reward.backbone=own"
+            )
+        if not apart:
+            self.engine, self.wants = None, {"reward"}
+            setting.tell(f"reward: the adapter of {path} on the actor's base, {scale}")
+            return
         model = load_plain(folder.base or folder.path, SCORE, setting.dtype)
         if folder.base:
             model = PeftModel.from_pretrained(model, folder.path)
         module = ScoreModule(model.requires_grad_(False).eval(), setting.autocast).to(setting.device)
-        self.engine = setting.engine(module, None, 0.0, zero)
-        self.mean, self.std = (0.0, 1.0) if not normalize else score_scale(Path(path))
-        setting.tell(f"reward: {path}, score shifted by {-self.mean:.2f} and divided by {self.std:.2f}")
+        self.engine, self.wants = setting.engine(module, None, 0.0, zero), set()
+        setting.tell(f"reward: {path}, {scale}; a backbone of its own ({apart})")
 
     def __call__(self, rollout: Rollout, texts: Texts, state: RewardState) -> Scored:
-        score_B: Tensor = (score_rollout(self.engine.forward, rollout) - self.mean) / self.std
+        raw_B = score_rollout(self.engine.forward, rollout) if self.engine else state.scores.reward_B
+        score_B: Tensor = (raw_B - self.mean) / self.std
         return Scored(score_B, {self.name: score_B})
 
 

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from align.engine.plain import PlainEngine
 from align.roles.roles import Roles
-from align.roles.specs import Actor, Critic, Reference, Setting
+from align.roles.seating import Seating, Setting
+from align.roles.specs import Actor, Critic, Reference
 from align.roles.tokenizer import load_tokenizer, stop_ids
 
 
@@ -19,25 +20,26 @@ def load_roles(
     path: str,
     peft: PeftConfig | None = None,
     learning_rate: float = 1e-5,
-    critic: bool = False,
+    critic: str | None = None,
+    critic_path: str | None = None,
     device: str = "cpu",
     micro_batch_size: int = 8,
     out: str | None = None,
 ) -> tuple[Roles, PreTrainedTokenizerBase, tuple[int, ...]]:
-    """Actor and reference (and a critic with a head of zeros) from one model; its tokenizer; its stop ids.
+    """Actor and reference (and a critic) from one model; its tokenizer; its stop ids.
 
-    In full (`peft=None`) or with a PEFT method; weights in float32. `out` (a temporary folder unless given)
+    In full (`peft=None`) or with a PEFT method; weights in float32. `critic` is head, adapter, own, auto or None;
+    it starts from `critic_path`, else from `path` with a head of zeros. `out` (a temporary folder unless given)
     takes a merged base, should the folder at `path` hold another adapter than the one asked for.
     Raises AlignError where `path` holds no language model.
     """
     out = out or tempfile.mkdtemp(prefix="align-")
     setting = Setting(
-        torch.device(device), torch.float32, lambda m, lr, norm, zero: PlainEngine(m, lr, norm), Path(out)
+        torch.device(device), torch.float32, lambda m, rates, norm, zero: PlainEngine(m, rates, norm), Path(out)
     )
-    spec = Actor(path, "auto", learning_rate, peft, None)
-    begun = spec.load(setting)
-    reference = Reference("auto", None).build(begun, spec, setting)
-    actor = spec.build(begun, setting)
-    value = Critic(path, "auto", learning_rate, peft, None).build(setting) if critic else None
+    seats = Seating(setting, Actor(path, "auto", learning_rate, peft, None))
+    Reference("auto", None).seat(seats)
+    if critic is not None:
+        Critic(critic_path or path, "auto", learning_rate, peft, None, critic).seat(seats)
     tokenizer = load_tokenizer(path, "path")
-    return Roles(actor, value, reference(actor), micro_batch_size), tokenizer, stop_ids(path, tokenizer)
+    return seats.roles(micro_batch_size), tokenizer, stop_ids(path, tokenizer)

@@ -1,86 +1,89 @@
-"""The critic: a backbone of its own with a value head."""
+"""The critic's value head: where it starts from, and the folder it leaves."""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import load_peft_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from align.roles.modules import ValueModule, plain
-from align.types import Rollout, TrainEngine
-
-if TYPE_CHECKING:
-    from align.roles.specs import Critic, Setting
+from align.roles.backbone import ACTOR, CRITIC, Backbone
+from align.roles.modules import plain
 
 HEAD_FILE = "value_head.safetensors"
+SCORE_WEIGHT = "base_model.model.score.weight"
 
 
-def value_head(model: PreTrainedModel | PeftModel, path: str) -> tuple[nn.Linear, str]:
-    """Takes the score head off `model` and returns it as a value head, with what was done in words.
+def value_head(score_1D: Tensor | None, path: str, width: int) -> tuple[nn.Linear, str]:
+    """The value head of a critic that starts from `path`, whose score head has weights `score_1D`; and in words.
 
     A critic's folder gives its own head back. A reward model's head is divided by the deviation of its
     score and shifted by its mean (`card.json`), so that values come in the units of the normalised score
     (initialised from the reward model: Huang et al. 2024, arXiv 2403.17031). From a policy: zeros.
     """
-    base = plain(model)
-    score = base.score
-    weight = score.modules_to_save["default"].weight if hasattr(score, "modules_to_save") else score.weight
-    head = nn.Linear(weight.shape[1], 1)
-    folder = Path(path)
-    base.score = nn.Identity()
+    head = nn.Linear(width, 1)
     for parameter in head.parameters():
         nn.init.zeros_(parameter)
+    folder = Path(path)
     if (folder / HEAD_FILE).exists():
         head.load_state_dict(load_file(folder / HEAD_FILE))
         return head, "its own value head"
     card = json.loads((folder / "card.json").read_text()) if (folder / "card.json").exists() else {}
-    if "score" not in card:
+    if score_1D is None or "score" not in card:
         return head, "a value head of zeros"
     with torch.no_grad():
-        head.weight.copy_(weight.float() / card["score"]["std"])
+        head.weight.copy_(score_1D.float() / card["score"]["std"])
         head.bias.fill_(-card["score"]["mean"] / card["score"]["std"])
     return head, "the reward model's head, divided by its score's deviation"
 
 
-class ValueCritic:
-    """value_BT of a rollout, with gradient."""
+def take_score(model: PreTrainedModel | PeftModel) -> Tensor:
+    """Takes the score head off a sequence-classification model; returns its weights, shape 1 x D."""
+    base = plain(model)
+    score = base.score
+    base.score = nn.Identity()
+    return (score.modules_to_save["default"] if hasattr(score, "modules_to_save") else score).weight.detach()
 
-    def __init__(self, model: PreTrainedModel | PeftModel, head: nn.Linear, engine: TrainEngine) -> None:
-        self.model = model
-        self.head = head
-        self.engine = engine
 
-    @classmethod
-    def build(cls, model: PreTrainedModel | PeftModel, head: nn.Linear, spec: Critic, setting: Setting) -> ValueCritic:
-        module = ValueModule(model, head, setting.autocast).to(setting.device).eval()
-        engine = setting.engine(module, spec.learning_rate, setting.max_grad_norm, spec.zero)
-        return cls(model, head, engine)
+def score_from(path: str) -> nn.Linear | None:
+    """The frozen score head of the adapter at `path`; None if there is none."""
+    weight_1D = saved_score(path)
+    if weight_1D is None:
+        return None
+    head = nn.Linear(weight_1D.shape[1], 1, bias=False)
+    head.weight = nn.Parameter(weight_1D, requires_grad=False)
+    return head
 
-    def value_BT(self, rollout: Rollout) -> Tensor:
-        length = rollout.response_ids_BT.shape[1]
-        return self.engine.forward(rollout.input_ids_BN(), rollout.mask_BN(), length)
 
-    def step(self) -> float:
-        return self.engine.step()
+def saved_score(path: str) -> Tensor | None:
+    """The score head's weights, 1 x D, in the adapter at `path`; None if there is none."""
+    return load_peft_weights(path, device="cpu").get(SCORE_WEIGHT)
 
-    def save(self, directory: Path) -> None:
-        """Backbone or adapter, and the value head beside it."""
-        directory.mkdir(parents=True, exist_ok=True)
-        with self.engine.gathered():
-            head = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
-            save_file(head, directory / HEAD_FILE)
-            if not isinstance(self.model, PeftModel):
-                self.model.save_pretrained(
-                    directory, state_dict={**self.model.state_dict(), "score.weight": head["weight"]}
-                )
-                return
-            self.model.save_pretrained(directory)
-        # the head stands in the place of the score, too: PEFT's configuration says that one is there
-        adapter = directory / "adapter_model.safetensors"
-        save_file({**load_file(adapter), "base_model.model.score.weight": head["weight"]}, adapter, {"format": "pt"})
+
+def save_critic(backbone: Backbone, directory: Path) -> None:
+    """The critic's adapter or backbone, and its value head beside it; of a head on the actor's trunk, that alone.
+
+    The head stands in the place of the score, too, so that transformers and PEFT load the folder as it is.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    head = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.value_head.state_dict().items()}
+    save_file(head, directory / HEAD_FILE)
+    name, model = backbone.adapters[CRITIC], backbone.model
+    if backbone.adapters.get(ACTOR, "nobody") == name:
+        return
+    if name is None:
+        model.save_pretrained(directory, state_dict={**model.state_dict(), "score.weight": head["weight"]})
+        return
+    config = copy.copy(model.peft_config[name])
+    config.task_type, config.inference_mode = "SEQ_CLS", True
+    config.modules_to_save = sorted({*(config.modules_to_save or ()), "classifier", "score"})
+    config.save_pretrained(directory)
+    state = get_peft_model_state_dict(model, adapter_name=name)
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    save_file({**state, SCORE_WEIGHT: head["weight"]}, directory / "adapter_model.safetensors", {"format": "pt"})

@@ -1,10 +1,10 @@
-"""The actor, as the PPO loop trains it and as a rollout engine sees it; and the reference policy."""
+"""The policy as a rollout engine sees it: its weights, their hash, its folder."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -12,13 +12,15 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from align.peft.checkpointing import no_recomputing
 from align.peft.switch import use_adapter
+from align.roles.backbone import ACTOR
 from align.roles.modules import plain
 from align.types import Rollout, TrainEngine
 
 
 class TrainedPolicy:
-    """The policy being trained: its logits with gradient, its weights for a rollout engine, its folder."""
+    """The actor's model under its engine, which wraps the backbone it sits on."""
 
     def __init__(self, model: PreTrainedModel | PeftModel, engine: TrainEngine, device: torch.device) -> None:
         self.model = model
@@ -34,17 +36,19 @@ class TrainedPolicy:
     def has_adapter(self) -> bool:
         return isinstance(self.model, PeftModel)
 
-    def logits_BTV(self, rollout: Rollout) -> Tensor:
-        return _logits(self.engine, rollout)
-
-    def step(self) -> float:
-        self.version += 1
-        return self.engine.step()
+    def logp_BT(self, rollout: Rollout) -> Tensor:
+        """Log-probabilities of the responses at their temperature, with gradient; 0 outside their mask."""
+        backbone = self.engine.module
+        with backbone.serving((ACTOR,), len(rollout)):
+            length = rollout.response_ids_BT.shape[1]
+            ids_BN, mask_BN = rollout.input_ids_BN(), rollout.mask_BN()
+            return self.engine.forward(ids_BN, mask_BN, length, rollout.temperature, (ACTOR,))["logp_BT"]
 
     @contextmanager
     def generating(self) -> Iterator[PreTrainedModel]:
-        """Inside, the transformers model can generate: weights whole, no gradient."""
-        with torch.no_grad(), self.engine.gathered():
+        """Inside, the transformers model can generate: weights whole, no gradient, the actor's adapter at work."""
+        adapter = use_adapter(self.model, "default") if self.has_adapter else nullcontext()
+        with torch.no_grad(), self.engine.gathered(), no_recomputing(self.model), adapter:
             yield plain(self.model)
 
     def save_adapter(self, directory: Path) -> None:
@@ -75,30 +79,3 @@ class TrainedPolicy:
         else:
             with self.engine.gathered():
                 self.model.save_pretrained(directory)
-
-
-class AdapterReference:
-    """The policy at step 0 on the actor's own backbone: adapter `name`, or None for the plain base."""
-
-    def __init__(self, policy: TrainedPolicy, name: str | None) -> None:
-        self.policy = policy
-        self.name = name
-
-    def logits_BTV(self, rollout: Rollout) -> Tensor:
-        with use_adapter(self.policy.model, self.name):
-            return self.policy.logits_BTV(rollout)
-
-
-class FrozenReference:
-    """The policy at step 0 as a model of its own."""
-
-    def __init__(self, engine: TrainEngine, device: torch.device) -> None:
-        self.engine = engine
-        self.device = device
-
-    def logits_BTV(self, rollout: Rollout) -> Tensor:
-        return _logits(self.engine, rollout)
-
-
-def _logits(engine: TrainEngine, rollout: Rollout) -> Tensor:
-    return engine.forward(rollout.input_ids_BN(), rollout.mask_BN(), rollout.response_ids_BT.shape[1])

@@ -1,90 +1,102 @@
-"""Actor, critic and reference together: one call scores a rollout, one trains on a micro-batch.
+"""Actor, critic, reference and a shared reward model together: one call scores a rollout, one trains.
 
-Shapes: B completions, T response tokens, V vocabulary.
+Shapes: B completions, T response tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from align import ops
+from align.engine.schedule import Schedule
 from align.roles.batching import by_length
-from align.roles.critic import ValueCritic
-from align.roles.policy import AdapterReference, FrozenReference, TrainedPolicy
+from align.roles.critic import save_critic
+from align.roles.group import OWNER, Group
+from align.roles.policy import TrainedPolicy
 from align.types import Experience, Rollout, Scores
 
 
 class Roles:
-    """Each role on a backbone of its own, but for a reference that is an adapter of the actor's."""
+    """Groups of roles, each on one backbone; which role sits where is hidden here."""
 
     def __init__(
-        self,
-        actor: TrainedPolicy,
-        critic: ValueCritic | None,
-        reference: AdapterReference | FrozenReference,
-        micro_batch_size: int,
+        self, groups: list[Group], micro_batch_size: int, schedules: dict[str, Schedule] | None = None
     ) -> None:
-        self.actor = actor
-        self.critic = critic
-        self.reference = reference
+        self.groups = groups
         self.micro_batch_size = micro_batch_size
-        self.device = actor.device
+        self.schedules = schedules or {}
+        home = self.group("actor")
+        self.actor = TrainedPolicy(home.backbone.model, home.engine, home.backbone.model.device)
+        self.device = self.actor.device
+
+    def group(self, role: str) -> Group | None:
+        """The group that `role` sits in; None where nobody has that role."""
+        return next((group for group in self.groups if role in group.backbone.adapters), None)
 
     @torch.no_grad()
     def score(self, rollout: Rollout, want: set[str]) -> Scores:
-        """Scores of a whole rollout, without gradient: any of logp, ref_logp, value, entropy.
+        """Scores of a whole rollout, without gradient: any of logp, entropy, ref_logp, value, reward.
 
-        What lies outside a row's response mask is 0.
+        What lies outside a row's response mask is 0. Roles on one backbone share its trunk pass.
         """
-        scores = Scores(**{f"{name}_BT": torch.zeros_like(rollout.logp_BT) for name in want})
+        fields = [name for name in OWNER if name.rpartition("_")[0] in want]
+        scores = Scores(**{name: rollout.logp_BT.new_zeros(self._shape(name, rollout)) for name in fields})
+        roles = {OWNER[name] for name in fields}
         for rows in by_length(rollout.length_B(), self.micro_batch_size):
             part = rollout[rows].trim()
-            length = part.response_ids_BT.shape[1]
-            for name, value_BT in self._score(part, want).items():
-                getattr(scores, name)[rows, :length] = value_BT * part.response_mask_BT
+            for group in self.groups:
+                for name, value in group.scores(part, roles).items():
+                    if name in fields and name.endswith("_BT"):
+                        getattr(scores, name)[rows, : value.shape[1]] = value
+                    elif name in fields:
+                        getattr(scores, name)[rows] = value
         return scores
 
-    def train(self, micro: Experience, loss: Callable[[Scores], dict[str, Tensor]], last: bool) -> None:
-        """Forward, the losses by role, and their backward passes; `last` before an optimizer step."""
-        rollout = micro.rollout
-        logits_BTV = self.actor.logits_BTV(rollout)
-        scores = Scores(
-            logp_BT=ops.logprobs(logits_BTV, rollout.response_ids_BT, rollout.temperature),
-            entropy_BT=ops.entropy(logits_BTV.detach() / rollout.temperature),
-            value_BT=self.critic.value_BT(rollout) if self.critic else None,
-        )
-        losses = loss(scores)
-        self.actor.engine.backward(losses["actor"], last)
-        if self.critic:
-            self.critic.engine.backward(losses["critic"], last)
+    def train(
+        self,
+        micro: Experience,
+        loss: Callable[[Scores], dict[str, Tensor]],
+        last: bool,
+        roles: Iterable[str] = ("actor", "critic"),
+    ) -> None:
+        """Forward, losses and backward of `roles`; `last` before an optimizer step.
+
+        `loss` is called once a group, with the scores of that group's roles alone, and returns a loss for each
+        of them: a group's activations are gone before the next one's are made.
+        """
+        for group in self.groups:
+            group.train(micro, loss, last, roles)
 
     def step(self) -> dict[str, float]:
-        """One optimizer step of every role; the norms of their gradients before clipping."""
-        norms = {"actor": self.actor.step()}
-        if self.critic:
-            norms["critic"] = self.critic.step()
+        """One optimizer step of every role with a gradient; the norms of their gradients before clipping.
+
+        Raises NotFinite, before any weight moves, if a gradient is not finite (under DeepSpeed: afterwards).
+        """
+        norms: dict[str, float] = {}
+        for group in self.groups:
+            norms |= group.step()
+        self.actor.version += "actor" in norms
         return norms
+
+    def anneal(self, step: int, steps: int) -> None:
+        """Sets the learning rates of step `step` (from 0) out of `steps`."""
+        for role, schedule in self.schedules.items():
+            self.group(role).engine.set_rate(role, schedule.rate(step, steps))
+
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each role that trains."""
+        return {role: rate for group in self.groups if group.trained for role, rate in group.engine.rates().items()}
 
     def save(self, directory: Path) -> None:
         """The actor at the folder's root, the critic in `critic/`."""
         directory.mkdir(parents=True, exist_ok=True)
         self.actor.save(directory)
-        if self.critic:
-            self.critic.save(directory / "critic")
+        if critic := self.group("critic"):
+            with critic.engine.gathered():
+                save_critic(critic.backbone, directory / "critic")
 
-    def _score(self, rollout: Rollout, want: set[str]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        ids_BT, temperature = rollout.response_ids_BT, rollout.temperature
-        if want & {"logp", "entropy"}:
-            logits_BTV = self.actor.logits_BTV(rollout)
-            found["logp_BT"] = ops.logprobs(logits_BTV, ids_BT, temperature)
-            found["entropy_BT"] = ops.entropy(logits_BTV / temperature) if "entropy" in want else None
-        if "ref_logp" in want:
-            found["ref_logp_BT"] = ops.logprobs(self.reference.logits_BTV(rollout), ids_BT, temperature)
-        if "value" in want and self.critic:
-            found["value_BT"] = self.critic.value_BT(rollout)
-        return {name: value for name, value in found.items() if value is not None and name[:-3] in want}
+    def _shape(self, name: str, rollout: Rollout) -> torch.Size:
+        return rollout.logp_BT.shape if name.endswith("_BT") else rollout.row_B.shape

@@ -1,45 +1,27 @@
-"""The roles as configuration describes them; each `build` makes the thing that computes.
+"""The roles as configuration describes them; each takes its seat on a backbone.
 
-Replaced by a `_target_` of one's own: a class with the same `build`.
+Replaced by a `_target_` of one's own: a class with the same `load` or `seat`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import torch
 from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel
 
 from align.config import Zero
-from align.peft.reference import REFERENCE, add_frozen_copy, computes_nothing_at_first
-from align.roles.critic import ValueCritic, value_head
+from align.errors import AlignError
+from align.peft.add import REFERENCE as COPY
+from align.peft.add import add_frozen_copy, computes_nothing_at_first
+from align.roles.backbone import ACTOR, CRITIC, REFERENCE
+from align.roles.critic import saved_score, take_score, value_head
 from align.roles.folder import CAUSAL, SCORE
-from align.roles.modules import PolicyModule
-from align.roles.policy import AdapterReference, FrozenReference, TrainedPolicy
-from align.roles.start import Start, start
+from align.roles.modules import plain
+from align.roles.seating import Plan, Seating, Setting
+from align.roles.start import Start, look, start
 
-
-@dataclass
-class Setting:
-    """What all roles of one run have in common."""
-
-    device: torch.device
-    dtype: torch.dtype
-    """Of frozen weights; weights that train are float32."""
-    engine: Callable[..., Any]
-    """engine(module, learning_rate, max_grad_norm, zero) -> TrainEngine"""
-    out: Path
-    max_grad_norm: float = 1.0
-    tell: Callable[[str], None] = lambda line: None
-
-    @property
-    def autocast(self) -> bool:
-        return self.dtype == torch.bfloat16
+BACKBONES = ("auto", "own", "adapter", "head")
 
 
 @dataclass
@@ -49,6 +31,8 @@ class Actor:
     learning_rate: float
     peft: PeftConfig | None
     zero: Zero | None
+    schedule: str = "constant"
+    warmup_steps: int = 0
 
     def load(self, setting: Setting) -> Start:
         begun = start(
@@ -58,48 +42,58 @@ class Actor:
         setting.tell(f"actor: {begun.said}")
         return begun
 
-    def build(self, begun: Start, setting: Setting) -> TrainedPolicy:
-        module = PolicyModule(begun.model, setting.autocast).to(setting.device).eval()
-        engine = setting.engine(module, self.learning_rate, setting.max_grad_norm, self.zero)
-        return TrainedPolicy(begun.model, engine, setting.device)
-
 
 @dataclass
 class Reference:
     path: str
     zero: Zero | None
 
-    def build(self, begun: Start, actor: Actor, setting: Setting) -> Callable[[TrainedPolicy], Any]:
-        """Takes what it needs of the actor's start before the actor is sharded; call the result with the actor.
+    def seat(self, seats: Seating) -> None:
+        """The policy at step 0; seated before critic and reward, since it may copy the actor's model.
 
-        The reference is the policy at step 0. On the actor's own backbone: the base without adapter where
-        the adapter starts at identity, else a frozen copy of the adapter. A copy of the whole model where
-        the actor trains in full, or where the two are sharded differently.
+        On the actor's own backbone: the base without adapter where the adapter starts at identity, else a frozen
+        copy of the adapter. A copy of the whole model where the actor trains in full, or where the two are
+        sharded differently.
         """
+        tell, actor, home = seats.setting.tell, seats.actor, seats.home
         if self.path != "auto":
-            other = start(
-                self.path, key="reference", head=CAUSAL, peft=None, adapter="auto",
-                out=setting.out, dtype=setting.dtype, kinds=(CAUSAL,),
-            )  # fmt: skip
-            setting.tell(f"reference: {other.said}, frozen")
-            return self._frozen(other.model, setting)
-        sharded = actor.zero is not None and actor.zero.stage == 3
-        if isinstance(begun.model, PeftModel) and not sharded and self.zero is None:
-            if begun.fresh and computes_nothing_at_first(begun.model.peft_config["default"]):
-                setting.tell("reference: the actor's base without its adapter")
-                return lambda policy: AdapterReference(policy, None)
-            add_frozen_copy(begun.model, REFERENCE)
-            setting.tell("reference: a frozen copy of the actor's first adapter, on the same base")
-            return lambda policy: AdapterReference(policy, REFERENCE)
-        why = "sharded on its own" if isinstance(begun.model, PeftModel) else "the actor trains all weights"
-        setting.tell(f"reference: a frozen copy of the actor's model ({why})")
-        return self._frozen(copy.deepcopy(begun.model), setting)
+            self._other(seats)
+            return
+        sharded = seats.spec.zero is not None and seats.spec.zero.stage == 3
+        if not isinstance(actor.model, PeftModel) or sharded or self.zero is not None:
+            why = "sharded on its own" if isinstance(actor.model, PeftModel) else "the actor trains all weights"
+            tell(f"reference: a frozen copy of the actor's model ({why})")
+            # in the actor's own dtype: another one would be another policy
+            self._frozen(seats, copy.deepcopy(actor.model))
+        elif actor.fresh and computes_nothing_at_first(actor.model.peft_config["default"]):
+            tell("reference: the actor's base without its adapter")
+            home.backbone.adapters[REFERENCE] = None
+        else:
+            add_frozen_copy(actor.model, COPY)
+            tell("reference: a frozen copy of the actor's first adapter, on the same base")
+            home.backbone.adapters[REFERENCE] = COPY
 
-    def _frozen(self, model: PreTrainedModel | PeftModel, setting: Setting) -> Callable[[TrainedPolicy], Any]:
-        model.requires_grad_(False)  # in the actor's own dtype: another one would be another policy
-        module = PolicyModule(model, setting.autocast).to(setting.device).eval()
-        engine = setting.engine(module, None, 0.0, self.zero)
-        return lambda policy: FrozenReference(engine, setting.device)
+    def _other(self, seats: Seating) -> None:
+        """A policy of its own folder: its adapter on the actor's base where it stands there, else its model."""
+        folder = look(self.path, "reference", (CAUSAL,))
+        if folder.base:
+            peft = PeftConfig.from_pretrained(folder.path)
+            if not (seats.why_apart(folder, peft, self.zero) or self.zero):
+                _, said, apart = seats.sit(COPY, folder, peft, None, trained=False)
+                if not apart:
+                    seats.home.backbone.adapters[REFERENCE] = seats.home.backbone.adapters.pop(COPY)
+                    seats.setting.tell(f"reference: {said}, frozen, on the actor's base")
+                    return
+        other = start(
+            self.path, key="reference", head=CAUSAL, peft=None, adapter="auto",
+            out=seats.setting.out, dtype=seats.setting.dtype, kinds=(CAUSAL,),
+        )  # fmt: skip
+        seats.setting.tell(f"reference: {other.said}, frozen")
+        self._frozen(seats, other.model)
+
+    def _frozen(self, seats: Seating, model: PeftModel) -> None:
+        adapter = "default" if isinstance(model, PeftModel) else None
+        seats.add(model.requires_grad_(False), {REFERENCE: adapter}, self.zero)
 
 
 @dataclass
@@ -109,13 +103,71 @@ class Critic:
     learning_rate: float
     peft: PeftConfig | None
     zero: Zero | None
+    backbone: str = "auto"
+    trunk_gradient: float = 0.1
+    schedule: str = "constant"
+    warmup_steps: int = 0
 
-    def build(self, setting: Setting) -> ValueCritic:
-        """A backbone with a value head: from a reward model, its head divided by the score's deviation."""
+    def seat(self, seats: Seating) -> None:
+        """A value head on the actor's trunk, or with an adapter of its own on the actor's base, or on its own.
+
+        From a reward model: its adapter, and its head divided by the score's deviation.
+        """
+        if self.backbone not in BACKBONES:
+            raise AlignError(f"critic.backbone={self.backbone}: write one of {', '.join(BACKBONES)}")
+        if self.backbone == "head":
+            self._on_the_trunk(seats)
+            return
+        apart = "asked for" if self.backbone == "own" else self._beside_the_actor(seats)
+        if apart and self.backbone == "adapter":
+            raise AlignError(
+                f"critic=adapter: the critic cannot sit on the actor's base: {apart}\n"
+                "  write critic=own, critic=head, or critic=auto"
+            )
+        if apart:
+            self._alone(seats, apart)
+
+    def _on_the_trunk(self, seats: Seating) -> None:
+        """The trunk is the actor's, adapter and all; how far the value shapes it is `trunk_gradient`."""
+        home = seats.home.backbone
+        body = [n for n, p in home.model.named_parameters() if p.requires_grad and "lm_head" not in n]
+        if self.trunk_gradient and not body:
+            raise AlignError(
+                "critic=head: the actor trains nothing in its trunk that a value could shape\n"
+                "  write critic.trunk_gradient=0, or critic=own"
+            )
+        home.adapters[CRITIC] = home.adapters[ACTOR]
+        home.value_gradient = self.trunk_gradient
+        said = self._give_head(seats.home, None)
+        seats.trains(CRITIC, seats.home, self)
+        seats.setting.tell(f"critic: {said} on the actor's trunk (critic.peft and critic.zero are the actor's)")
+
+    def _beside_the_actor(self, seats: Seating) -> str:
+        folder = look(self.path, "critic", (CAUSAL, SCORE))
+        if apart := seats.why_apart(folder, self.peft, self.zero, self.adapter):
+            return apart
+        plan, said, apart = seats.sit(CRITIC, folder, self.peft, self.zero, trained=True)
+        if apart:
+            return apart
+        score = saved_score(folder.path) if folder.base else None
+        head = self._give_head(plan, score)
+        seats.trains(CRITIC, plan, self)
+        seats.setting.tell(f"critic: {said} on the actor's base; {head}")
+        return ""
+
+    def _alone(self, seats: Seating, why: str) -> None:
+        setting = seats.setting
         begun = start(
             self.path, key="critic", head=SCORE, peft=self.peft, adapter=self.adapter,
             out=setting.out / "critic", dtype=setting.dtype,
         )  # fmt: skip
-        head, said = value_head(begun.model, self.path)
-        setting.tell(f"critic: {begun.said}; {said}")
-        return ValueCritic.build(begun.model, head, self, setting)
+        score = take_score(begun.model)
+        plan = seats.add(begun.model, {CRITIC: "default" if isinstance(begun.model, PeftModel) else None}, self.zero)
+        head = self._give_head(plan, score)
+        seats.trains(CRITIC, plan, self)
+        setting.tell(f"critic: {begun.said}; {head}; a backbone of its own ({why})")
+
+    def _give_head(self, plan: Plan, score) -> str:
+        width = plain(plan.backbone.model).config.hidden_size
+        plan.backbone.value_head, said = value_head(score, self.path, width)
+        return said

@@ -63,10 +63,10 @@ def start(
         return Start(model.requires_grad_(True), folder.path, said or f"{folder.path}, all weights")
     why = f"{key}.adapter=new"
     if folder.base and adapter != "new":
-        model = _adapted(load_plain(folder.base, head, dtype), _for_task(peft, head, folder.base), key)
+        model = _adapted(load_plain(folder.base, head, dtype), for_task(peft, head, folder.base), key)
         difference = settings_difference(model.peft_config["default"], PeftConfig.from_pretrained(folder.path))
         if not difference:
-            _copy_weights(model, folder.path)
+            take_weights(model, folder.path)
             return Start(model, folder.base, f"goes on with the adapter of {folder.path}")
         why = difference
         if adapter == "continue":
@@ -77,7 +77,7 @@ def start(
         merged, _ = load_merged(folder, folder.kind, torch.float32)
         merged.save_pretrained(base)
         home, said = str(base.resolve()), f"{said}, merged into {base} ({why})"
-    model = _adapted(load_plain(home, head, dtype), _for_task(peft, head, home), key)
+    model = _adapted(load_plain(home, head, dtype), for_task(peft, head, home), key)
     return Start(model, home, said, fresh=True)
 
 
@@ -123,8 +123,8 @@ def load_merged(folder: Folder, head: str, dtype: torch.dtype) -> tuple[PreTrain
     if head == folder.kind:
         wrapped = PeftModel.from_pretrained(model, folder.path)
     else:
-        wrapped = get_peft_model(model, _for_task(PeftConfig.from_pretrained(folder.path), head, folder.base))
-        _copy_weights(wrapped, folder.path)
+        wrapped = get_peft_model(model, for_task(PeftConfig.from_pretrained(folder.path), head, folder.base))
+        take_weights(wrapped, folder.path)
     return wrapped.merge_and_unload(safe_merge=True).requires_grad_(False), f"{folder.path}, its adapter merged"
 
 
@@ -151,7 +151,7 @@ def _adapted(model: PreTrainedModel, peft: PeftConfig, key: str) -> PeftModel:
         raise AlignError(f"{key}.peft: {type(peft).__name__} does not go with this model: {reason}") from error
 
 
-def _for_task(peft: PeftConfig, head: str, base: str) -> PeftConfig:
+def for_task(peft: PeftConfig, head: str, base: str) -> PeftConfig:
     config = copy.deepcopy(peft)
     config.task_type = TASK[head]
     config.base_model_name_or_path = base
@@ -166,14 +166,15 @@ def _beside_a_head(modules: Iterable[str] | None) -> list[str]:
     return sorted(set(modules or ()) - {"score", "classifier"})
 
 
-def _copy_weights(model: PeftModel, path: str) -> None:
-    """Puts the adapter saved at `path` into `model`, whose head may be another (it keeps its own then)."""
-    mine, theirs = get_peft_model_state_dict(model), load_peft_weights(path, device="cpu")
-    heads = {name for name in mine if name.endswith("score.weight")}
+def take_weights(model: PeftModel, path: str, name: str = "default") -> None:
+    """Puts the adapter saved at `path` into adapter `name` of `model`, whose head may be another and is kept."""
+    mine, theirs = get_peft_model_state_dict(model, adapter_name=name), load_peft_weights(path, device="cpu")
+    heads = {key for key in mine if key.endswith("score.weight")}
     missing = mine.keys() - theirs.keys() - heads
     if missing:
         raise AlignError(f"the adapter of {path} lacks weights, such as {sorted(missing)[0]}")
-    set_peft_model_state_dict(model, {name: theirs.get(name, mine[name]) for name in mine})
+    weights = {key: theirs.get(key, mine[key]) for key in mine}
+    set_peft_model_state_dict(model, weights, adapter_name=name)
 
 
 def _no_dropout(path: str) -> dict[str, float]:

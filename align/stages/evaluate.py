@@ -26,9 +26,10 @@ from align.data.source import Source
 from align.engine.plain import PlainEngine
 from align.errors import AlignError
 from align.report.report import StageReport
+from align.roles.backbone import Backbone
 from align.roles.batching import by_length
 from align.roles.folder import CAUSAL, SCORE, inspect
-from align.roles.modules import PolicyModule, ScoreModule
+from align.roles.modules import ScoreModule
 from align.roles.policy import TrainedPolicy
 from align.roles.score import score_rollout
 from align.roles.start import load_merged
@@ -112,7 +113,7 @@ class Evaluate:
 
     def _policy(self, path: str) -> TrainedPolicy:
         model, _ = load_merged(inspect(path, "actor.path", CAUSAL), CAUSAL, torch.float32)
-        return TrainedPolicy(model, PlainEngine(PolicyModule(model).to(self.device)), self.device)
+        return TrainedPolicy(model, PlainEngine(Backbone(model).to(self.device)), self.device)
 
     def _reward(self, inputs: dict[str, str]) -> ScoreModule | None:
         if "rm" not in inputs:
@@ -171,11 +172,7 @@ def kl(policy: TrainedPolicy, reference: TrainedPolicy, rollout: Rollout) -> flo
     total = 0.0
     for rows in by_length(rollout.length_B(), 64):
         part = rollout[rows].trim()
-        logp, ref_logp = (
-            ops.logprobs(model.logits_BTV(part), part.response_ids_BT, part.temperature)
-            for model in (policy, reference)
-        )
-        total += float((ops.kl(logp, ref_logp, "k1") * part.response_mask_BT).sum())
+        total += float(ops.kl(policy.logp_BT(part), reference.logp_BT(part), "k1").sum())
     return total / len(rollout)
 
 

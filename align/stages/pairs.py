@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from align.data.encode import answer_ids
 from align.engine.plain import PlainEngine
+from align.roles.backbone import Backbone
 from align.roles.batching import by_length
 from align.roles.folder import CAUSAL, inspect
-from align.roles.modules import PolicyModule, ScoreModule
+from align.roles.modules import ScoreModule
 from align.roles.policy import TrainedPolicy
 from align.roles.score import score_rollout
 from align.roles.start import load_merged
@@ -83,7 +84,7 @@ def score_of_samples(
 ) -> Tensor:
     """score_B of one sample a row, written by the policy at `path` at temperature 1."""
     model, _ = load_merged(inspect(path, "rm.path", CAUSAL), CAUSAL, torch.float32)
-    policy = TrainedPolicy(model, PlainEngine(PolicyModule(model).to(device)), device)
+    policy = TrainedPolicy(model, PlainEngine(Backbone(model).to(device)), device)
     engine = HFRollout(tokenizer.pad_token_id, BATCH)
     engine.attach(policy)
     sampling = Sampling(1.0, max_new_tokens, stop_ids(str(Path(path)), tokenizer))

@@ -40,7 +40,7 @@ from align.types import (
     Scores,
 )
 
-KNOWN_SCORES = {"logp", "ref_logp", "value", "entropy"}
+KNOWN_SCORES = {"logp", "ref_logp", "value", "entropy", "reward"}
 
 
 class PPO:
@@ -77,6 +77,7 @@ class PPO:
     def step(self, rows: list[Row]) -> dict[str, float]:
         """One PPO step on `samples_per_prompt` completions of each row; returns the step's metrics."""
         self.clock.start()
+        self.roles.anneal(self.steps_done, self.options.steps)
         with self.clock("generate"):
             rollout = write(
                 self.engine, rows, self.sampling, seed=self.seed, purpose="train",
@@ -93,7 +94,8 @@ class PPO:
             self.receipt = self.engine.sync(self.roles.actor)
         self.steps_done += 1
         self.last = rollout, scored
-        metrics["lr"] = self.roles.actor.engine.learning_rate
+        rates = self.roles.rates()
+        metrics |= {"lr" if role == "actor" else f"lr/{role}": rate for role, rate in rates.items()}
         return {**metrics, **logged, **self.clock.seconds(int(rollout.response_mask_BT.sum()))}
 
     def score_texts(self, rollout: Rollout, scores: Scores) -> tuple[Scored, dict[str, float]]:
@@ -137,8 +139,10 @@ class PPO:
     def losses(self, new: Scores, micro: Experience, tokens: int, average: ppo_metrics.Average) -> dict[str, Tensor]:
         """This micro-batch's share of the minibatch's token-mean losses, by role."""
         mask_BT = micro.rollout.loss_mask_BT
-        policy_BT = ops.policy_loss(new.logp_BT, micro.old.logp_BT, micro.advantage_BT, self.options.clip)
-        losses = {"actor": (policy_BT * mask_BT).sum() / tokens}
+        losses = {}
+        if new.logp_BT is not None:
+            policy_BT = ops.policy_loss(new.logp_BT, micro.old.logp_BT, micro.advantage_BT, self.options.clip)
+            losses["actor"] = (policy_BT * mask_BT).sum() / tokens
         if new.value_BT is not None:
             value_BT = ops.value_loss(new.value_BT, micro.old.value_BT, micro.return_BT, self.options.value_clip)
             losses["critic"] = (value_BT * mask_BT).sum() / tokens

@@ -73,17 +73,19 @@ def of_update(
     own = int(mask_BT.sum())
     if own == 0:
         return {}
+    metrics = {}
     with torch.no_grad():
-        log_ratio = (new.logp_BT - micro.old.logp_BT)[mask_BT]
-        ratio = log_ratio.exp()
-        metrics = {
-            "policy/approxkl_avg": 0.5 * log_ratio.square().mean(),
-            "policy/clipfrac_avg": ((ratio - 1).abs() > options.clip).float().mean(),
-            "policy/entropy_avg": new.entropy_BT[mask_BT].mean(),
-            "val/ratio": ratio.mean(),
-            "val/ratio_var": (ratio - 1).square().mean(),
-            "loss/policy_avg": losses["actor"] * tokens / own,
-        }
+        if "actor" in losses:
+            log_ratio = (new.logp_BT - micro.old.logp_BT)[mask_BT]
+            ratio = log_ratio.exp()
+            metrics |= {
+                "policy/approxkl_avg": 0.5 * log_ratio.square().mean(),
+                "policy/clipfrac_avg": ((ratio - 1).abs() > options.clip).float().mean(),
+                "policy/entropy_avg": new.entropy_BT[mask_BT].mean(),
+                "val/ratio": ratio.mean(),
+                "val/ratio_var": (ratio - 1).square().mean(),
+                "loss/policy_avg": losses["actor"] * tokens / own,
+            }
         if "critic" in losses:
             moved = (new.value_BT - micro.old.value_BT)[mask_BT].abs()
             metrics["loss/value_avg"] = losses["critic"] * tokens / own

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 from align.config import Zero
 from align.engine.plain import PlainEngine
 from align.errors import AlignError
-from align.roles.modules import PolicyModule, plain
+from align.roles.backbone import Backbone
+from align.roles.modules import plain
 from align.roles.policy import TrainedPolicy
 
 pytestmark = pytest.mark.deepspeed
@@ -46,12 +47,17 @@ def make_engine(module: torch.nn.Module, zero: Zero | None, clip: float, learnin
     return DeepSpeedEngine(module, learning_rate, clip, zero)
 
 
+def logp(engine, ids_BN: Tensor, length: int) -> Tensor:
+    """logp_BT of the last `length` tokens."""
+    return engine.forward(ids_BN, torch.ones_like(ids_BN, dtype=torch.bool), length, 1.0, ("actor",))["logp_BT"]
+
+
 def train(model, zero: Zero | None, clip: float, autocast: bool = False) -> tuple[Tensor, list[float]]:
     """Steps of 2, 3 and 1 micro-batches, each after a forward pass without gradient, as PPO makes them.
 
     Returns what was trained, flat, and the gradient's norm at each step.
     """
-    module = PolicyModule(model, autocast)
+    module = Backbone(model, autocast)
     modes = [m.training for m in module.modules()]
     engine = make_engine(module, zero, clip)
     assert [m.training for m in module.modules()] == modes
@@ -59,12 +65,10 @@ def train(model, zero: Zero | None, clip: float, autocast: bool = False) -> tupl
     for count in MICRO_BATCHES:
         for number in range(1, count + 1):
             ids_BN = torch.randint(5, 250, (3, 16), generator=generator)
-            mask_BN = torch.ones_like(ids_BN, dtype=torch.bool)
             with torch.no_grad():
-                engine.forward(ids_BN, mask_BN, 4)
-            logp = torch.log_softmax(engine.forward(ids_BN, mask_BN, 8).float(), -1)
-            engine.backward(-logp.gather(2, ids_BN[:, -8:, None]).mean() / count, last=number == count)
-        norms.append(engine.step())
+                logp(engine, ids_BN, 4)
+            engine.backward(-logp(engine, ids_BN, 8).mean() / count, last=number == count)
+        norms += engine.step().values()
     with engine.gathered():
         return torch.cat([p.detach().float().flatten() for p in model.parameters() if p.requires_grad]), norms
 
@@ -105,12 +109,12 @@ def test_full_fine_tuning_with_tied_embeddings_trains_and_saves_as_plain_torch(b
     saved = {}
     for name, zero in {"plain": None, choice: CHOICES[choice]}.items():
         model = AutoModelForCausalLM.from_pretrained(base).eval()
-        module = PolicyModule(model)
+        module = Backbone(model)
         policy = TrainedPolicy(model, make_engine(module, zero, 1.0), CPU)
         ids_BN = torch.arange(5, 45).view(2, 20)
         for _ in range(len(MICRO_BATCHES)):
-            policy.engine.backward(policy.engine.forward(ids_BN, ids_BN > 0, 7).logsumexp(-1).mean(), last=True)
-            policy.step()
+            policy.engine.backward(logp(policy.engine, ids_BN, 7).mean(), last=True)
+            policy.engine.step()
         policy.save(tmp_path / name)
         saved[name] = AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
     assert saved["plain"].keys() == saved[choice].keys()
@@ -122,29 +126,30 @@ def test_full_fine_tuning_with_tied_embeddings_trains_and_saves_as_plain_torch(b
 def test_a_frozen_model_at_stage_3_computes_what_it_did(lora_model, offload, dtype):
     """Bit for bit; and every weight is sharded away between passes."""
     model = lora_model(dtype=dtype).to(dtype).requires_grad_(False)
-    module = PolicyModule(model)
+    module = Backbone(model)
     ids_BN = torch.arange(5, 45).view(2, 20)
+    inputs = ids_BN, ids_BN > 0, 7, 1.0, ("actor",)
     with torch.no_grad():
-        before = module(ids_BN, ids_BN > 0, 7)
+        before = module(*inputs)["logp_BT"]
         engine = make_engine(module, Zero(stage=3, offload=offload), 0.0, learning_rate=None)
-        assert torch.equal(engine.forward(ids_BN, ids_BN > 0, 7), before)
+        assert torch.equal(logp(engine, ids_BN, 7), before)
         assert {p.numel() for p in model.parameters()} == {0}
         with engine.gathered(), engine.gathered():
-            assert torch.equal(module(ids_BN, ids_BN > 0, 7), before)
-        assert torch.equal(engine.forward(ids_BN, ids_BN > 0, 7), before)
+            assert torch.equal(module(*inputs)["logp_BT"], before)
+        assert torch.equal(logp(engine, ids_BN, 7), before)
 
 
 def test_a_policy_at_stage_3_saves_whole_tensors(lora_model, tmp_path):
     model = lora_model()
     whole = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
-    policy = TrainedPolicy(model, make_engine(PolicyModule(model), Zero(stage=3), 1.0), CPU)
+    policy = TrainedPolicy(model, make_engine(Backbone(model), Zero(stage=3), 1.0), CPU)
     fingerprint = policy.hash()
     policy.save(tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
     assert saved.keys() == whole.keys()
     assert all(torch.equal(saved[name], whole[name]) for name in whole)
     other = lora_model()
-    assert policy.hash() == fingerprint == TrainedPolicy(other, make_engine(PolicyModule(other), None, 1.0), CPU).hash()
+    assert policy.hash() == fingerprint == TrainedPolicy(other, make_engine(Backbone(other), None, 1.0), CPU).hash()
 
 
 def test_generation_at_stage_3_is_plain_generation_and_training_goes_on(lora_model):
@@ -152,7 +157,7 @@ def test_generation_at_stage_3_is_plain_generation_and_training_goes_on(lora_mod
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     expected = plain(lora_model()).generate(**prompt, **options)
     model = lora_model()
-    engine = make_engine(PolicyModule(model), Zero(stage=3), 1.0)
+    engine = make_engine(Backbone(model), Zero(stage=3), 1.0)
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in engine.module.modules()]
     ids_BN = torch.arange(5, 45).view(2, 20)
     for turn in range(2):
@@ -161,8 +166,8 @@ def test_generation_at_stage_3_is_plain_generation_and_training_goes_on(lora_mod
             found = plain(model).generate(**prompt, **options)
         assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in engine.module.modules()] == hooks
         assert torch.equal(found, expected) or turn > 0
-        engine.backward(engine.forward(ids_BN, ids_BN > 0, 7).logsumexp(-1).mean(), last=True)
-        assert engine.step() > 0
+        engine.backward(logp(engine, ids_BN, 7).mean(), last=True)
+        assert min(engine.step().values()) > 0
 
 
 def test_the_environment_and_the_terminal_are_left_alone(lora_model, capfd):
@@ -177,4 +182,4 @@ def test_the_environment_and_the_terminal_are_left_alone(lora_model, capfd):
 @pytest.mark.parametrize(("stage", "rate"), [(0, 1e-3), (4, 1e-3), (1, None), (2, None)])
 def test_a_stage_that_a_role_cannot_have_is_refused(lora_model, stage, rate):
     with pytest.raises(AlignError, match=f"ZeRO stage {stage}: a (trained|frozen) role takes stage"):
-        make_engine(PolicyModule(lora_model()), Zero(stage=stage), 1.0, learning_rate=rate)
+        make_engine(Backbone(lora_model()), Zero(stage=stage), 1.0, learning_rate=rate)

@@ -8,14 +8,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from align import ops
 from align.engine.plain import PlainEngine
 from align.errors import AlignError
-from align.peft.reference import add_frozen_copy
+from align.peft.add import add_frozen_copy
 from align.peft.switch import use_adapter
-from align.roles.critic import value_head
-from align.roles.modules import PolicyModule, ScoreModule, ValueModule, position_ids
-from align.roles.specs import Critic, Setting
+from align.roles.backbone import Backbone
+from align.roles.critic import save_critic, saved_score, take_score, value_head
+from align.roles.modules import ScoreModule, position_ids
+from align.roles.seating import Seating, Setting
+from align.roles.specs import Actor, Critic
 from align.roles.start import start
 from align.rollout.hf import pad_left
 
@@ -66,17 +67,19 @@ def test_position_ids_count_real_tokens():
 
 def test_left_padding_moves_no_logp_value_or_score(base, reward_base):
     """fp32; 1e-5: the sums of masked attention run over more columns."""
-    policy = PolicyModule(AutoModelForCausalLM.from_pretrained(base, dtype=FP32).eval())
+    policy = Backbone(AutoModelForCausalLM.from_pretrained(base, dtype=FP32).eval())
     trunk = AutoModelForSequenceClassification.from_pretrained(reward_base, dtype=FP32).eval()
     score = ScoreModule(trunk)
     row, answer = [5, 9, 40, 77], [300, 301, 12]
     ids, mask = torch.tensor([row + answer]), torch.ones(1, 7, dtype=torch.bool)
     wide = torch.nn.functional.pad(ids, (6, 0), value=1)
     wide_mask = torch.nn.functional.pad(mask, (6, 0), value=False)
-    values = ValueModule(trunk, torch.nn.Linear(64, 1))
+    values = Backbone(trunk, adapters={"critic": None})
+    values.value_head = torch.nn.Linear(64, 1)
     with torch.no_grad():
-        for module in (policy, values):
-            torch.testing.assert_close(module(ids, mask, 3), module(wide, wide_mask, 3), rtol=0, atol=1e-5)
+        for module, role, name in ((policy, "actor", "logp_BT"), (values, "critic", "value_BT")):
+            one, other = (module(*rows, 3, 1.0, (role,))[name] for rows in ((ids, mask), (wide, wide_mask)))
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
         torch.testing.assert_close(score(ids, mask), score(wide, wide_mask), rtol=0, atol=1e-5)
 
 
@@ -86,7 +89,7 @@ def test_logp_and_value_belong_to_the_token_before_which_they_are_read(base):
     ids = torch.tensor([[5, 9, 40, 77, 300, 301]])
     mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
-        logp = ops.logprobs(PolicyModule(model)(ids, mask, 3), ids[:, 3:], 1.0)
+        logp = Backbone(model)(ids, mask, 3, 1.0, ("actor",))["logp_BT"]
         slow = [model(ids[:, :t]).logits[0, -1].log_softmax(-1)[ids[0, t]] for t in range(3, 6)]
     torch.testing.assert_close(logp[0], torch.stack(slow), rtol=0, atol=1e-5)
 
@@ -154,39 +157,51 @@ def test_the_value_head_is_the_reward_head_in_units_of_its_deviation(rm, lora, t
     ids, mask = torch.tensor([[5, 9, 40, 77]]), torch.ones(1, 4, dtype=torch.bool)
     with torch.no_grad():
         score = reward(ids, mask)
-        head, _ = value_head(begun.model, rm)
-        value = ValueModule(begun.model, head)(torch.cat([ids, ids[:, :1]], 1), torch.ones(1, 5, dtype=torch.bool), 1)
+        critic = Backbone(begun.model, adapters={"critic": "default"})
+        torch.testing.assert_close(saved_score(rm), begun.model.score.modules_to_save["default"].weight)
+        critic.value_head, _ = value_head(take_score(begun.model), rm, 64)
+        value = critic(torch.cat([ids, ids[:, :1]], 1), torch.ones(1, 5, dtype=torch.bool), 1, 1.0, ("critic",))[
+            "value_BT"
+        ]
     torch.testing.assert_close(value[:, 0], (score - 0.5) / 2.0, rtol=0, atol=1e-5)
 
 
-def test_a_critic_saves_and_loads_its_head_and_adapter(rm, lora, setting, tmp_path):
-    spec = Critic(rm, "auto", 1e-3, lora, None)
-    critic = spec.build(setting)
+def critic_of(base, path, peft, setting, backbone="own"):
+    """The group of a critic that starts from `path`, beside an actor on `base`."""
+    seats = Seating(
+        setting, Actor(base, "auto", 1e-3, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), None)
+    )
+    Critic(path, "auto", 1e-3, peft, None, backbone).seat(seats)
+    return seats.roles(micro_batch_size=4).group("critic")
+
+
+def value_of(group):
     ids, mask = torch.tensor([[5, 9, 40, 77, 3]]), torch.ones(1, 5, dtype=torch.bool)
+    with torch.no_grad(), group.backbone.serving(("critic",), 1):
+        return group.engine.forward(ids, mask, 2, 1.0, ("critic",))["value_BT"]
+
+
+def test_a_critic_saves_and_loads_its_head_and_adapter(base, rm, lora, setting, tmp_path):
+    critic = critic_of(base, rm, lora, setting)
     with torch.no_grad():
-        critic.head.bias.add_(0.25)
-        value = critic.engine.forward(ids, mask, 2)
-    critic.save(tmp_path / "critic")
+        critic.backbone.value_head.bias.add_(0.25)
+    save_critic(critic.backbone, tmp_path / "critic")
     assert set(load_file(tmp_path / "critic" / "value_head.safetensors")) == {"weight", "bias"}
-    again = Critic(str(tmp_path / "critic"), "auto", 1e-3, lora, None).build(setting)
-    with torch.no_grad():
-        torch.testing.assert_close(again.engine.forward(ids, mask, 2), value, rtol=0, atol=1e-6)
+    again = critic_of(base, str(tmp_path / "critic"), lora, setting)
+    torch.testing.assert_close(value_of(again), value_of(critic), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("trained", ["lora", "full"])
 @pytest.mark.parametrize("then", ["lora", "rank 4", "full"])
-def test_a_critics_folder_goes_on_under_any_method(rm, lora, setting, tmp_path, trained, then):
+def test_a_critics_folder_goes_on_under_any_method(base, rm, lora, setting, tmp_path, trained, then):
     """Another method starts on the merged trunk: fp32, 1e-4 for the merge; the value head is the critic's own."""
     methods = {"lora": lora, "full": None, "rank 4": LoraConfig(r=4, target_modules="all-linear")}
-    critic = Critic(rm, "auto", 1e-3, methods[trained], None).build(setting)
-    ids, mask = torch.tensor([[5, 9, 40, 77, 3]]), torch.ones(1, 5, dtype=torch.bool)
+    critic = critic_of(base, rm, methods[trained], setting)
     with torch.no_grad():
-        critic.head.bias.add_(0.25)
-        value = critic.engine.forward(ids, mask, 2)
-    critic.save(tmp_path / "critic")
-    again = Critic(str(tmp_path / "critic"), "auto", 1e-3, methods[then], None).build(setting)
-    with torch.no_grad():
-        torch.testing.assert_close(again.engine.forward(ids, mask, 2), value, rtol=0, atol=1e-4)
+        critic.backbone.value_head.bias.add_(0.25)
+    save_critic(critic.backbone, tmp_path / "critic")
+    again = critic_of(base, str(tmp_path / "critic"), methods[then], setting)
+    torch.testing.assert_close(value_of(again), value_of(critic), rtol=0, atol=1e-4)
 
 
 def test_modules_that_train_in_full_are_kept(base, tmp_path):

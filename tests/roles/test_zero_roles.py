@@ -21,8 +21,8 @@ from align.advantages.gae import GAE
 from align.config import Zero
 from align.engine.plain import PlainEngine
 from align.rewards.model import ModelReward
-from align.roles.roles import Roles
-from align.roles.specs import Actor, Critic, Reference, Setting
+from align.roles.seating import Seating, Setting
+from align.roles.specs import Actor, Critic, Reference
 from align.rollout.hf import HFRollout
 from align.stages.ppo import PPO
 from align.stages.rollouts import Row
@@ -52,10 +52,9 @@ class Run:
 
     def weights(self, role: str) -> Tensor:
         """What `role` trained, flat."""
-        trained = getattr(self.ppo.roles, role)
-        module = trained.engine.module
-        with trained.engine.gathered():
-            return torch.cat([p.detach().flatten().clone() for p in module.parameters() if p.requires_grad])
+        group = self.ppo.roles.group(role)
+        with group.engine.gathered():
+            return torch.cat([p.detach().flatten().clone() for p in group.backbone.trained(role)])
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +81,10 @@ def lora() -> LoraConfig:
 def three_steps(base: str, reward_base: str, tokenizer, zero: dict[str, Zero | None], out: Path) -> Run:
     torch.manual_seed(0)
     setting = Setting(torch.device("cpu"), torch.float32, make_engine, out, max_grad_norm=0.1)
-    actor_spec = Actor(base, "auto", LEARNING_RATE, lora(), zero["actor"])
-    begun = actor_spec.load(setting)
-    reference = Reference("auto", zero["reference"]).build(begun, actor_spec, setting)
-    actor = actor_spec.build(begun, setting)
-    critic = Critic(reward_base, "auto", LEARNING_RATE, lora(), zero["critic"]).build(setting)
-    roles = Roles(actor, critic, reference(actor), micro_batch_size=3)
+    seats = Seating(setting, Actor(base, "auto", LEARNING_RATE, lora(), zero["actor"]))
+    Reference("auto", zero["reference"]).seat(seats)
+    Critic(reward_base, "auto", LEARNING_RATE, lora(), zero["critic"]).seat(seats)
+    roles = seats.roles(micro_batch_size=3)
     reward = ModelReward(reward_base, setting, tokenizer, zero=zero["reward"])
     options = config.PPO(batch_size=10, minibatches=MINIBATCHES, micro_batch_size=3, epochs=EPOCHS)
     sampling = Sampling(temperature=0.9, max_new_tokens=8, stop_ids=(tokenizer.eos_token_id, *range(40, 60)))

@@ -7,7 +7,7 @@ import torch
 
 from align import ops
 from align.engine.plain import PlainEngine
-from align.roles.modules import PolicyModule
+from align.roles.backbone import Backbone
 from align.roles.policy import TrainedPolicy
 from align.rollout.hf import HFRollout, KeyedSampler, to_generation
 from align.rollout.keys import sample_key
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def policy(lora_model) -> TrainedPolicy:
     model = lora_model()
-    return TrainedPolicy(model, PlainEngine(PolicyModule(model), 1e-3), CPU)
+    return TrainedPolicy(model, PlainEngine(Backbone(model), 1e-3), CPU)
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from align import ops
 from align.engine.plain import PlainEngine
 from align.errors import AlignError
-from align.roles.modules import PolicyModule
+from align.roles.backbone import Backbone
 from align.roles.policy import TrainedPolicy
 from align.rollout.hf import HFRollout, pad_left
 from align.rollout.keys import sample_key
@@ -93,7 +92,7 @@ def engines(tampered, lora_model) -> Engines:
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     model = lora_model(path=tampered)
-    policy = TrainedPolicy(model, PlainEngine(PolicyModule(model), 1e-3), CPU)
+    policy = TrainedPolicy(model, PlainEngine(Backbone(model), 1e-3), CPU)
     before = Process.now()
     vllm = VLLMRollout(tampered, policy, LONGEST, batch_size=8, kv_cache_mib=16)
     after = Process.now()
@@ -116,8 +115,8 @@ def trainers_logp(policy: TrainedPolicy, generation: Generation, temperature: fl
     ids_BN = torch.cat([ids_BP, generation.response_ids_BT], 1)
     mask_BN = torch.cat([mask_BP, generation.mask_BT], 1)
     with torch.no_grad():
-        logits_BTV = policy.engine.forward(ids_BN, mask_BN, generation.response_ids_BT.shape[1])
-    return ops.logprobs(logits_BTV, generation.response_ids_BT, temperature) * generation.mask_BT
+        length = generation.response_ids_BT.shape[1]
+        return policy.engine.forward(ids_BN, mask_BN, length, temperature, ("actor",))["logp_BT"]
 
 
 def gap(one_BT: Tensor, other_BT: Tensor) -> float:
@@ -208,7 +207,7 @@ def test_a_response_may_fill_the_whole_context(engines):
 def test_a_refused_adapter_names_the_reason_and_leaves_the_engine_well(engines, lora_model):
     before = engines.vllm.generate(PROMPTS, KEYS, sampling())
     model = lora_model(use_dora=True)
-    refused = TrainedPolicy(model, PlainEngine(PolicyModule(model), 1e-3), CPU)
+    refused = TrainedPolicy(model, PlainEngine(Backbone(model), 1e-3), CPU)
     with pytest.raises(AlignError, match=r"rollout=vllm: .*DoRA(.|\n)*write rollout=hf"):
         engines.vllm.sync(refused)
     after = engines.vllm.generate(PROMPTS, KEYS, sampling())
@@ -229,13 +228,15 @@ def test_an_actor_at_stage_3_is_rolled_out_whole_by_both_engines(engines, lora_m
     from align.engine.deepspeed import DeepSpeedEngine
 
     model = lora_model(seed=99, path=engines.path)
-    policy = TrainedPolicy(model, DeepSpeedEngine(PolicyModule(model), 1e-2, 1.0, Zero(stage=3)), CPU)
+    policy = TrainedPolicy(model, DeepSpeedEngine(Backbone(model), 1e-2, 1.0, Zero(stage=3)), CPU)
     hf = HFRollout(pad_id=0)
     hf.attach(policy)
     ids_BP, mask_BP = pad_left(PROMPTS, 0)
     try:
         for _ in range(2):
-            policy.engine.backward(policy.engine.forward(ids_BP, mask_BP, 3).logsumexp(-1).mean(), last=True)
+            policy.engine.backward(
+                policy.engine.forward(ids_BP, mask_BP, 3, 1.0, ("actor",))["logp_BT"].mean(), last=True
+            )
             policy.step()
             engines.vllm.sync(policy)
             one, other = (e.generate(PROMPTS, KEYS, sampling(greedy=True)) for e in (engines.vllm, hf))
@@ -273,6 +274,6 @@ def test_what_is_not_lora_is_refused_before_the_engine_starts(lora_model, base):
     from align.rollout.vllm import VLLMRollout
 
     model = lora_model(r=1024)
-    policy = TrainedPolicy(model, PlainEngine(PolicyModule(model), 1e-3), CPU)
+    policy = TrainedPolicy(model, PlainEngine(Backbone(model), 1e-3), CPU)
     with pytest.raises(AlignError, match=r"ranks up to 512, not 1024\n  write rollout=hf"):
         VLLMRollout(base, policy, LONGEST)

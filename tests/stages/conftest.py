@@ -12,8 +12,8 @@ from align import config
 from align.advantages.gae import GAE
 from align.advantages.rloo import RLOO
 from align.engine.plain import PlainEngine
-from align.roles.roles import Roles
-from align.roles.specs import Actor, Critic, Reference, Setting
+from align.roles.seating import Seating, Setting
+from align.roles.specs import Actor, Critic, Reference
 from align.rollout.hf import HFRollout
 from align.stages.ppo import PPO
 from align.stages.rollouts import as_rows
@@ -39,8 +39,8 @@ def lora() -> LoraConfig:
 
 @pytest.fixture
 def setting(tmp_path: Path) -> Setting:
-    def engine(module, learning_rate, max_grad_norm, zero):
-        return PlainEngine(module, learning_rate, max_grad_norm)
+    def engine(module, rates, max_grad_norm, zero):
+        return PlainEngine(module, rates, max_grad_norm)
 
     return Setting(torch.device("cpu"), torch.float32, engine, tmp_path)
 
@@ -52,7 +52,7 @@ def make_ppo(base: str, lora: LoraConfig, setting: Setting, tokenizer) -> Callab
     def make(
         path: str = base,
         peft: Any = lora,
-        critic: bool = True,
+        critic: bool | str = True,
         critic_path: str | None = None,
         reward: Any = None,
         learning_rate: float = 1e-3,
@@ -62,13 +62,13 @@ def make_ppo(base: str, lora: LoraConfig, setting: Setting, tokenizer) -> Callab
         **options: Any,
     ) -> PPO:
         torch.manual_seed(0)  # LoRA's own start is random
-        spec = Actor(path, "auto", learning_rate, peft, None)
-        begun = spec.load(setting)
-        reference = Reference("auto", None).build(begun, spec, setting)
-        actor = spec.build(begun, setting)
-        value = Critic(critic_path or path, "auto", learning_rate, peft, None).build(setting) if critic else None
         chosen = config.PPO(**{"batch_size": 8, "micro_batch_size": 4, "kl_coef": 0.05, **options})
-        roles = Roles(actor, value, reference(actor), chosen.micro_batch_size)
+        seats = Seating(setting, Actor(path, "auto", learning_rate, peft, None))
+        Reference("auto", None).seat(seats)
+        if critic:
+            kind = critic if isinstance(critic, str) else "own"
+            Critic(critic_path or path, "auto", learning_rate, peft, None, kind).seat(seats)
+        roles = seats.roles(chosen.micro_batch_size)
         sampling = Sampling(temperature, 12, stop_ids or (tokenizer.eos_token_id,))
         advantage = GAE(chosen.gamma, chosen.lam) if critic else RLOO()
         engine = HFRollout(tokenizer.pad_token_id, 64)

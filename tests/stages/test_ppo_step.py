@@ -60,8 +60,10 @@ def test_engine_and_trainer_give_the_same_log_probabilities(make_ppo, rows):
 def test_optimizer_steps_are_epochs_times_minibatches(make_ppo, rows):
     ppo = make_ppo(epochs=3, minibatches=4, micro_batch_size=1)
     ppo.step(rows)
-    for role in (ppo.roles.actor, ppo.roles.critic):
-        state = next(iter(role.engine.optimizer.state.values()))
+    for group in ppo.roles.groups:
+        if not group.trained:
+            continue
+        state = next(iter(group.engine.optimizer.state.values()))
         assert int(state["step"]) == 12
     assert ppo.roles.actor.version == 12
 
@@ -84,7 +86,10 @@ def test_gradient_clipping_does_what_it_says(make_ppo, rows):
     engine.max_grad_norm = 1e-3
     seen = []
     step = engine.optimizer.step
-    engine.optimizer.step = lambda: (seen.append(nn.utils.get_total_norm([p.grad for p in engine.parameters])), step())
+    engine.optimizer.step = lambda: (
+        seen.append(nn.utils.get_total_norm([p.grad for p in engine.module.trained("actor")])),
+        step(),
+    )
     norm = ppo.step(rows)["grad_norm/actor"]
     assert norm > 1e-3
     assert all(float(n) == pytest.approx(1e-3, rel=1e-3) for n in seen)
@@ -92,20 +97,20 @@ def test_gradient_clipping_does_what_it_says(make_ppo, rows):
 
 def test_only_adapters_and_value_head_train(make_ppo, rows):
     ppo = make_ppo()
-    actor, critic = ppo.roles.actor.engine.module, ppo.roles.critic.engine.module
+    actor, critic = ppo.roles.group("actor").backbone, ppo.roles.group("critic").backbone
     before = weights(actor), weights(critic)
     ppo.step(rows)
     moved_actor = [n for n, same_ in same(before[0], weights(actor)).items() if not same_]
     moved_critic = [n for n, same_ in same(before[1], weights(critic)).items() if not same_]
     assert moved_actor and all(".default." in name for name in moved_actor)
-    assert {"head.weight", "head.bias"} <= set(moved_critic)
-    assert all(".default." in name or name.startswith("head.") for name in moved_critic)
+    assert {"value_head.weight", "value_head.bias"} <= set(moved_critic)
+    assert all(".default." in name or name.startswith("value_head.") for name in moved_critic)
 
 
 def test_dropout_is_off_in_every_role(make_ppo, rows, lora):
     lora.lora_dropout = 0.5
     ppo = make_ppo(peft=lora, epochs=1, minibatches=1)
-    modules = [*ppo.roles.actor.engine.module.modules(), *ppo.roles.critic.engine.module.modules()]
+    modules = [*(m for group in ppo.roles.groups for m in group.backbone.modules())]
     assert not any(m.training for m in modules if isinstance(m, nn.Dropout) and m.p > 0)
     assert ppo.step(rows)["val/ratio"] == pytest.approx(1, abs=1e-5)
 

@@ -1,0 +1,165 @@
+"""A transformer under one role or several: each with an adapter and a head, all in one trunk pass.
+
+The language-model head runs over the tokens of responses alone, and over none of the padding.
+
+Shapes: B rows, P prompt, T response, N = P + T, V vocabulary, D hidden size, R real response tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from align import ops
+from align.peft.switch import routable, routed, use_adapter
+from align.roles.modules import inputs_of, plain, read_score
+
+ACTOR, REFERENCE, CRITIC, REWARD = "actor", "reference", "critic", "reward"
+
+
+class Backbone(nn.Module):
+    """One model; `adapters` says which of its adapters computes for a role (None: the plain model)."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        autocast: bool = False,
+        adapters: Mapping[str, str | None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.autocast = autocast
+        self.adapters = dict(adapters or {ACTOR: "default" if isinstance(model, PeftModel) else None})
+        self.value_head: nn.Linear | None = None
+        self.value_gradient = 1.0
+        """How much of the value's gradient goes on into the trunk; 0 detaches."""
+        self.score_head: nn.Module | None = None
+        self.plain_head = self._head_is_plain()
+
+    def passes(self, roles: Iterable[str]) -> list[tuple[str, ...]]:
+        """The roles of this backbone among `roles`, those together that one trunk pass serves."""
+        mine = [role for role in self.adapters if role in set(roles)]
+        if not mine or (isinstance(self.model, PeftModel) and routable(self.model)):
+            return [tuple(mine)] if mine else []
+        by_adapter: dict[str | None, list[str]] = {}
+        for role in mine:
+            by_adapter.setdefault(self.adapters[role], []).append(role)
+        return [tuple(together) for together in by_adapter.values()]
+
+    @contextmanager
+    def serving(self, roles: tuple[str, ...], rows: int) -> Iterator[None]:
+        """The context of a pass of `rows` rows for `roles`; left only after its backward pass."""
+        names = self._names(roles)
+        if not isinstance(self.model, PeftModel):
+            yield
+        elif len(names) == 1:
+            with use_adapter(self.model, names[0]):
+                yield
+        else:
+            with routed(self.model, [name for name in names for _ in range(rows)]):
+                yield
+
+    def forward(
+        self, ids_BN: Tensor, mask_BN: Tensor, length: int, temperature: float, roles: tuple[str, ...]
+    ) -> dict[str, Tensor]:
+        """Fields of Scores for each of `roles`, inside `serving(roles, B)`; `length` is T; 0 outside the mask."""
+        names = self._names(roles)
+        count = len(names)
+        with torch.autocast(ids_BN.device.type, torch.bfloat16, enabled=self.autocast):
+            hidden, logits = self._trunk(ids_BN.repeat(count, 1), mask_BN.repeat(count, 1), length)
+        hidden_BND = dict(zip(names, hidden.chunk(count), strict=True))
+        logits_BTV = dict(zip(names, logits.chunk(count), strict=True)) if logits is not None else {}
+        found: dict[str, Tensor] = {}
+        for role in roles:
+            name = self.adapters[role]
+            if role in (ACTOR, REFERENCE):
+                logp_BT, entropy_BT = self._logp(
+                    hidden_BND[name], logits_BTV.get(name), ids_BN, mask_BN, length, temperature, role == ACTOR
+                )
+                found |= {"logp_BT": logp_BT, "entropy_BT": entropy_BT} if role == ACTOR else {"ref_logp_BT": logp_BT}
+            elif role == CRITIC:
+                found["value_BT"] = self._value(hidden_BND[name], mask_BN, length)
+            else:
+                found["reward_B"] = read_score(self.score_head, hidden_BND[name], mask_BN)
+        return found
+
+    def trained(self, role: str) -> list[nn.Parameter]:
+        """What `role` trains: the parameters of its adapter (or the whole model), the critic's also its head."""
+        head = list(self.value_head.parameters()) if role == CRITIC and self.value_head is not None else []
+        if role == CRITIC and ACTOR in self.adapters and self.adapters[ACTOR] == self.adapters[CRITIC]:
+            return head  # on the actor's own trunk
+        others = set(getattr(self.model, "peft_config", ())) - {self.adapters[role]}
+        body = [p for n, p in self.model.named_parameters() if p.requires_grad and not others & set(n.split("."))]
+        return body + head
+
+    def _names(self, roles: tuple[str, ...]) -> list[str | None]:
+        """The adapters that compute for `roles`, each once."""
+        return list(dict.fromkeys(self.adapters[role] for role in roles))
+
+    def _trunk(self, ids_BN: Tensor, mask_BN: Tensor, length: int) -> tuple[Tensor, Tensor | None]:
+        """hidden_BND, and logits_BTV where the model does more to them than its head."""
+        model = plain(self.model)
+        trunk = model.base_model
+        if self.plain_head:
+            return trunk(**inputs_of(trunk, ids_BN, mask_BN), use_cache=False).last_hidden_state, None
+        caught: list[Tensor] = []
+        hook = trunk.register_forward_hook(lambda module, args, output: caught.append(output.last_hidden_state))
+        try:
+            logits = model(**inputs_of(model, ids_BN, mask_BN), logits_to_keep=length + 1, use_cache=False).logits
+        finally:
+            hook.remove()
+        return caught[0], logits[:, :-1]
+
+    def _logp(
+        self, hidden_BND: Tensor, logits_BTV: Tensor | None, ids_BN: Tensor, mask_BN: Tensor, length: int,
+        temperature: float, with_entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """Log-probability and (of the actor, without gradient) entropy of each real response token."""
+        mask_BT, ids_BT = mask_BN[:, -length:], ids_BN[:, -length:]
+        hidden_RD, ids_R = hidden_BND[:, -length - 1 : -1][mask_BT], ids_BT[mask_BT]
+        head = plain(self.model).get_output_embeddings()
+        with torch.autocast(ids_BN.device.type, torch.bfloat16, enabled=self.autocast):
+            logits_RV = head(hidden_RD) if logits_BTV is None else logits_BTV[mask_BT]
+        logp_R = ops.logprobs(logits_RV[None], ids_R[None], temperature)[0]
+        entropy_R = ops.entropy(logits_RV.detach()[None] / temperature)[0] if with_entropy else None
+        return _placed(logp_R, mask_BT), None if entropy_R is None else _placed(entropy_R, mask_BT)
+
+    def _value(self, hidden_BND: Tensor, mask_BN: Tensor, length: int) -> Tensor:
+        """The return expected before each response token is written."""
+        hidden_BTD = scale_gradient(hidden_BND[:, -length - 1 : -1], self.value_gradient)
+        return self.value_head(hidden_BTD.float()).squeeze(-1) * mask_BN[:, -length:]
+
+    @torch.no_grad()
+    def _head_is_plain(self) -> bool:
+        """Whether logits are the head's product alone: tried on two tokens, since some models scale or cap them."""
+        head = plain(self.model).get_output_embeddings()
+        if head is None:
+            return True  # no language-model head: a critic or a reward model
+        ids = torch.arange(2, device=self.model.device)[None]
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        model = plain(self.model)
+        hidden = model.base_model(**inputs_of(model.base_model, ids, mask), use_cache=False).last_hidden_state
+        return isinstance(head, nn.Linear) and torch.allclose(
+            head(hidden), model(**inputs_of(model, ids, mask), use_cache=False).logits, rtol=1e-3, atol=1e-3
+        )
+
+
+def scale_gradient(x: Tensor, scale: float) -> Tensor:
+    """`x` itself, through which a gradient goes back `scale` times as large; 0 detaches."""
+    if scale == 0 or not x.requires_grad:
+        return x.detach()
+    if scale == 1:
+        return x
+    x = x.view_as(x)
+    x.register_hook(lambda gradient: gradient * scale)
+    return x
+
+
+def _placed(values_R: Tensor, mask_BT: Tensor) -> Tensor:
+    """Values of the real tokens at their places, 0 elsewhere."""
+    return torch.zeros(mask_BT.shape, dtype=values_R.dtype, device=values_R.device).masked_scatter(mask_BT, values_R)

@@ -1,0 +1,52 @@
+"""Another role's adapter on the actor's backbone: where it can stand there, and why not elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peft import PeftConfig, PeftModel
+
+from align.peft.add import add_adapter, kept_trainable
+from align.roles.folder import CAUSAL, Folder
+from align.roles.start import Start, for_task, settings_difference, take_weights
+
+
+def why_apart(actor: Start, folder: Folder, peft: PeftConfig | None, adapter: str = "auto") -> str:
+    """Why a role that starts from `folder` with method `peft` cannot sit on the actor's base ('' if it can)."""
+    if not isinstance(actor.model, PeftModel):
+        return "the actor trains all weights of its own"
+    if peft is None:
+        return "it trains all its weights"
+    mine = actor.model.peft_config["default"]
+    if peft.peft_type != mine.peft_type:
+        return f"PEFT takes one method a model, and the actor's is {mine.peft_type.value}"
+    if mine.is_prompt_learning:
+        return f"{mine.peft_type.value} has one prompt a model"
+    if folder.base and adapter == "new":
+        return "its earlier adapter is merged into a base of its own"
+    if _place(folder.base or folder.path) != _place(actor.base):
+        return f"it stands on {folder.base or folder.path}, the actor on {actor.base}"
+    return ""
+
+
+def join(actor: Start, name: str, folder: Folder, peft: PeftConfig, trained: bool) -> tuple[str, str]:
+    """Adds adapter `name` to the actor's model, from `folder`: in words what was done, or why it was not.
+
+    An adapter of the same settings is copied; on the plain base a new one is made. Nothing stays behind where
+    the settings differ.
+    """
+    model = actor.model
+    add_adapter(model, name, for_task(peft, CAUSAL, actor.base), trained)
+    if folder.base is None:
+        return f"a new adapter on {actor.base}", ""
+    if difference := settings_difference(model.peft_config[name], PeftConfig.from_pretrained(folder.path)):
+        with kept_trainable(model):
+            model.delete_adapter(name)
+        return "", f"its adapter differs: {difference}"
+    take_weights(model, folder.path, name)
+    return f"the adapter of {folder.path}", ""
+
+
+def _place(path: str) -> str:
+    """A folder's real place; a hub name as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path

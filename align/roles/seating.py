@@ -1,0 +1,132 @@
+"""Who sits on which backbone, while the roles are being built: their engines come last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedModel
+
+from align.config import Zero
+from align.engine.schedule import Schedule
+from align.peft.checkpointing import recompute_layers
+from align.roles.backbone import ACTOR, REWARD, Backbone
+from align.roles.folder import Folder
+from align.roles.group import Group
+from align.roles.joining import join, why_apart
+from align.roles.roles import Roles
+
+if TYPE_CHECKING:
+    from align.roles.specs import Actor
+
+
+@dataclass
+class Setting:
+    """What all roles of one run have in common."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """Of frozen weights; weights that train are float32."""
+    engine: Callable[..., Any]
+    """engine(module, learning_rate or rates by role or None, max_grad_norm, zero) -> TrainEngine"""
+    out: Path
+    max_grad_norm: float = 1.0
+    gradient_checkpointing: bool = False
+    """Layers of trained models are computed again in the backward pass: less memory, a third more time."""
+    tell: Callable[[str], None] = lambda line: None
+
+    @property
+    def autocast(self) -> bool:
+        return self.dtype == torch.bfloat16
+
+
+@dataclass
+class Plan:
+    """A backbone that is to get an engine, and the learning rates of the roles that train on it."""
+
+    backbone: Backbone
+    zero: Zero | None
+    rates: dict[str, float] = field(default_factory=dict)
+
+
+class Seating:
+    """Starts with the actor on a backbone of its own; the other roles join it there or bring their own."""
+
+    def __init__(self, setting: Setting, actor: Actor) -> None:
+        self.setting = setting
+        self.spec = actor
+        self.actor = actor.load(setting)
+        self.schedules: dict[str, Schedule] = {}
+        self.plans: list[Plan] = []
+        adapter = "default" if isinstance(self.actor.model, PeftModel) else None
+        self.home = self.add(self.actor.model, {ACTOR: adapter}, actor.zero)
+        self.trains(ACTOR, self.home, actor)
+
+    def add(self, model: PreTrainedModel | PeftModel, adapters: dict[str, str | None], zero: Zero | None) -> Plan:
+        """A plan for `model`, on which roles sit by `adapters`."""
+        plan = Plan(Backbone(model, self.setting.autocast, adapters), zero)
+        self.plans.append(plan)
+        return plan
+
+    def trains(self, role: str, plan: Plan, spec: Any) -> None:
+        """`role` trains on `plan`'s backbone at the rate and schedule of its `spec`."""
+        self.schedules[role] = Schedule(spec.learning_rate, spec.schedule, spec.warmup_steps)
+        plan.rates[role] = self.schedules[role].rate(0, 1)
+
+    def why_apart(self, folder: Folder, peft: PeftConfig | None, zero: Zero | None, adapter: str = "auto") -> str:
+        """Why a role cannot sit on the actor's backbone ('' if it can, as far as its settings tell)."""
+        for owner, sharding in (("the actor", self.spec.zero), ("it", zero)):
+            if sharding is not None and sharding.stage == 3:
+                return f"{owner} is sharded at stage 3, which divides the base"
+        return why_apart(self.actor, folder, peft, adapter)
+
+    def sit(
+        self, role: str, folder: Folder, peft: PeftConfig, zero: Zero | None, trained: bool
+    ) -> tuple[Plan, str, str]:
+        """Puts `role` on the actor's base with an adapter of its own; its plan, what was done, or why it was not.
+
+        One engine trains both roles in one pass, unless either is under DeepSpeed, which would clip them together.
+        """
+        said, apart = join(self.actor, role, folder, peft, trained)
+        if apart:
+            return self.home, "", apart
+        if not trained or (zero is None and self.home.zero is None):
+            self.home.backbone.adapters[role] = role
+            return self.home, said, ""
+        return self.add(self.actor.model, {role: role}, zero), said, ""
+
+    def seat_reward(self, folder: Folder, zero: Zero | None) -> str:
+        """Puts a reward model's adapter and score on the actor's base; why it cannot be ('' if done)."""
+        from align.roles.critic import score_from
+
+        if REWARD in self.home.backbone.adapters:
+            return "another reward model sits there already"
+        if folder.base is None:
+            return "it is a whole model, no adapter"
+        peft = PeftConfig.from_pretrained(folder.path)
+        apart = "it has ZeRO settings of its own" if zero is not None else self.why_apart(folder, peft, None)
+        if apart:
+            return apart
+        score = score_from(folder.path)
+        if score is None:
+            return "its adapter's folder has no score head"
+        _, _, apart = self.sit(REWARD, folder, peft, None, trained=False)
+        if not apart:
+            self.home.backbone.score_head = score
+        return apart
+
+    def roles(self, micro_batch_size: int) -> Roles:
+        """The roles under their engines."""
+        groups = []
+        for plan in self.plans:
+            module = plan.backbone.to(self.setting.device).eval()
+            if self.setting.gradient_checkpointing and plan.rates:
+                recompute_layers(module.model)
+            bound = self.setting.max_grad_norm if plan.rates else 0.0
+            engine = self.setting.engine(module, plan.rates or None, bound, plan.zero)
+            groups.append(Group(module, engine, tuple(plan.rates)))
+        return Roles(groups, micro_batch_size, self.schedules)

@@ -18,7 +18,7 @@ class RewardModel:
     normalize: bool = True
     """Shift and scale scores to mean 0 and deviation 1 on the samples that the model's card.json tells of."""
     backbone: str = "auto"
-    """shared (its adapter and score head on the actor's base), own (a model of its own), or auto: shared where it can."""
+    """shared (its adapter and score on the actor's base), own (a model of its own), or auto: shared where it can be."""
     zero: Any = None
     """As `reference.zero`."""
 

@@ -98,6 +98,13 @@ class Build:
         name = self.cfg.precision
         if name == "auto":
             name = "bf16" if self.device().type == "cuda" else "fp32"
+        on_cpu = self.device().type == "cpu"
+        if (
+            name == "bf16"
+            and on_cpu
+            and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        ):
+            raise AlignError("precision=bf16: this CPU has no instructions for it\n  write precision=fp32")
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
     # -- stages ---------------------------------------------------------------------------------

@@ -13,7 +13,10 @@ from align.stages.ranges import check_numbers, check_pretrain
 
 NONE = f"{none.__module__}.{none.__qualname__}"
 PRECISIONS = ("auto", "fp32", "bf16")
-ADAPTERS = ("auto", "continue", "new")
+CHOICES = {
+    "adapter": ("auto", "continue", "new"), "schedule": ("constant", "linear", "cosine"),
+    "backbone": ("auto", "own", "adapter", "head"),
+}  # fmt: skip
 INSTEAD = {
     "model": "a folder or a hub name such as org/name", "runs": "a folder, such as runs=runs",
     "device": "one of auto, cpu, cuda, cuda:1", "precision": f"one of {', '.join(PRECISIONS)}",
@@ -39,9 +42,10 @@ def check(cfg: DictConfig) -> list[str]:
         used += ["actor", "critic"]
     for key in used:
         check_numbers(key, values[key])
-        adapter = values[key].get("adapter", "auto")
-        if adapter not in ADAPTERS:
-            raise AlignError(f"{key}.adapter={adapter}: write one of {', '.join(ADAPTERS)}")
+        for name, choices in CHOICES.items():
+            value = values[key].get(name, choices[0])
+            if value not in choices:
+                raise AlignError(f"{key}.{name}={value}: write one of {', '.join(choices)}")
     if "pretrain" in stages:
         check_pretrain(values["pretrain"])
     return stages

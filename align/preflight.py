@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from align import config
 from align.checks import absent
@@ -34,7 +34,29 @@ def check_roles(build: Build, inputs: dict[str, str]) -> None:
         if not absent(cfg[name]):
             check_arguments(target_of(cfg[name], name), list(plain_values(cfg[name])), name)
             peft(cfg[name].get("peft"), f"{name}.peft")
+    check_sharing(cfg)
     check_folders(build, inputs)
+
+
+def check_sharing(cfg: DictConfig) -> None:
+    """What keeps a critic or a reward model off the actor's base, as far as settings alone tell."""
+    asked = []
+    if not absent(cfg.critic) and cfg.critic.get("backbone") == "adapter":
+        asked.append(("critic=adapter", "critic", "critic=own"))
+    for key, node in reward_nodes(cfg.reward):
+        if node.get("backbone") == "shared":
+            asked.append((f"{key}.backbone=shared", key, f"{key}.backbone=own"))
+    for word, role, instead in asked:
+        why = ""
+        if absent(cfg.actor.peft):
+            why = "the actor trains all its weights (peft@actor.peft=none)"
+        elif role == "critic" and absent(cfg.critic.peft):
+            why = "the critic trains all its weights (peft@critic.peft=none)"
+        for owner in ("actor", "critic") if role == "critic" else ("actor",):
+            if not absent(cfg[owner].zero) and cfg[owner].zero.stage == 3:
+                why = why or f"zero@{owner}.zero=stage3 divides the base"
+        if why:
+            raise AlignError(f"{word}: the two cannot sit on one base: {why}\n  write {instead}")
 
 
 def check_advantage(build: Build) -> None:
@@ -75,7 +97,10 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
             inspect(node.path, f"{key}.path", SCORE)
     for role, kinds in (("actor", (CAUSAL,)), ("critic", (CAUSAL, SCORE)), ("reference", (CAUSAL,))):
         if role in inputs:
-            folder, node = look(inputs[role], role, kinds), cfg[role]
+            node = cfg[role]
+            if node.get("backbone") == "head":
+                continue  # a folder with a value head alone will do
+            folder = look(inputs[role], role, kinds)
             if "adapter" in node:
                 check_adapter(folder, role, peft(node.get("peft"), f"{role}.peft"), node.adapter)
     base, key = first_start(build, inputs, "actor", "sft")

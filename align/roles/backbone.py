@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align import ops
+from align.engine.linear import matmul_of
 from align.peft.switch import routable, routed, use_adapter
 from align.roles.modules import inputs_of, plain, read_score
 
@@ -123,10 +124,16 @@ class Backbone(nn.Module):
         mask_BT, ids_BT = mask_BN[:, -length:], ids_BN[:, -length:]
         hidden_RD, ids_R = hidden_BND[:, -length - 1 : -1][mask_BT], ids_BT[mask_BT]
         head = plain(self.model).get_output_embeddings()
-        with torch.autocast(ids_BN.device.type, torch.bfloat16, enabled=self.autocast):
-            logits_RV = head(hidden_RD) if logits_BTV is None else logits_BTV[mask_BT]
-        logp_R = ops.logprobs(logits_RV[None], ids_R[None], temperature)[0]
-        entropy_R = ops.entropy(logits_RV.detach()[None] / temperature)[0] if with_entropy else None
+        if logits_BTV is None and not hasattr(head.weight, "ds_id"):  # ZeRO-3 gathers a weight for its module alone
+            hidden_RD = hidden_RD.bfloat16() if self.autocast else hidden_RD
+            logp_R, entropy_R = ops.head_logprobs(
+                hidden_RD, head.weight, ids_R, temperature, head.bias, with_entropy, matmul=matmul_of(head)
+            )
+        else:
+            with torch.autocast(ids_BN.device.type, torch.bfloat16, enabled=self.autocast):
+                logits_RV = head(hidden_RD) if logits_BTV is None else logits_BTV[mask_BT]
+            logp_R = ops.logprobs(logits_RV[None], ids_R[None], temperature)[0]
+            entropy_R = ops.entropy(logits_RV.detach()[None] / temperature)[0] if with_entropy else None
         return _placed(logp_R, mask_BT), None if entropy_R is None else _placed(entropy_R, mask_BT)
 
     def _value(self, hidden_BND: Tensor, mask_BN: Tensor, length: int) -> Tensor:

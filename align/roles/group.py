@@ -6,7 +6,7 @@ Shapes: B rows, T response tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -25,8 +25,13 @@ class Group:
     engine: TrainEngine
     trained: tuple[str, ...] = ()
     """The roles that train; the others only compute."""
-    stepped: bool = True
-    """No gradient waits for a step."""
+    waiting: set[str] = field(default_factory=set)
+    """The roles with a gradient that waits for a step."""
+
+    def width(self, roles: Iterable[str]) -> int:
+        """Rows that a pass for `roles` computes for each row it is given: one for each adapter."""
+        passes = self.backbone.passes(roles)
+        return max((len({self.backbone.adapters[role] for role in together}) for together in passes), default=1)
 
     def scores(self, rollout: Rollout, roles: Iterable[str]) -> dict[str, Tensor]:
         """What those of `roles` that are here say of a rollout, by field of Scores."""
@@ -53,14 +58,22 @@ class Group:
                 resting = [found[name] for name in found if OWNER[name] not in wanted and found[name].requires_grad]
                 total = total + sum(0.0 * output.sum() for output in resting)
                 self.engine.backward(total, last and number == len(passes))
-        self.stepped = False
+        self.waiting |= wanted
 
     def step(self) -> dict[str, float]:
         """An optimizer step if a gradient waits for one; gradient norms before clipping, by role."""
-        if self.stepped:
+        if not self.waiting:
             return {}
-        self.stepped = True
-        return self.engine.step()
+        rates = self.engine.rates()
+        resting = rates.keys() - self.waiting if self.engine.sharded else set()
+        self.waiting = set()
+        for role in resting:  # its gradient is 0, its momentum is not
+            self.engine.set_rate(role, 0.0)
+        try:
+            return self.engine.step()
+        finally:
+            for role in resting:
+                self.engine.set_rate(role, rates[role])
 
     def _forward(self, rollout: Rollout, roles: tuple[str, ...]) -> dict[str, Tensor]:
         length = rollout.response_ids_BT.shape[1]

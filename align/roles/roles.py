@@ -5,7 +5,7 @@ Shapes: B completions, T response tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -23,10 +23,15 @@ class Roles:
     """Groups of roles, each on one backbone; which role sits where is hidden here."""
 
     def __init__(
-        self, groups: list[Group], micro_batch_size: int, schedules: dict[str, Schedule] | None = None
+        self,
+        groups: list[Group],
+        micro_batch_size: int,
+        micro_batch_tokens: int | None = None,
+        schedules: dict[str, Schedule] | None = None,
     ) -> None:
         self.groups = groups
         self.micro_batch_size = micro_batch_size
+        self.micro_batch_tokens = micro_batch_tokens
         self.schedules = schedules or {}
         home = self.group("actor")
         self.actor = TrainedPolicy(home.backbone.model, home.engine, home.backbone.model.device)
@@ -45,7 +50,7 @@ class Roles:
         fields = [name for name in OWNER if name.rpartition("_")[0] in want]
         scores = Scores(**{name: rollout.logp_BT.new_zeros(self._shape(name, rollout)) for name in fields})
         roles = {OWNER[name] for name in fields}
-        for rows in by_length(rollout.length_B(), self.micro_batch_size):
+        for rows in self.micro_batches(rollout.length_B(), roles):
             part = rollout[rows].trim()
             for group in self.groups:
                 for name, value in group.scores(part, roles).items():
@@ -54,6 +59,16 @@ class Roles:
                     elif name in fields:
                         getattr(scores, name)[rows] = value
         return scores
+
+    def micro_batches(self, length_B: Tensor, roles: Iterable[str] = ("actor", "critic")) -> Iterator[Tensor]:
+        """Rows of like length that go through one pass together.
+
+        A pass computes `micro_batch_size` rows and `micro_batch_tokens` tokens at most; a row counts for each
+        adapter that it goes through.
+        """
+        width = max(group.width(roles) for group in self.groups)
+        tokens = self.micro_batch_tokens and self.micro_batch_tokens // width
+        yield from by_length(length_B, max(self.micro_batch_size // width, 1), tokens)
 
     def train(
         self,

@@ -119,7 +119,7 @@ class Seating:
             self.home.backbone.score_head = score
         return apart
 
-    def roles(self, micro_batch_size: int) -> Roles:
+    def roles(self, micro_batch_size: int, micro_batch_tokens: int | None = None) -> Roles:
         """The roles under their engines."""
         groups = []
         for plan in self.plans:
@@ -129,4 +129,4 @@ class Seating:
             bound = self.setting.max_grad_norm if plan.rates else 0.0
             engine = self.setting.engine(module, plan.rates or None, bound, plan.zero)
             groups.append(Group(module, engine, tuple(plan.rates)))
-        return Roles(groups, micro_batch_size, self.schedules)
+        return Roles(groups, micro_batch_size, micro_batch_tokens, self.schedules)

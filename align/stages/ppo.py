@@ -23,7 +23,6 @@ from transformers import PreTrainedTokenizerBase
 from align import config, ops
 from align.errors import AlignError
 from align.report.clock import Clock
-from align.roles.batching import by_length
 from align.rollout.keys import sample_key
 from align.stages import ppo_metrics
 from align.stages.rollouts import Row, texts_of, write
@@ -128,7 +127,7 @@ class PPO:
                 average.add({"skipped": float(tokens == 0)}, 1)
                 if tokens == 0:
                     continue
-                groups = list(by_length(minibatch.rollout.length_B(), self.options.micro_batch_size))
+                groups = list(self.roles.micro_batches(minibatch.rollout.length_B()))
                 for number, rows in enumerate(groups, start=1):
                     micro = minibatch[rows].trim()
                     loss = partial(self.losses, micro=micro, tokens=tokens, average=average)

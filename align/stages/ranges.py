@@ -51,8 +51,8 @@ NUMBERS: dict[str, dict[str, Range]] = {
         "eval_every": FROM_ZERO, "eval_prompts": COUNT, "save_every": FROM_ZERO, "show_every": FROM_ZERO,
     },
     "evaluate": {"samples": COUNT, "batch_size": COUNT, "show": FROM_ZERO},
-    "actor": {"learning_rate": RATE},
-    "critic": {"learning_rate": RATE},
+    "actor": {"learning_rate": RATE, "warmup_steps": FROM_ZERO},
+    "critic": {"learning_rate": RATE, "warmup_steps": FROM_ZERO, "trunk_gradient": Range(0, 100)},
     "rollout": {
         "temperature": Range(0, 100, above=True), "max_new_tokens": COUNT, "samples_per_prompt": COUNT,
         "batch_size": COUNT, "kv_cache_mib": COUNT,

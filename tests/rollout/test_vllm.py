@@ -237,7 +237,8 @@ def test_an_actor_at_stage_3_is_rolled_out_whole_by_both_engines(engines, lora_m
             policy.engine.backward(
                 policy.engine.forward(ids_BP, mask_BP, 3, 1.0, ("actor",))["logp_BT"].mean(), last=True
             )
-            policy.step()
+            policy.engine.step()
+            policy.version += 1
             engines.vllm.sync(policy)
             one, other = (e.generate(PROMPTS, KEYS, sampling(greedy=True)) for e in (engines.vllm, hf))
             assert torch.equal(one.response_ids_BT, other.response_ids_BT)

@@ -121,7 +121,7 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
         return
     check_context(model, cfg.ppo.max_prompt_tokens, cfg.rollout.max_new_tokens, where(key, base))
     target_of(cfg.rollout, "rollout")
-    check_rollout(cfg.rollout.engine, model, not absent(cfg.actor.peft), build.device().type == "cpu")
+    check_rollout(cfg.rollout.engine, model, build.device().type == "cpu")
 
 
 def first_start(build: Build, inputs: dict[str, str], role: str, stage: str) -> tuple[str | None, str]:

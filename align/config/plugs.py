@@ -58,6 +58,8 @@ class Rollout:
     """Completions written at a time."""
     kv_cache_mib: int = 128
     """Memory of vLLM's key-value cache."""
+    share_weights: Any = "auto"
+    """vLLM in the process computes with the trainer's own tensors: auto (where it can), true or false."""
 
 
 @dataclass

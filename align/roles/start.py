@@ -60,7 +60,7 @@ def start(
     check_adapter(folder, key, peft, adapter)
     if peft is None:
         model, said = load_merged(folder, head, torch.float32)
-        return Start(model.requires_grad_(True), folder.path, said or f"{folder.path}, all weights")
+        return Start(model.requires_grad_(True), folder.base or folder.path, said or f"{folder.path}, all weights")
     why = f"{key}.adapter=new"
     if folder.base and adapter != "new":
         model = _adapted(load_plain(folder.base, head, dtype), for_task(peft, head, folder.base), key)

@@ -13,12 +13,10 @@ from align.types import RolloutEngine
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM 0.32, CPU attention
 
 
-def unserved(model: dict[str, Any], has_adapter: bool, on_cpu: bool) -> str:
+def unserved(model: dict[str, Any], on_cpu: bool) -> str:
     """Why vLLM cannot roll out this actor ('' if it can); `model` is the base's config.json."""
     if not installed("vllm"):
         return "vLLM is not installed"
-    if not has_adapter:
-        return "the actor trains all its weights, and vLLM is handed adapters only (peft@actor.peft=none)"
     size = head_size(model)
     if on_cpu and size is not None and size not in CPU_HEAD_SIZES:
         return f"vLLM on CPU has no attention for a head size of {size} (it has {', '.join(map(str, CPU_HEAD_SIZES))})"
@@ -34,14 +32,14 @@ def head_size(model: dict[str, Any]) -> int | None:
     return hidden // heads if hidden and heads else None
 
 
-def check_rollout(engine: str, model: dict[str, Any], has_adapter: bool, on_cpu: bool) -> None:
+def check_rollout(engine: str, model: dict[str, Any], on_cpu: bool) -> None:
     """Refuses `rollout=vllm` for what vLLM cannot serve."""
     if engine not in ("auto", "vllm", "hf"):
         raise AlignError(f"rollout.engine={engine}: write rollout=auto, rollout=vllm or rollout=hf")
     if engine != "vllm":
         return
     require("vllm", "rollout=vllm", "rollout=hf")
-    if reason := unserved(model, has_adapter, on_cpu):
+    if reason := unserved(model, on_cpu):
         raise AlignError(f"rollout=vllm: {reason}\n  write rollout=hf")
 
 
@@ -71,13 +69,22 @@ def choose(
     """
     on_cpu = policy.device.type == "cpu"
     model = policy.model.config.to_dict()
-    check_rollout(options.engine, model, policy.has_adapter, on_cpu)
-    reason = "asked for" if options.engine == "hf" else unserved(model, policy.has_adapter, on_cpu)
+    check_rollout(options.engine, model, on_cpu)
+    reason = "asked for" if options.engine == "hf" else unserved(model, on_cpu)
     if not reason:
         from align.rollout.vllm import VLLMRollout
 
-        tell("rollouts by vLLM in this process, the adapter handed over after each step")
-        return VLLMRollout(base, policy, longest, options.batch_size, options.kv_cache_mib)
+        share = {"auto": None, "true": True, "false": False}[str(options.share_weights).lower()]
+        engine = VLLMRollout(base, policy, longest, options.batch_size, options.kv_cache_mib, share)
+        handed = "the adapter" if policy.has_adapter else "all weights"
+        if engine.shared:
+            sync = "; the adapter is handed over after each step" if policy.has_adapter else ", which no sync moves"
+            tell(f"rollouts by vLLM in this process, on the trainer's own weights{sync}")
+        else:
+            tell(
+                f"rollouts by vLLM in this process, on a copy of the weights ({engine.why_apart}); {handed} handed over"
+            )
+        return engine
     from align.rollout.hf import HFRollout
 
     tell(f"rollouts by transformers: {reason}")

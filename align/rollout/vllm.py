@@ -10,54 +10,97 @@ Shapes: B rows, T response.
 
 from __future__ import annotations
 
-import logging
+import gc
 import os
-import random
 import shutil
 import tempfile
 import time
-import warnings
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import LoraConfig, PeftConfig
 from torch import Tensor
 
 from align import surroundings
 from align.errors import AlignError
+from align.roles.modules import plain
 from align.rollout.hf import to_generation
+from align.rollout.shared import SharedWeights, Unshareable, pairs_of, plain_weights, why_own_copies
+from align.rollout.vllm_greedy import GREEDY_TEMPERATURE, greedy_at_a_temperature
+from align.rollout.vllm_process import memory_unbound, undone
 from align.types import Generation, Policy, Sampling, SyncReceipt
 
 ON_CPU = {"enforce_eager": True, "block_size": 32}  # CPU's block of 128 tokens would be wasted on a short row
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM 0.32 can be started with
 MIB = 2**20
-GREEDY_TEMPERATURE = "align_temperature"
 
 
 class VLLMRollout:
-    """vLLM's engine with one LoRA adapter: the policy."""
+    """vLLM's engine serving the policy: its LoRA adapter on the base, or all its weights.
+
+    With the trainer's own tensors where it can stand on them, else with a copy of the weights; `shared` says
+    which, `why_apart` why.
+    """
 
     name = "vllm"
 
-    def __init__(self, base: str, policy: Any, longest: int, batch_size: int = 64, kv_cache_mib: int = 128) -> None:
-        """Starts the engine on the plain model in folder `base`; `attach` brings it the policy's adapter.
+    def __init__(
+        self,
+        base: str,
+        policy: Any,
+        longest: int,
+        batch_size: int = 64,
+        kv_cache_mib: int = 128,
+        share_weights: bool | None = None,
+    ) -> None:
+        """Starts the engine on the plain model whose config lies in folder `base`; `attach` brings it the policy.
 
         `longest` is the most tokens of a prompt and its response together, `batch_size` the most rows at a
-        time, `kv_cache_mib` the size of the key-value cache. Raises AlignError for what vLLM refuses.
+        time, `kv_cache_mib` the size of the key-value cache. `share_weights`: None where it can be. Raises
+        AlignError for what vLLM refuses, and where True cannot hold.
         """
-        rank = _lora_rank(policy.model.peft_config["default"])
-        on_cpu = policy.device.type == "cpu"
-        self.devices = [] if on_cpu else [policy.device]
+        self.policy = policy
+        self.on_cpu = policy.device.type == "cpu"
+        self.devices = [] if self.on_cpu else [policy.device]
         self.pad_id = policy.model.config.pad_token_id or 0
         self.request: Any = None
+        self.weights: SharedWeights | None = None
         self.pushes = 0
+        self.why_apart = "asked for" if share_weights is False else why_own_copies(plain(policy.model), self.on_cpu)
+        self._start(base, policy, longest, batch_size, kv_cache_mib)
+        if not self.why_apart:
+            try:
+                self.weights = SharedWeights(plain(policy.model), self.model)
+            except Unshareable as error:
+                self.why_apart = str(error)
+                if policy.has_adapter:  # the engine has no weights yet
+                    self.close()
+                    self._start(base, policy, longest, batch_size, kv_cache_mib)
+        if share_weights and self.why_apart:
+            self.close()
+            raise AlignError(
+                f"rollout.share_weights=true: vLLM cannot stand on the trainer's weights: {self.why_apart}\n"
+                "  write rollout.share_weights=auto"
+            )
+        gc.collect()  # what vLLM had allocated for weights
+
+    @property
+    def shared(self) -> bool:
+        return self.weights is not None
+
+    def _start(self, base: str, policy: Any, longest: int, batch_size: int, kv_cache_mib: int) -> None:
+        """vLLM's engine: with weights of its own only if they are read from disk, for an adapter on top."""
+        rank = _lora_rank(policy.model.peft_config["default"]) if policy.has_adapter else 0
+        own = bool(self.why_apart) and policy.has_adapter
         surroundings.prepare()
-        with _undone(), _memory_unbound() if on_cpu else nullcontext():
+        with (
+            undone(),
+            memory_unbound() if self.on_cpu else nullcontext(),
+            nullcontext() if own or not self.on_cpu else plain_weights(),
+        ):
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             import vllm
 
@@ -66,28 +109,31 @@ class VLLMRollout:
                 self.engine = vllm.LLM(
                     model=base,
                     dtype=str(_dtype(policy)).removeprefix("torch."),
+                    load_format="auto" if own else "dummy",
                     max_model_len=longest,
                     max_num_seqs=batch_size,
                     kv_cache_memory_bytes=kv_cache_mib * MIB,
-                    enable_lora=True,
-                    max_lora_rank=rank,
-                    max_loras=1,
-                    max_cpu_loras=1,
+                    **(
+                        {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1, "max_cpu_loras": 1}
+                        if policy.has_adapter
+                        else {}
+                    ),
                     generation_config="vllm",
                     logprobs_mode="processed_logprobs",
-                    logits_processors=[_greedy_at_a_temperature()],
+                    logits_processors=[greedy_at_a_temperature()],
                     skip_tokenizer_init=True,
                     enable_prefix_caching=False,
                     disable_log_stats=True,
                     use_tqdm_on_load=False,
                     seed=0,
-                    **(ON_CPU if on_cpu else _beside_a_trainer()),
+                    **(ON_CPU if self.on_cpu else _beside_a_trainer()),
                 )
             except ValueError as error:
                 raise AlignError(f"rollout=vllm: vLLM does not start on {base}: {error}\n  write rollout=hf") from error
         client = self.engine.llm_engine.engine_core
         client._finalizer.detach()  # it would destroy the process group whenever the engine is collected
         self.core = client.engine_core
+        self.model = self.core.model_executor.driver_worker.worker.model_runner.model
         self._end = weakref.finalize(self, _shut_down, self.core)
         self.folder = tempfile.TemporaryDirectory(prefix="align-vllm-")
 
@@ -95,14 +141,35 @@ class VLLMRollout:
         return self.sync(policy)
 
     def sync(self, policy: Policy) -> SyncReceipt:
-        """Hands over the policy's adapter as a new one and drops the old; tells its size and hash."""
+        """Brings the engine to the policy's present weights; tells what moved and its hash.
+
+        Shared weights are there already, and are checked to be; a copy of all weights is made anew.
+        """
         begun = time.perf_counter()
+        size = 0
+        self._check_shared()
+        if policy.has_adapter:
+            mode, size = "adapter", self._push_adapter(policy)
+        elif self.shared:
+            mode = "shared"
+        else:
+            try:
+                mode, size = "full", self._copy_weights(policy)
+            except Unshareable as error:
+                raise AlignError(
+                    f"rollout=vllm: the policy's weights do not fit vLLM's: {error}\n  write rollout=hf"
+                ) from error
+        self.version = policy.version
+        return SyncReceipt(policy.version, mode, size, time.perf_counter() - begun, policy.hash())
+
+    def _push_adapter(self, policy: Policy) -> int:
+        """Hands over the adapter as a new one and drops the old; its size in bytes."""
+        from vllm.lora.request import LoRARequest
+
         self.pushes += 1
         name = f"policy-{self.pushes}"
         folder = Path(self.folder.name) / name
         policy.save_adapter(folder)
-        from vllm.lora.request import LoRARequest
-
         request = LoRARequest(name, self.pushes, str(folder))
         try:
             self.engine.llm_engine.add_lora(request)
@@ -112,12 +179,33 @@ class VLLMRollout:
         if self.request is not None:
             self.engine.llm_engine.remove_lora(self.request.lora_int_id)
             shutil.rmtree(self.request.lora_path)
-        self.request, self.version = request, policy.version
-        size = sum(file.stat().st_size for file in folder.glob("adapter_model*"))
-        return SyncReceipt(policy.version, "adapter", size, time.perf_counter() - begun, policy.hash())
+        self.request = request
+        return sum(file.stat().st_size for file in folder.glob("adapter_model*"))
+
+    def _copy_weights(self, policy: Policy) -> int:
+        """Copies all weights into the engine's own; their size in bytes."""
+        size = 0
+        with torch.no_grad(), policy.generating() as model:
+            for pair in pairs_of(model, self.model):
+                whole = torch.cat([part.data for part in pair.parts])
+                pair.theirs.data[: len(whole)].copy_(whole)
+                size += whole.nbytes
+        return size
+
+    def _check_shared(self) -> None:
+        """Lays the weights together again if something on the trainer's side has parted them, or raises."""
+        if self.weights is None or self.weights.holds():
+            return
+        try:
+            self.weights.join(plain(self.policy.model), self.model)
+        except Unshareable as error:
+            raise AlignError(
+                f"vLLM no longer stands on the trainer's weights: {error}\n  write rollout.share_weights=false"
+            ) from error
 
     def generate(self, prompts: list[list[int]], keys: list[int], sampling: Sampling) -> Generation:
         """One response a prompt, `keys[i]` being row i's seed; in the order given."""
+        self._check_shared()
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
         parameters = [self._parameters(key, sampling) for key in keys]
         try:
@@ -132,7 +220,7 @@ class VLLMRollout:
     def close(self) -> None:
         """Ends the engine and deletes its adapters; may be called twice. A dropped engine ends by itself."""
         self._end()
-        self.engine = self.core = self.request = None
+        self.engine = self.core = self.model = self.weights = self.request = None
         self.folder.cleanup()
 
     def _parameters(self, key: int, sampling: Sampling) -> Any:
@@ -159,7 +247,7 @@ class VLLMRollout:
 
 
 def _shut_down(core: Any) -> None:
-    with _undone():
+    with undone():
         core.shutdown()
 
 
@@ -190,63 +278,3 @@ def _beside_a_trainer() -> dict[str, float]:
     """On a GPU, of the memory the roles left free: vLLM checks for it, but takes weights and cache only."""
     free, total = torch.cuda.mem_get_info()
     return {"gpu_memory_utilization": 0.9 * free / total}
-
-
-def _greedy_at_a_temperature() -> type:
-    """A logits processor that divides a greedy row's logits by the temperature of its log-probabilities.
-
-    vLLM takes greedy for temperature 0 and reports log-probabilities at 1; the highest logit stays so.
-    """
-    from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
-
-    class GreedyAtATemperature(AdapterLogitsProcessor):
-        @classmethod
-        def validate_params(cls, params: Any) -> None:
-            return None
-
-        def is_argmax_invariant(self) -> bool:
-            return False  # vLLM leaves those that are out of greedy decoding
-
-        def new_req_logits_processor(self, params: Any) -> Any:
-            temperature = (params.extra_args or {}).get(GREEDY_TEMPERATURE, 1.0)
-            return None if temperature == 1.0 else lambda output_ids, logits_V: logits_V / temperature
-
-    return GreedyAtATemperature
-
-
-@contextmanager
-def _undone() -> Iterator[None]:
-    """Undoes what vLLM does to its process beside its work, and keeps it from talking.
-
-    The thread function and its value, random states and environment are as before; the default process
-    group is not destroyed: engines of DeepSpeed may stand on it, and no new one would revive them.
-    """
-    environment, states = dict(os.environ), (random.getstate(), np.random.get_state())
-    set_threads, threads = torch.set_num_threads, torch.get_num_threads()
-    destroy = torch.distributed.destroy_process_group
-    torch.distributed.destroy_process_group = lambda group=None: destroy(group) if group is not None else None
-    logging.getLogger("vllm").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with torch.random.fork_rng():
-                yield
-    finally:
-        torch.distributed.destroy_process_group = destroy
-        torch.set_num_threads = set_threads
-        torch.set_num_threads(threads)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        os.environ.clear()
-        os.environ.update(environment)
-
-
-@contextmanager
-def _memory_unbound() -> Iterator[None]:
-    """Keeps vLLM 0.32 on CPU from binding all memory of this process to one NUMA node, for good."""
-    operators = torch.ops._C
-    operators.init_cpu_memory_env = lambda nodes: None
-    try:
-        yield
-    finally:
-        del operators.init_cpu_memory_env

@@ -31,43 +31,40 @@ def test_head_size_comes_from_config(model, size):
 
 
 def test_an_adapter_on_a_served_head_size_is_served(with_vllm):
-    assert auto.unserved(LLAMA, has_adapter=True, on_cpu=True) == ""
-
-
-def test_full_fine_tuning_is_not_served(with_vllm):
-    assert "adapters only" in auto.unserved(LLAMA, has_adapter=False, on_cpu=True)
+    assert auto.unserved(LLAMA, on_cpu=True) == ""
 
 
 def test_a_head_size_of_16_is_served_on_a_gpu_alone(with_vllm):
     small = {**LLAMA, "num_attention_heads": 8}
-    assert "head size of 16" in auto.unserved(small, has_adapter=True, on_cpu=True)
-    assert auto.unserved(small, has_adapter=True, on_cpu=False) == ""
+    assert "head size of 16" in auto.unserved(small, on_cpu=True)
+    assert auto.unserved(small, on_cpu=False) == ""
 
 
 def test_a_missing_vllm_is_said_first(monkeypatch):
     monkeypatch.setattr(auto, "installed", lambda package: False)
-    assert auto.unserved(LLAMA, has_adapter=False, on_cpu=True) == "vLLM is not installed"
+    assert auto.unserved(LLAMA, on_cpu=True) == "vLLM is not installed"
 
 
 def test_asking_for_a_missing_vllm_is_refused_with_what_to_install(monkeypatch):
     monkeypatch.setattr("align.engine.installed.installed", lambda package: False)
     with pytest.raises(AlignError, match=r"rollout=vllm: vllm is not installed\n  pip install .* rollout=hf"):
-        auto.check_rollout("vllm", LLAMA, has_adapter=True, on_cpu=True)
+        auto.check_rollout("vllm", LLAMA, on_cpu=True)
 
 
 def test_asking_for_vllm_where_it_cannot_serve_is_refused(with_vllm):
-    with pytest.raises(AlignError, match=r"rollout=vllm: .*adapters only.*\n  write rollout=hf"):
-        auto.check_rollout("vllm", LLAMA, has_adapter=False, on_cpu=True)
+    small = {**LLAMA, "num_attention_heads": 8}
+    with pytest.raises(AlignError, match=r"rollout=vllm: .*head size of 16.*\n  write rollout=hf"):
+        auto.check_rollout("vllm", small, on_cpu=True)
 
 
 @pytest.mark.parametrize("engine", ["auto", "hf"])
 def test_auto_and_hf_are_never_refused(engine):
-    auto.check_rollout(engine, {"n_embd": 10, "n_head": 5}, has_adapter=False, on_cpu=True)
+    auto.check_rollout(engine, {"n_embd": 10, "n_head": 5}, on_cpu=True)
 
 
 def test_an_unknown_engine_is_refused():
     with pytest.raises(AlignError, match=r"rollout\.engine=sglang: write rollout=auto"):
-        auto.check_rollout("sglang", LLAMA, has_adapter=True, on_cpu=True)
+        auto.check_rollout("sglang", LLAMA, on_cpu=True)
 
 
 def test_prompt_and_response_must_fit_the_models_positions():

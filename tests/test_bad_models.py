@@ -32,11 +32,6 @@ CASES = [
     ),
     ("critic with another tokenizer", f"{PPO} critic.path=foreign", ["critic.path", "foreign", "{base}"]),
     ("adapter to continue that is none", f"{SFT} sft.adapter=continue", ["sft.adapter=continue", "adapter"]),
-    (
-        "full model with vLLM",
-        f"{PPO} rollout=vllm peft@actor.peft=none",
-        ["rollout=vllm", "rollout=hf", "all its weights"],
-    ),
     ("head size with vLLM", f"{PPO} rollout=vllm actor.path=narrow", ["head size of 24", "rollout=hf"]),
     (
         "head size with vLLM, told from pretrain",

@@ -107,13 +107,22 @@ class Build:
             raise AlignError("precision=bf16: this CPU has no instructions for it\n  write precision=fp32")
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
+    @cached_property
+    def linear(self) -> Any:
+        """The kernel of the linear layers of all models, chosen once a run."""
+        from align.engine.cpu_linear import CpuLinear
+
+        return CpuLinear(self.cfg.cpu_linear)
+
     # -- stages ---------------------------------------------------------------------------------
 
     def stage(self, name: str) -> Any:
         """The stage `name`, ready to check and run; `<stage>._target_` names its class."""
         node, cfg = self.cfg[name], self.cfg
         options = as_dataclass(node, STAGES[name])
-        shared: dict[str, Any] = {"options": options, "seed": cfg.seed, "device": self.device()}
+        shared: dict[str, Any] = {
+            "options": options, "seed": cfg.seed, "device": self.device(), "linear": self.linear,
+        }  # fmt: skip
         if name == "pretrain":
             extra = {"data": call(node.data, f"{name}.data")}
         elif name in ("sft", "rm"):
@@ -125,7 +134,7 @@ class Build:
             if name == "rm":
                 extra["max_new_tokens"] = cfg.rollout.max_new_tokens
         elif name == "ppo":
-            del shared["device"]
+            del shared["device"], shared["linear"]
             extra = {"data": call(node.data, f"{name}.data"), "check_roles": self.check_roles, "assemble": self.ppo}
         else:
             extra = {
@@ -154,7 +163,7 @@ class Build:
         cfg = self.cfg
         setting = Setting(
             device=self.device(), dtype=self.dtype(), engine=self.engine, out=out,
-            max_grad_norm=cfg.ppo.max_grad_norm, tell=report.say,
+            max_grad_norm=cfg.ppo.max_grad_norm, linear=self.linear, tell=report.say,
         )  # fmt: skip
         tokenizer = load_tokenizer(inputs["actor"], "actor.path")
         seats = Seating(setting, self.role("actor", inputs))

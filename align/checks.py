@@ -13,13 +13,14 @@ from align.stages.ranges import check_numbers, check_pretrain
 
 NONE = f"{none.__module__}.{none.__qualname__}"
 PRECISIONS = ("auto", "fp32", "bf16")
+LINEARS = ("auto", "torch", "onednn")
 CHOICES = {
     "adapter": ("auto", "continue", "new"), "schedule": ("constant", "linear", "cosine"),
     "backbone": ("auto", "own", "adapter", "head"),
 }  # fmt: skip
 INSTEAD = {
     "model": "a folder or a hub name such as org/name", "runs": "a folder, such as runs=runs",
-    "device": "one of auto, cpu, cuda, cuda:1", "precision": f"one of {', '.join(PRECISIONS)}",
+    "device": "one of auto, cpu, cuda, cuda:1",  "precision": f"one of {', '.join(PRECISIONS)}",
 }  # fmt: skip
 EXAMPLES = {"fn": "my_rewards.brevity (a function of my_rewards.py in the folder you stand in)"}
 
@@ -70,5 +71,6 @@ def check_root(cfg: DictConfig) -> None:
         value = cfg[key]
         if not (isinstance(value, str) and value.strip()) and not (key == "model" and value is None):
             raise AlignError(f"{key}={value}: write {INSTEAD[key]}")
-    if cfg.precision not in PRECISIONS:
-        raise AlignError(f"precision={cfg.precision}: write {INSTEAD['precision']}")
+    for key, choices in (("precision", PRECISIONS), ("cpu_linear", LINEARS)):
+        if cfg[key] not in choices:
+            raise AlignError(f"{key}={cfg[key]}: write one of {', '.join(choices)}")

@@ -23,7 +23,7 @@ from torch.nn.functional import linear
 from align.errors import AlignError
 
 KINDS = ("auto", "torch", "onednn")
-WORTH = 0.95  # oneDNN must take less than this of torch's time: above it is noise, and torch's is the plain way
+WORTH = 0.8  # oneDNN must take less than this of torch's time: near 1, noise would choose, and a run would not repeat
 NARROW = 64  # an adapter's A or B: its weight gradient takes up to 2.4 times as long by oneDNN (rank 16, Zen 4)
 ROWS = 256
 COMMONEST = 3
@@ -99,7 +99,7 @@ def use_fast_linears(model: nn.Module) -> int:
 def choose_linear(model: nn.Module, kind: str = "auto") -> tuple[str, str]:
     """("torch" or "onednn", what was chosen in words); changes nothing.
 
-    `auto` times both on the model's commonest shapes and takes oneDNN below 0.95 of torch's time. A run that
+    `auto` times both on the model's commonest shapes and takes oneDNN below 0.8 of torch's time. A run that
     is resumed must be given the kind it began with: the two round differently.
     Raises AlignError for an unknown kind, and for `onednn` where this torch has no such kernel.
     """

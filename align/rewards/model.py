@@ -61,6 +61,7 @@ class ModelReward:
         model = load_plain(folder.base or folder.path, SCORE, setting.dtype)
         if folder.base:
             model = PeftModel.from_pretrained(model, folder.path)
+        setting.linear.apply(model)
         module = ScoreModule(model.requires_grad_(False).eval(), setting.autocast).to(setting.device)
         self.engine, self.wants = setting.engine(module, None, 0.0, zero), set()
         setting.tell(f"reward: {path}, {scale}; a backbone of its own ({apart})")

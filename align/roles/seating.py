@@ -12,6 +12,7 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
 from align.config import Zero
+from align.engine.cpu_linear import CpuLinear
 from align.engine.schedule import Schedule
 from align.peft.checkpointing import recompute_layers
 from align.roles.backbone import ACTOR, REWARD, Backbone
@@ -37,6 +38,7 @@ class Setting:
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
     """Layers of trained models are computed again in the backward pass: less memory, a third more time."""
+    linear: CpuLinear = field(default_factory=CpuLinear)
     tell: Callable[[str], None] = lambda line: None
 
     @property
@@ -68,6 +70,7 @@ class Seating:
 
     def add(self, model: PreTrainedModel | PeftModel, adapters: dict[str, str | None], zero: Zero | None) -> Plan:
         """A plan for `model`, on which roles sit by `adapters`."""
+        self.setting.linear.apply(model, self.setting.tell)
         plan = Plan(Backbone(model, self.setting.autocast, adapters), zero)
         self.plans.append(plan)
         return plan

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from align import config, ops
 from align.data.encode import fitting_pairs, fitting_prompts
 from align.data.source import Source
+from align.engine.cpu_linear import CpuLinear
 from align.engine.plain import PlainEngine
 from align.errors import AlignError
 from align.report.report import StageReport
@@ -58,6 +59,7 @@ class Evaluate:
     device: torch.device
     score: Reward | None = None
     """The run's own reward, where it is a function or a sum of functions."""
+    linear: CpuLinear = field(default_factory=CpuLinear)
 
     def check(self, inputs: dict[str, str]) -> None:
         self.data.check("ppo")
@@ -113,12 +115,14 @@ class Evaluate:
 
     def _policy(self, path: str) -> TrainedPolicy:
         model, _ = load_merged(inspect(path, "actor.path", CAUSAL), CAUSAL, torch.float32)
+        self.linear.apply(model)
         return TrainedPolicy(model, PlainEngine(Backbone(model).to(self.device)), self.device)
 
     def _reward(self, inputs: dict[str, str]) -> ScoreModule | None:
         if "rm" not in inputs:
             return None
         model, _ = load_merged(inspect(inputs["rm"], "reward.path", SCORE), SCORE, torch.float32)
+        self.linear.apply(model)
         return ScoreModule(model).to(self.device)
 
     def _write(self, policy: TrainedPolicy, rows: list[Row], tokenizer: PreTrainedTokenizerBase, path: str) -> Rollout:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from align.data.encode import answer_ids
+from align.engine.cpu_linear import CpuLinear
 from align.engine.plain import PlainEngine
 from align.roles.backbone import Backbone
 from align.roles.batching import by_length
@@ -81,9 +82,11 @@ def score_of_samples(
     max_new_tokens: int,
     seed: int,
     device: torch.device,
+    linear: CpuLinear,
 ) -> Tensor:
     """score_B of one sample a row, written by the policy at `path` at temperature 1."""
     model, _ = load_merged(inspect(path, "rm.path", CAUSAL), CAUSAL, torch.float32)
+    linear.apply(model)
     policy = TrainedPolicy(model, PlainEngine(Backbone(model).to(device)), device)
     engine = HFRollout(tokenizer.pad_token_id, BATCH)
     engine.attach(policy)

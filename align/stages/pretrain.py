@@ -7,7 +7,7 @@ Documents are joined by EOS into one stream; a row is `max_length` tokens of it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from align import config
 from align.data.source import Source
+from align.engine.cpu_linear import CpuLinear
 from align.errors import AlignError
 from align.report.report import StageReport
 
@@ -33,6 +34,7 @@ class Pretrain:
     data: Source
     seed: int
     device: torch.device
+    linear: CpuLinear = field(default_factory=CpuLinear)
 
     def check(self, inputs: dict[str, Path]) -> None:
         if self.options.hidden_size % self.options.heads:
@@ -52,6 +54,7 @@ class Pretrain:
             )
         torch.manual_seed(self.seed)
         model = LlamaForCausalLM(_architecture(self.options, tokenizer)).to(self.device)
+        self.linear.apply(model, report.say)
         parameters = sum(p.numel() for p in model.parameters())
         report.say(f"{parameters:,} parameters, {len(train):,} tokens, {len(tokenizer)} words in the vocabulary")
         self._train(model, train, held_out, report)

@@ -9,7 +9,7 @@ of the policy it starts from go into card.json; the weights stay raw.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from trl import RewardConfig, RewardTrainer
 from align import config
 from align.data.encode import fitting_pairs
 from align.data.source import Source, Split
+from align.engine.cpu_linear import CpuLinear
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL, SCORE
 from align.roles.modules import ScoreModule
@@ -40,6 +41,7 @@ class RM:
     seed: int
     device: torch.device
     dtype: torch.dtype
+    linear: CpuLinear = field(default_factory=CpuLinear)
 
     def check(self, inputs: dict[str, str]) -> None:
         check_arguments(RewardConfig, self.options.args, "rm")
@@ -62,6 +64,7 @@ class RM:
             inputs["path"], key="rm", head=SCORE, peft=self.peft, adapter=self.options.adapter,
             out=out, dtype=self.dtype,
         )  # fmt: skip
+        self.linear.apply(begun.model, report.say)
         begun.model.config.pad_token_id = tokenizer.pad_token_id
         report.say(f"{begun.said}; {len(rows)} pairs")
         args = self._arguments(out)
@@ -103,7 +106,9 @@ class RM:
                 "rollout.max_new_tokens within rm.max_length, and a language model to start from"
             )
             return
-        score_B = score_of_samples(module, path, rows, tokenizer, self.max_new_tokens, self.seed, self.device)
+        score_B = score_of_samples(
+            module, path, rows, tokenizer, self.max_new_tokens, self.seed, self.device, self.linear
+        )
         mean, std = float(score_B.mean()), max(float(score_B.std()), 1e-6)
         report.say(f"score on {len(score_B)} samples of {Path(path).name}: mean {mean:.2f}, deviation {std:.2f}")
         report.write_card(score={"mean": mean, "std": std, "samples": len(score_B)})

@@ -5,7 +5,7 @@ align stages=[sft] model=FOLDER data@sft.data=prompt_completion sft.data.path=de
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from align import config
 from align.data.encode import fitting_examples
 from align.data.source import Source
+from align.engine.cpu_linear import CpuLinear
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL, inspect
 from align.roles.start import check_adapter, start
@@ -30,6 +31,7 @@ class SFT:
     seed: int
     device: torch.device
     dtype: torch.dtype
+    linear: CpuLinear = field(default_factory=CpuLinear)
 
     def check(self, inputs: dict[str, str]) -> None:
         check_arguments(SFTConfig, self.options.args, "sft")
@@ -53,6 +55,7 @@ class SFT:
             inputs["path"], key="sft", head=CAUSAL, peft=self.peft, adapter=self.options.adapter,
             out=out, dtype=self.dtype, kinds=(CAUSAL,),
         )  # fmt: skip
+        self.linear.apply(begun.model, report.say)
         report.say(f"{begun.said}; {len(rows)} rows, {len(held_out)} held out")
         args = self._arguments(out)
         trainer = SFTTrainer(

@@ -42,6 +42,23 @@ def test_an_empty_batch_is_zero(how):
     data=st.data(),
     seed=st.integers(0, 99),
 )
+def test_micro_batches_that_know_the_mini_batch_add_up_to_it(lengths, how, data, seed):
+    x = torch.randn(len(lengths), 6, generator=torch.Generator().manual_seed(seed))
+    mask = torch.arange(6) < torch.tensor(lengths)[:, None]
+    cut = data.draw(st.integers(1, len(lengths) - 1))
+    width = max(max(lengths[:cut]), 1)  # the first part is trimmed, too
+    total = ops.counted(mask, how)
+    split = ops.aggregate(x[:cut, :width], mask[:cut, :width], how, length=6, total=total)
+    split = split + ops.aggregate(x[cut:], mask[cut:], how, length=6, total=total)
+    assert_close(split, ops.aggregate(x, mask, how, length=6), rtol=1e-5, atol=1e-5)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 6), min_size=2, max_size=8),
+    how=st.sampled_from(HOW),
+    data=st.data(),
+    seed=st.integers(0, 99),
+)
 def test_weighted_micro_batches_add_up_to_the_mini_batch(lengths, how, data, seed):
     x = torch.randn(len(lengths), 6, generator=torch.Generator().manual_seed(seed))
     mask = torch.arange(6) < torch.tensor(lengths)[:, None]

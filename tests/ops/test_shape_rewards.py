@@ -21,6 +21,12 @@ def test_rewards_by_hand():
     assert_close(shape([2.0, -1.0, 5.0]), expected, rtol=0, atol=1e-6)
 
 
+def test_another_estimator_is_priced():
+    # k2 = (log p/q)^2 / 2 of 0.5, -1, 0 and of 2.
+    expected = torch.tensor([[-0.0125, -0.05, 2.0, 0.0], [-0.2 - 1.0, 0.0, 0.0, 0.0], [0.0] * 4])
+    assert_close(shape([2.0, -1.0, 5.0], estimator="k2"), expected, rtol=0, atol=1e-6)
+
+
 def test_score_lands_on_the_last_response_token():
     with_score, without = shape([3.0, 3.0, 3.0]), shape([0.0, 0.0, 0.0])
     expected = torch.tensor([[0.0, 0.0, 3.0, 0.0], [3.0, 0.0, 0.0, 0.0], [0.0] * 4])

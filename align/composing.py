@@ -19,8 +19,8 @@ from align.explain import flatten, nearest
 from align.plugins import own_folder, plugin_folders, sources
 
 ROOT = {
-    "name", "seed", "stages", "model", "device", "precision", "runs", "data", "pretrain", "sft", "rm", "ppo",
-    "evaluate", "actor", "critic", "reference", "reward", "rollout", "advantage", "tracker",
+    "name", "seed", "stages", "model", "device", "precision", "cpu_linear", "runs", "data", "pretrain", "sft", "rm",
+    "ppo", "evaluate", "actor", "critic", "reference", "reward", "rollout", "advantage", "policy_loss", "tracker",
 }  # fmt: skip
 GLOBAL = ("experiment", "debug", "sweep", "local")
 """Groups whose files have no node of their own."""

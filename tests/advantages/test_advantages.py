@@ -1,4 +1,4 @@
-"""GAE and RLOO as the PPO stage calls them. float32; 1e-6 for a few sums of numbers near 1."""
+"""Advantages as the PPO stage calls them. float32; 1e-6 for a few sums of numbers near 1."""
 
 import math
 
@@ -7,7 +7,10 @@ import torch
 from torch.testing import assert_close
 
 from align import ops
+from align.advantages.dr_grpo import DrGRPO
 from align.advantages.gae import GAE
+from align.advantages.grpo import GRPO
+from align.advantages.reinforce_pp import ReinforcePP
 from align.advantages.rloo import RLOO
 
 NAN = math.nan
@@ -71,6 +74,49 @@ def test_rloo_refuses_one_sample_a_prompt():
         RLOO()(SCORE_B, REWARD_BT, None, MASK_BT, torch.arange(4))
 
 
+# Sums over real tokens: 6, 3 (the 9 is padding), 5, 1.
+TOTALS_BT = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 9.0], [5.0, 9.0, 9.0], [0.0, 0.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("advantage", "expected_B"),
+    [(DrGRPO(), [1.5, -1.5, 2.0, -2.0]), (GRPO(), [0.5**0.5, -(0.5**0.5), 0.5**0.5, -(0.5**0.5)])],
+)
+def test_group_advantages_by_hand(advantage, expected_B):
+    advantage_BT, return_BT = advantage(SCORE_B, TOTALS_BT, None, MASK_BT, GROUP_B)
+    assert return_BT is None
+    expected_BT = torch.where(MASK_BT, torch.tensor(expected_B)[:, None], 0.0)
+    assert_close(advantage_BT, expected_BT, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("advantage", [GRPO(), DrGRPO()])
+def test_group_advantages_leave_a_row_without_opinion_out_though_it_has_a_kl_penalty(advantage):
+    reward_BT = torch.tensor([[1.0], [5.0], [3.0]])
+    mask_BT, group_B = torch.ones(3, 1, dtype=torch.bool), torch.zeros(3, dtype=torch.long)
+    advantage_BT, _ = advantage(torch.tensor([0.0, NAN, 0.0]), reward_BT, None, mask_BT, group_B)
+    kept = torch.tensor([0, 2])
+    alone_BT, _ = advantage(torch.zeros(2), reward_BT[kept], None, mask_BT[kept], group_B[kept])
+    assert advantage_BT[1].item() == 0 and alone_BT[0].item() < 0
+    assert torch.equal(advantage_BT[kept], alone_BT)
+
+
+@pytest.mark.parametrize("advantage", [GRPO(), DrGRPO()])
+def test_group_advantages_refuse_one_sample_a_prompt(advantage):
+    with pytest.raises(ValueError, match="one completion"):
+        advantage(SCORE_B, REWARD_BT, None, MASK_BT, torch.arange(4))
+
+
+def test_reinforce_pp_whitens_returns_and_leaves_a_row_without_opinion_out():
+    advantage_BT, return_BT = ReinforcePP(0.9)(SCORE_B, REWARD_BT, None, MASK_BT, torch.arange(4))
+    assert return_BT is None and torch.equal(advantage_BT, ops.reinforce_pp(REWARD_BT, MASK_BT, 0.9))
+    some_BT, _ = ReinforcePP(0.9)(torch.tensor([1.0, NAN, 3.0, 4.0]), REWARD_BT, None, MASK_BT, torch.arange(4))
+    kept = torch.tensor([0, 2, 3])
+    assert some_BT[1].tolist() == [0.0] * 3
+    assert_close(some_BT[kept], ops.reinforce_pp(REWARD_BT[kept], MASK_BT[kept], 0.9), rtol=0, atol=1e-6)
+
+
 def test_each_says_what_it_needs():
     assert (GAE.needs_critic, GAE.min_samples) == (True, 1)
-    assert (RLOO.needs_critic, RLOO.min_samples) == (False, 2)
+    for advantage in (RLOO, GRPO, DrGRPO):
+        assert (advantage.needs_critic, advantage.min_samples) == (False, 2)
+    assert (ReinforcePP.needs_critic, ReinforcePP.min_samples) == (False, 1)

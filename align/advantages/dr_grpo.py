@@ -1,0 +1,34 @@
+"""Advantages relative to the samples of a prompt, without GRPO's two biases.
+
+Shapes: B completions, T response tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from align import ops
+
+
+@dataclass
+class DrGRPO:
+    """GRPO done right: no critic, two samples a prompt or more, no division by a deviation."""
+
+    needs_critic = False
+    min_samples = 2
+
+    def __call__(
+        self, score_B: Tensor, reward_BT: Tensor, value_BT: Tensor | None, mask_BT: Tensor, group_B: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """One advantage a completion on all its real tokens, float32, shape BT, and no return.
+
+        Total of the rewards minus the group's mean (Liu et al. 2025, arXiv 2503.20783). The paper's other half is
+        ppo.loss_aggregation=fixed_length; its KL, if any, stands in the loss (ppo.kl_in=loss). A row whose score
+        is NaN has advantage 0 and counts in no mean.
+
+        Raises ValueError for a group of one.
+        """
+        total_B = torch.where(mask_BT, reward_BT.float(), 0.0).sum(1)
+        advantage_B = ops.dr_grpo(torch.where(score_B.isnan(), torch.nan, total_B), group_B)
+        return torch.where(mask_BT, advantage_B[:, None], 0.0), None

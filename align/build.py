@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from align import config
 from align.checks import absent, check
 from align.errors import AlignError
-from align.nodes import as_dataclass, call, peft, plain_values, reward_nodes, target_of
+from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, reward_nodes, target_of
 from align.preflight import MODEL_REWARD, check_roles
 from align.stages.pipeline import Sources
 
@@ -181,7 +181,7 @@ class Build:
         )
         return PPO(
             roles, engine, reward, call(cfg.advantage, "advantage"), tokenizer, sampling, options,
-            cfg.rollout.samples_per_prompt, cfg.seed,
+            cfg.rollout.samples_per_prompt, cfg.seed, call_or_keep(cfg.policy_loss, "policy_loss"),
         )  # fmt: skip
 
     def role(self, name: str, inputs: dict[str, str]) -> Any:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from align.config import none
 from align.errors import AlignError
 from align.stages.pipeline import order
-from align.stages.ranges import check_numbers, check_pretrain
+from align.stages.ranges import check_numbers, check_ppo, check_pretrain
 
 NONE = f"{none.__module__}.{none.__qualname__}"
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -49,6 +49,8 @@ def check(cfg: DictConfig) -> list[str]:
                 raise AlignError(f"{key}.{name}={value}: write one of {', '.join(choices)}")
     if "pretrain" in stages:
         check_pretrain(values["pretrain"])
+    if "ppo" in stages:
+        check_ppo(values["ppo"])
     return stages
 
 

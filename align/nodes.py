@@ -7,6 +7,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -82,6 +83,16 @@ def check_arguments(target: Callable, given: list[str], key: str) -> None:
                 f"{key}.{name}: {target.__module__}.{target.__qualname__} has no such argument\n"
                 f"  nearest: {', '.join(near)}"
             )
+
+
+def call_or_keep(node: DictConfig, key: str) -> Any:
+    """As `call` for a class; a function is kept, with its arguments, to be called by the loop."""
+    target = target_of(node, key)
+    if inspect.isclass(target):
+        return call(node, key)
+    arguments = {name: value for name, value in plain_values(node).items() if not name.startswith("_")}
+    check_arguments(target, list(arguments), key)
+    return partial(target, **arguments)
 
 
 def peft(node: DictConfig | None, key: str) -> Any:

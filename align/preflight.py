@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from align import config
 from align.checks import absent
 from align.errors import AlignError
-from align.nodes import call, check_arguments, peft, plain_values, reward_nodes, target_of
+from align.nodes import call, call_or_keep, check_arguments, peft, plain_values, reward_nodes, target_of
 from align.stages.ranges import check_batches
 
 if TYPE_CHECKING:
@@ -60,8 +60,9 @@ def check_sharing(cfg: DictConfig) -> None:
 
 
 def check_advantage(build: Build) -> None:
-    """The advantage, the critic and the batches must fit together."""
+    """The advantage, the policy's loss, the critic and the batches must fit together."""
     cfg = build.cfg
+    call_or_keep(cfg.policy_loss, "policy_loss")
     advantage = call(cfg.advantage, "advantage")
     name = cfg.advantage._target_.rpartition(".")[2]
     if advantage.needs_critic and absent(cfg.critic):
@@ -71,6 +72,11 @@ def check_advantage(build: Build) -> None:
         )
     if not advantage.needs_critic and not absent(cfg.critic):
         raise AlignError(f"advantage {name} uses no critic, so one would be trained for nothing\n  write critic=none")
+    if cfg.ppo.critic_warmup and not advantage.needs_critic:
+        raise AlignError(
+            f"ppo.critic_warmup={cfg.ppo.critic_warmup}: advantage {name} has no critic to warm up\n"
+            "  write ppo.critic_warmup=0"
+        )
     check_batches(cfg.ppo, cfg.rollout.samples_per_prompt, advantage.min_samples)
 
 

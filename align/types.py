@@ -242,6 +242,12 @@ class Advantage(Protocol):
     ) -> tuple[Tensor, Tensor | None]: ...
 
 
+class PolicyLoss(Protocol):
+    """The loss of every token that the policy wrote, before any mean; 0 gradient where it has no say."""
+
+    def __call__(self, logp_BT: Tensor, old_logp_BT: Tensor, advantage_BT: Tensor, mask_BT: Tensor) -> Tensor: ...
+
+
 class Roles(Protocol):
     """Actor, critic, reference, perhaps the reward model: who sits on which backbone is hidden here."""
 

@@ -178,6 +178,38 @@ def test_rloo_needs_no_critic():
     assert not build.sources().needs_critic and "critic" not in build.sources().inputs("ppo", {})
 
 
+@pytest.mark.parametrize("advantage", ["rloo", "grpo", "dr_grpo", "reinforce_pp"])
+@pytest.mark.parametrize("loss", ["clip", "clip_higher", "dual_clip", "gspo"])
+def test_every_advantage_without_a_critic_goes_with_every_loss(advantage, loss):
+    words = [f"advantage={advantage}", f"policy_loss={loss}", "critic=none", "rollout.samples_per_prompt=4"]
+    Build(composed([*TINY.split(), *words])).check_roles({})
+
+
+def test_ppo_clip_is_the_clip_of_the_policys_loss():
+    from align.nodes import call_or_keep
+
+    for loss, clip in (("clip", 0.1), ("clip_higher", 0.1), ("dual_clip", 0.1), ("gspo", 0.0003)):
+        cfg = composed([*TINY.split(), "ppo.clip=0.1", f"policy_loss={loss}"])
+        assert call_or_keep(cfg.policy_loss, "policy_loss").clip == clip
+
+
+def test_a_loss_may_be_a_function_of_the_folder_one_stands_in(tmp_path, monkeypatch):
+    from align.nodes import call_or_keep
+
+    (tmp_path / "conf" / "policy_loss").mkdir(parents=True)
+    (tmp_path / "conf" / "policy_loss" / "mine.yaml").write_text("_target_: own_loss.reinforce\nscale: 2.0\n")
+    (tmp_path / "own_loss.py").write_text(
+        "def reinforce(logp_BT, old_logp_BT, advantage_BT, mask_BT, scale):\n"
+        "    return -scale * advantage_BT * logp_BT\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cfg = composed([*TINY.split(), "policy_loss=mine", "policy_loss.scale=3"])
+    assert call_or_keep(cfg.policy_loss, "policy_loss")(-1.0, -1.0, 2.0, True) == 6.0
+    with pytest.raises(AlignError, match=r"policy_loss\.scael"):
+        call_or_keep(composed([*TINY.split(), "policy_loss=mine", "+policy_loss.scael=3"]).policy_loss, "policy_loss")
+
+
 def test_one_stage_may_be_named_without_brackets():
     assert Build(composed(["stages=sft"])).stages == ["sft"]
     assert Build(composed(["stages=[ppo,sft]"])).stages == ["sft", "ppo", "evaluate"]

@@ -13,7 +13,7 @@ LAYERS = [
     {"data", "peft"},
     {"engine"},
     {"roles"},
-    {"rollout", "rewards", "advantages", "report"},
+    {"rollout", "rewards", "advantages", "policy_losses", "report"},
     {"stages"},
     {"checks"},
     {"nodes"},

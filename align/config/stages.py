@@ -100,10 +100,33 @@ class PPO:
     """Completions in one forward pass; changes time and memory, not the result."""
     epochs: int = 2
     """Passes over each rollout batch."""
+    target_kl: float | None = None
+    """The passes end after a minibatch whose mean approximate KL from the old policy, in nats a token, is above it."""
+    critic_warmup: int = 0
+    """Steps at the start in which the critic alone trains."""
     kl_coef: float = 0.05
     """Price of one nat away from the reference, in units of the score."""
+    kl_in: str = "reward"
+    """reward (a token's KL is taken off its reward), or loss (it is added to the policy's loss, as GRPO has it)."""
+    kl_estimator: str = "auto"
+    """k1, k2 or k3 (Schulman 2020); auto: k1 in the reward, k3 in the loss."""
+    kl_target: float | None = None
+    """KL in nats a sequence that kl_coef is steered to after each step (Ziegler et al. 2019); unset: it is fixed."""
+    kl_horizon: int = 10000
+    """Completions in which kl_coef moves by 20 % at most."""
     clip: float = 0.2
     """The policy's ratio is clipped to 1 ± clip (Schulman et al. 2017, eq. 7)."""
+    loss_aggregation: str = "token_mean"
+    """A minibatch's loss from its tokens': token_mean, sequence_mean_token_mean (GRPO), sequence_mean_token_sum, or
+    fixed_length (sums over rollout.max_new_tokens: Dr. GRPO)."""
+    old_logp: str = "trainer"
+    """Where the ratio starts from: log-probabilities by the trainer, or by the engine that sampled."""
+    importance_correction: str = "none"
+    """Weighs the policy's loss by p(trainer) / p(engine): none, token or sequence."""
+    importance_how: str = "truncate"
+    """Weights above the cap: truncate (to the cap) or mask (to 0)."""
+    importance_cap: float = 2.0
+    """Largest weight."""
     value_clip: float = 0.2
     """The value is clipped to ± value_clip around its estimate at rollout."""
     gamma: float = 1.0
@@ -114,8 +137,12 @@ class PPO:
     """Gradients are clipped to this norm, a role at a time; 0: not at all."""
     score_clip: float | None = None
     """Scores are clipped to ± score_clip."""
+    whiten_rewards: bool = False
+    """Rewards a token are scaled to variance 1 over the batch, around their mean, which stays."""
     missing_eos_penalty: float | None = None
     """Taken off the score of a completion that did not end by itself."""
+    missing_eos_score: float | None = None
+    """The score of a completion that did not end by itself, whatever the reward says."""
     max_prompt_tokens: int = 512
     """Longer prompts are left out, and counted."""
     eval_every: int = 0

@@ -17,18 +17,21 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from align import config, ops
+from align.engine.plain import NotFinite
 from align.errors import AlignError
+from align.policy_losses.clip import Clip
 from align.report.clock import Clock
 from align.rollout.keys import sample_key
-from align.stages import ppo_metrics
+from align.stages import ppo_loss, ppo_metrics
+from align.stages.ranges import check_ppo
 from align.stages.rollouts import Row, texts_of, write
 from align.types import (
     Advantage,
     Experience,
+    PolicyLoss,
     Reward,
     RewardState,
     Roles,
@@ -56,7 +59,9 @@ class PPO:
         options: config.PPO | None = None,
         samples_per_prompt: int = 1,
         seed: int = 0,
+        policy_loss: PolicyLoss | None = None,
     ) -> None:
+        """`policy_loss` is PPO's clipped one where none is given. Raises AlignError for options that cannot be."""
         if unknown := reward.wants - KNOWN_SCORES:
             raise AlignError(f"the reward wants {sorted(unknown)}, and roles give {sorted(KNOWN_SCORES)}")
         self.roles = roles
@@ -66,6 +71,12 @@ class PPO:
         self.tokenizer = tokenizer
         self.sampling = sampling
         self.options = options or config.PPO()
+        check_ppo(vars(self.options))
+        self.policy_loss = policy_loss or Clip(self.options.clip)
+        self.kl_coef = self.options.kl_coef
+        self.adaptive_kl = None
+        if self.options.kl_target is not None:
+            self.adaptive_kl = ops.AdaptiveKL(self.kl_coef, self.options.kl_target, self.options.kl_horizon)
         self.samples_per_prompt = samples_per_prompt
         self.seed = seed
         self.steps_done = 0
@@ -91,6 +102,8 @@ class PPO:
             metrics |= self.update(experience)
         with self.clock("sync"):
             self.receipt = self.engine.sync(self.roles.actor)
+        if self.adaptive_kl:
+            self.kl_coef = self.adaptive_kl.update(metrics["objective/kl"], len(rollout))
         self.steps_done += 1
         self.last = rollout, scored
         rates = self.roles.rates()
@@ -98,55 +111,71 @@ class PPO:
         return {**metrics, **logged, **self.clock.seconds(int(rollout.response_mask_BT.sum()))}
 
     def score_texts(self, rollout: Rollout, scores: Scores) -> tuple[Scored, dict[str, float]]:
-        """Scores of the completions, after the penalty for those that did not end; what the rewards log."""
+        """Scores of the completions, those that did not end dealt with; what the rewards log.
+
+        A completion without a score (NaN) stays so.
+        """
         logged: dict[str, float] = {}
         state = RewardState(self.steps_done, scores, log_metric=logged.__setitem__)
         scored = self.reward(rollout, texts_of(rollout, self.tokenizer), state)
         score_B = scored.score_B.to(rollout.logp_BT.device)
         if self.options.missing_eos_penalty:
             score_B = torch.where(rollout.finished_B, score_B, score_B - self.options.missing_eos_penalty)
+        if self.options.missing_eos_score is not None:
+            score_B = torch.where(rollout.finished_B | score_B.isnan(), score_B, self.options.missing_eos_score)
         return replace(scored, score_B=score_B), logged
 
     def experience(self, rollout: Rollout, old: Scores, scored: Scored) -> tuple[Experience, dict[str, float]]:
         """Rewards and advantages of a rollout. Rows without a score (NaN) are left out of the update."""
-        judged_B = ~scored.score_B.isnan()
-        mask_BT = rollout.loss_mask_BT & judged_B[:, None]
+        options, estimator = self.options, ppo_loss.kl_estimator(self.options)
+        kl_coef = self.kl_coef if options.kl_in == "reward" else 0.0
+        mask_BT = rollout.loss_mask_BT & ~scored.score_B.isnan()[:, None]
         reward_BT = ops.shape_rewards(
-            scored.score_B, old.logp_BT, old.ref_logp_BT, mask_BT, self.options.kl_coef, self.options.score_clip
+            scored.score_B, old.logp_BT, old.ref_logp_BT, mask_BT, kl_coef, options.score_clip, estimator
         )
+        if options.whiten_rewards:
+            reward_BT = ops.whiten(reward_BT, mask_BT, shift_mean=False)
         advantage_BT, return_BT = self.advantage(scored.score_B, reward_BT, old.value_BT, mask_BT, rollout.row_B)
         experience = Experience(replace(rollout, loss_mask_BT=mask_BT), old, advantage_BT, return_BT)
-        return experience, ppo_metrics.of_rollout(rollout, old, scored, return_BT, mask_BT, self.options.kl_coef)
+        metrics = ppo_metrics.of_rollout(rollout, old, scored, return_BT, mask_BT, kl_coef, estimator)
+        metrics |= ppo_metrics.of_weights(ppo_loss.weights(experience, options), mask_BT)
+        return experience, {**metrics, "objective/kl_coef": self.kl_coef}
 
     def update(self, experience: Experience) -> dict[str, float]:
-        """`epochs` passes over the experience, `minibatches` optimizer steps each."""
-        average = ppo_metrics.Average()
+        """`epochs` passes over the experience, `minibatches` optimizer steps each; fewer beyond `target_kl`."""
+        average, optimizer_steps = ppo_metrics.Average(), 0
+        target = self.options.target_kl
         for epoch in range(self.options.epochs):
-            for minibatch in self._minibatches(experience, epoch):
-                tokens = int(minibatch.rollout.loss_mask_BT.sum())
-                average.add({"skipped": float(tokens == 0)}, 1)
-                if tokens == 0:
+            for number, minibatch in enumerate(self._minibatches(experience, epoch), start=1):
+                total = ops.counted(minibatch.rollout.loss_mask_BT, self.options.loss_aggregation)
+                average.add({"skipped": float(total == 0)}, 1)
+                if total == 0:
                     continue
-                groups = list(self.roles.micro_batches(minibatch.rollout.length_B()))
-                for number, rows in enumerate(groups, start=1):
-                    micro = minibatch[rows].trim()
-                    loss = partial(self.losses, micro=micro, tokens=tokens, average=average)
-                    self.roles.train(micro, loss, last=number == len(groups))
-                average.add({f"grad_norm/{role}": norm for role, norm in self.roles.step().items()}, 1)
-        return average.means()
+                place = f"PPO step {self.steps_done + 1}, epoch {epoch + 1}, minibatch {number}"
+                moved = self._train(minibatch, total, place, average)
+                optimizer_steps += 1
+                if target is not None and moved > target:
+                    return {**average.means(), "val/optimizer_steps": optimizer_steps}
+        return {**average.means(), "val/optimizer_steps": optimizer_steps}
 
-    def losses(self, new: Scores, micro: Experience, tokens: int, average: ppo_metrics.Average) -> dict[str, Tensor]:
-        """This micro-batch's share of the minibatch's token-mean losses, by role."""
-        mask_BT = micro.rollout.loss_mask_BT
-        losses = {}
-        if new.logp_BT is not None:
-            policy_BT = ops.policy_loss(new.logp_BT, micro.old.logp_BT, micro.advantage_BT, self.options.clip)
-            losses["actor"] = (policy_BT * mask_BT).sum() / tokens
-        if new.value_BT is not None:
-            value_BT = ops.value_loss(new.value_BT, micro.old.value_BT, micro.return_BT, self.options.value_clip)
-            losses["critic"] = (value_BT * mask_BT).sum() / tokens
-        average.add(ppo_metrics.of_update(new, micro, losses, tokens, self.options), int(mask_BT.sum()))
-        return losses
+    def _train(self, minibatch: Experience, total: int, place: str, average: ppo_metrics.Average) -> float:
+        """One optimizer step of the roles that train now; how far the policy was from the old one before it."""
+        own = ppo_metrics.Average()
+        kl_coef = self.kl_coef if self.options.kl_in == "loss" else 0.0
+        losses = ppo_loss.MinibatchLoss(
+            self.options, self.policy_loss, kl_coef, self.sampling.max_new_tokens, total, place, (average, own)
+        )
+        roles = ("critic",) if self.steps_done < self.options.critic_warmup else ("actor", "critic")
+        groups = list(self.roles.micro_batches(minibatch.rollout.length_B(), roles))
+        for number, rows in enumerate(groups, start=1):
+            micro = minibatch[rows].trim()
+            self.roles.train(micro, partial(losses, micro=micro, number=number), number == len(groups), roles)
+        try:
+            norms = self.roles.step()
+        except NotFinite as error:
+            raise AlignError(f"{place}: {error}\n  write a lower learning_rate or ppo.max_grad_norm") from error
+        average.add({f"grad_norm/{role}": norm for role, norm in norms.items()}, 1)
+        return own.means().get("policy/approxkl_avg", 0.0)
 
     def _wanted(self) -> set[str]:
         want = {"logp", "ref_logp"} | self.reward.wants

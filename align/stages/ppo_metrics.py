@@ -11,6 +11,9 @@ from torch import Tensor
 from align import config, ops
 from align.types import Experience, Rollout, Scored, Scores
 
+FAR = 0.1
+"""A probability of the engine that differs by more than this share from the trainer's is counted."""
+
 
 class Average:
     """Weighted means of metrics by name; each name has its own weights."""
@@ -28,19 +31,21 @@ class Average:
 
 
 def of_rollout(
-    rollout: Rollout, old: Scores, scored: Scored, return_BT: Tensor | None, mask_BT: Tensor, kl_coef: float
-) -> dict[str, float]:
+    rollout: Rollout, old: Scores, scored: Scored, return_BT: Tensor | None, mask_BT: Tensor,
+    kl_coef: float, estimator: str = "k1",
+) -> dict[str, float]:  # fmt: skip
     """Score, KL, length and endings of one rollout batch, and what the critic knew of it.
 
+    `kl_coef` and `estimator` are those of the KL in the reward, a part of `objective/rlhf_reward`.
     `objective/entropy` is the surprise of the samples, −log p a sequence, as TRL has it.
     """
     real_BT = rollout.response_mask_BT
     kl_B = (ops.kl(old.logp_BT, old.ref_logp_BT, "k1") * real_BT).sum(1)
+    priced_B = (ops.kl(old.logp_BT, old.ref_logp_BT, estimator) * real_BT).sum(1)
     score_B = scored.score_B
     judged_B = ~score_B.isnan()
     score = float(score_B[judged_B].mean()) if judged_B.any() else 0.0
-    penalty = -kl_coef * float(kl_B[judged_B].mean()) if judged_B.any() else 0.0
-    gap_BT = (rollout.logp_BT - old.logp_BT).abs()[real_BT]
+    penalty = -kl_coef * float(priced_B[judged_B].mean()) if judged_B.any() else 0.0
     metrics = {
         "objective/kl": float(kl_B.mean()),
         "objective/entropy": float(-(old.logp_BT * real_BT).sum(1).mean()),
@@ -51,7 +56,7 @@ def of_rollout(
         "val/num_eos_tokens": float(rollout.finished_B.sum()),
         "val/finished": float(rollout.finished_B.float().mean()),
         "val/length": float(real_BT.sum(1).float().mean()),
-        "val/engine_logp_gap": float(gap_BT.max()) if gap_BT.numel() else 0.0,
+        **engine_gap(rollout, old),
     }
     if return_BT is not None:
         metrics["val/explained_variance"] = explained_variance(old.value_BT[mask_BT], return_BT[mask_BT])
@@ -65,18 +70,39 @@ def of_rollout(
     return metrics
 
 
-def of_update(
-    new: Scores, micro: Experience, losses: dict[str, Tensor], tokens: int, options: config.PPO
-) -> dict[str, float]:
-    """Ratios, clipping, entropy and losses of one micro-batch, as means over its tokens."""
+def engine_gap(rollout: Rollout, old: Scores) -> dict[str, float]:
+    """How far the engine's log-probabilities are from the trainer's: largest, mean, share of tokens beyond 10 %."""
+    gap = (rollout.logp_BT - old.logp_BT)[rollout.response_mask_BT]
+    if not gap.numel():
+        gap = gap.new_zeros(1)
+    return {
+        "val/engine_logp_gap": float(gap.abs().max()),
+        "val/engine_logp_gap_mean": float(gap.abs().mean()),
+        "val/engine_logp_gap_share": float((gap.expm1().abs() > FAR).float().mean()),
+    }
+
+
+def of_weights(weight_BT: Tensor | None, mask_BT: Tensor) -> dict[str, float]:
+    """Mean and largest importance weight of the tokens that train."""
+    if weight_BT is None or not mask_BT.any():
+        return {}
+    weights = weight_BT[mask_BT]
+    return {"val/importance_weight": float(weights.mean()), "val/importance_weight_max": float(weights.max())}
+
+
+def of_update(new: Scores, micro: Experience, options: config.PPO) -> dict[str, float]:
+    """Ratios, clipping and entropy of one micro-batch, as means over its tokens.
+
+    `policy/clipfrac_avg` is the share of ratios beyond 1 ± ppo.clip, whatever the policy's loss.
+    """
     mask_BT = micro.rollout.loss_mask_BT
-    own = int(mask_BT.sum())
-    if own == 0:
+    if not mask_BT.any():
         return {}
     metrics = {}
     with torch.no_grad():
-        if "actor" in losses:
-            log_ratio = (new.logp_BT - micro.old.logp_BT)[mask_BT]
+        if new.logp_BT is not None:
+            old_logp_BT = micro.rollout.logp_BT if options.old_logp == "engine" else micro.old.logp_BT
+            log_ratio = (new.logp_BT - old_logp_BT)[mask_BT]
             ratio = log_ratio.exp()
             metrics |= {
                 "policy/approxkl_avg": 0.5 * log_ratio.square().mean(),
@@ -84,11 +110,9 @@ def of_update(
                 "policy/entropy_avg": new.entropy_BT[mask_BT].mean(),
                 "val/ratio": ratio.mean(),
                 "val/ratio_var": (ratio - 1).square().mean(),
-                "loss/policy_avg": losses["actor"] * tokens / own,
             }
-        if "critic" in losses:
+        if new.value_BT is not None:
             moved = (new.value_BT - micro.old.value_BT)[mask_BT].abs()
-            metrics["loss/value_avg"] = losses["critic"] * tokens / own
             metrics["val/clipfrac_avg"] = (moved > options.value_clip).float().mean()
     return {name: float(value) for name, value in metrics.items()}
 

@@ -71,8 +71,11 @@ class PPOStage:
                     save(ppo, out / "checkpoints" / f"step-{step}")
                 metrics |= {"episode": step * options.batch_size}
                 report.metrics(step, metrics)
-                if metrics["objective/unscored"] == len(ppo.last[0]):
-                    report.say(f"step {step}: no completion has a score, so nothing was trained")
+                if metrics["skipped"] == 1:
+                    unscored = metrics["objective/unscored"] == len(ppo.last[0])
+                    report.say(
+                        f"step {step}: no completion has a {'score' if unscored else 'token'}, so nothing was trained"
+                    )
                 tell(step, key_figures(metrics))
                 if options.show_every and step % options.show_every == 0:
                     report.print(samples_table(ppo, step))

@@ -24,6 +24,8 @@ class Range:
         return (value > self.low if self.above else value >= self.low) and value <= self.high
 
     def words(self) -> str:
+        if self.low == -math.inf:
+            return "a finite number"
         if self.above:
             return f"a number above {self.low:g}" + (f" and at most {self.high:g}" if self.high < math.inf else "")
         return f"a number from {self.low:g} to {self.high:g}" if self.high < math.inf else f"{self.low:g} or more"
@@ -47,7 +49,9 @@ NUMBERS: dict[str, dict[str, Range]] = {
         "steps": COUNT, "batch_size": COUNT, "minibatches": COUNT, "micro_batch_size": COUNT, "epochs": COUNT,
         "max_prompt_tokens": COUNT, "clip": Range(0, 10, above=True), "value_clip": Range(0, 100, above=True),
         "kl_coef": Range(0, 100), "gamma": SHARE, "lam": SHARE, "max_grad_norm": FROM_ZERO,
-        "score_clip": Range(0, above=True), "missing_eos_penalty": FROM_ZERO,
+        "score_clip": Range(0, above=True), "missing_eos_penalty": FROM_ZERO, "missing_eos_score": Range(-math.inf),
+        "kl_target": Range(0, above=True), "kl_horizon": COUNT, "target_kl": Range(0, above=True),
+        "importance_cap": Range(0, above=True), "critic_warmup": FROM_ZERO,
         "eval_every": FROM_ZERO, "eval_prompts": COUNT, "save_every": FROM_ZERO, "show_every": FROM_ZERO,
     },
     "evaluate": {"samples": COUNT, "batch_size": COUNT, "show": FROM_ZERO},
@@ -57,6 +61,13 @@ NUMBERS: dict[str, dict[str, Range]] = {
         "temperature": Range(0, 100, above=True), "max_new_tokens": COUNT, "samples_per_prompt": COUNT,
         "batch_size": COUNT, "kv_cache_mib": COUNT,
     },
+}  # fmt: skip
+PPO_WORDS = {
+    "kl_in": ("reward", "loss"), "kl_estimator": ("auto", "k1", "k2", "k3"), "old_logp": ("trainer", "engine"),
+    "importance_correction": ("none", "token", "sequence"), "importance_how": ("truncate", "mask"),
+    "loss_aggregation": (
+        "token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "fixed_length",
+    ),
 }  # fmt: skip
 
 
@@ -86,6 +97,32 @@ def check_pretrain(values: Mapping[str, Any]) -> None:
         )
 
 
+def check_ppo(values: Mapping[str, Any]) -> None:
+    """Words of PPO's options, and what must fit together in them."""
+    for name, words in PPO_WORDS.items():
+        if values[name] not in words:
+            raise AlignError(f"ppo.{name}={values[name]}: write one of {', '.join(words)}")
+    if values["kl_in"] == "loss" and values["kl_estimator"] == "k1":
+        raise AlignError(
+            "ppo.kl_estimator=k1 with ppo.kl_in=loss: the gradient of k1 is 0 on average\n  write ppo.kl_estimator=k3"
+        )
+    if values["kl_target"] is not None and values["kl_coef"] == 0:
+        raise AlignError(
+            "ppo.kl_target multiplies ppo.kl_coef, and ppo.kl_coef=0 stays 0\n  write ppo.kl_coef=0.05, to begin with"
+        )
+    if values["importance_correction"] != "none" and values["old_logp"] == "engine":
+        raise AlignError(
+            f"ppo.importance_correction={values['importance_correction']} with ppo.old_logp=engine: the ratio already "
+            "starts from the engine\n  write ppo.old_logp=trainer, or ppo.importance_correction=none"
+        )
+    if values["missing_eos_score"] is not None and values["missing_eos_penalty"]:
+        raise AlignError(
+            f"ppo.missing_eos_score={values['missing_eos_score']} replaces the score that "
+            f"ppo.missing_eos_penalty={values['missing_eos_penalty']} is taken off\n"
+            "  write one of them: ppo.missing_eos_penalty=null or ppo.missing_eos_score=null"
+        )
+
+
 def check_batches(ppo: Mapping[str, Any], samples_per_prompt: int, min_samples: int) -> None:
     """What must fit together in a PPO step."""
     size = ppo["batch_size"]
@@ -103,4 +140,12 @@ def check_batches(ppo: Mapping[str, Any], samples_per_prompt: int, min_samples: 
     if ppo["minibatches"] > size:
         raise AlignError(
             f"ppo.minibatches={ppo['minibatches']} is more than ppo.batch_size={size}\n  write {size} or less"
+        )
+    if size % ppo["minibatches"]:
+        fitting = [n for n in range(1, size + 1) if size % n == 0]
+        near = min(fitting, key=lambda n: (abs(n - ppo["minibatches"]), -n))
+        step = math.lcm(ppo["minibatches"], samples_per_prompt)
+        raise AlignError(
+            f"ppo.minibatches={ppo['minibatches']} does not divide ppo.batch_size={size}\n"
+            f"  write ppo.minibatches={near}, or ppo.batch_size={max(round(size / step), 1) * step}"
         )

@@ -1,0 +1,1 @@
+"""Losses of the policy, one a file: objects or functions that follow `align.types.PolicyLoss`."""

@@ -77,6 +77,11 @@ def check_advantage(build: Build) -> None:
             f"ppo.critic_warmup={cfg.ppo.critic_warmup}: advantage {name} has no critic to warm up\n"
             "  write ppo.critic_warmup=0"
         )
+    if cfg.ppo.critic_warmup and cfg.critic.get("backbone") == "head" and cfg.critic.get("trunk_gradient"):
+        raise AlignError(
+            f"ppo.critic_warmup={cfg.ppo.critic_warmup} with critic=head: the critic's gradient would move the actor's "
+            "trunk\n  write critic.trunk_gradient=0, or critic=own"
+        )
     check_batches(cfg.ppo, cfg.rollout.samples_per_prompt, advantage.min_samples)
 
 

@@ -144,6 +144,11 @@ SETTINGS = [
         f"{PPO} advantage=reinforce_pp critic=none ppo.critic_warmup=3",
         ["ppo.critic_warmup=3", "ReinforcePP", "write ppo.critic_warmup=0"],
     ),
+    (
+        "warm-up of a head on the actor's trunk",
+        f"{PPO} critic=head ppo.critic_warmup=3",
+        ["ppo.critic_warmup=3", "write critic.trunk_gradient=0"],
+    ),
     ("k1 in the loss", f"{PPO} ppo.kl_in=loss ppo.kl_estimator=k1", ["ppo.kl_in=loss", "write ppo.kl_estimator=k3"]),
     ("target of no KL", f"{PPO} ppo.kl_target=6 ppo.kl_coef=0", ["ppo.kl_target", "ppo.kl_coef=0.05"]),
     (

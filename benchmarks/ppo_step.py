@@ -82,33 +82,29 @@ def build(folder: Path, work: str, adapter, critic: str, linear: str):
     from align.engine.linear import choose_linear, use_fast_linears
     from align.engine.plain import PlainEngine
     from align.rewards.model import ModelReward
-    from align.roles.roles import Roles
-    from align.roles.specs import Actor, Critic, Reference, Setting
+    from align.roles.seating import Seating, Setting
+    from align.roles.specs import Actor, Critic, Reference
     from align.roles.tokenizer import load_tokenizer
     from align.rollout.hf import HFRollout
     from align.stages.ppo import PPO
     from align.types import Sampling
 
-    if critic != "own":
-        raise SystemExit(f"critic={critic}: not in this version of align")
-    engine = lambda module, rate, norm, zero: PlainEngine(module, rate, norm)
-    setting = Setting(torch.device("cpu"), torch.float32, engine, Path(tempfile.mkdtemp()))
+    engine = lambda module, rates, norm, zero: PlainEngine(module, rates, norm)
+    setting = Setting(torch.device("cpu"), torch.float32, engine, Path(tempfile.mkdtemp()), max_grad_norm=0.0)
     torch.manual_seed(0)
     path = str(folder / ("policy_eos" if work == "uneven" else "policy"))
-    spec = Actor(path, "auto", 3e-6, adapter and adapter(task_type="CAUSAL_LM"), None)
-    begun = spec.load(setting)
-    kind, words = choose_linear(begun.model, linear)
-    reference = Reference("auto", None).build(begun, spec, setting)
-    actor = spec.build(begun, setting)
-    value = Critic(str(folder / "value"), "auto", 3e-6, adapter and adapter(task_type="SEQ_CLS"), None).build(setting)
-    roles = Roles(actor, value, reference(actor), micro_batch_size=32)
+    seats = Seating(setting, Actor(path, "auto", 3e-6, adapter and adapter(task_type="CAUSAL_LM"), None))
+    Reference("auto", None).seat(seats)
+    other = adapter and adapter(task_type="SEQ_CLS")
+    Critic(str(folder / "value"), "auto", 3e-6, other, None, critic).seat(seats)
+    roles = seats.roles(micro_batch_size=8)
     tokenizer = load_tokenizer(path, "path")
     reward = ModelReward(str(folder / "reward"), setting, tokenizer)
+    kind, words = choose_linear(roles.actor.model, linear)
     if kind == "onednn":
-        engines = (actor.engine, value.engine, reward.engine, getattr(roles.reference, "engine", actor.engine))
-        for one in engines:
-            use_fast_linears(one.module)
-    options = config.PPO(batch_size=32, minibatches=1, micro_batch_size=8, epochs=4, kl_coef=0.05, max_grad_norm=0.0)
+        for one in (*(group.backbone for group in roles.groups), reward.engine.module):
+            use_fast_linears(one)
+    options = config.PPO(batch_size=32, minibatches=1, micro_batch_size=8, epochs=4, kl_coef=0.05)
     sampling = Sampling(1.0, 64, (tokenizer.eos_token_id,))
     advantage = GAE(options.gamma, options.lam)
     ppo = PPO(roles, HFRollout(tokenizer.pad_token_id), reward, advantage, tokenizer, sampling, options)

@@ -80,6 +80,7 @@ def build(folder: Path, work: str, adapter, critic: str, linear: str):
     from align import config
     from align.advantages.gae import GAE
     from align.engine.linear import choose_linear, use_fast_linears
+    from align.engine.lora import use_fast_loras
     from align.engine.plain import PlainEngine
     from align.rewards.model import ModelReward
     from align.roles.seating import Seating, Setting
@@ -104,6 +105,8 @@ def build(folder: Path, work: str, adapter, critic: str, linear: str):
     if kind == "onednn":
         for one in (*(group.backbone for group in roles.groups), reward.engine.module):
             use_fast_linears(one)
+    for group in roles.groups:
+        use_fast_loras(group.backbone)
     options = config.PPO(batch_size=32, minibatches=1, micro_batch_size=8, epochs=4, kl_coef=0.05)
     sampling = Sampling(1.0, 64, (tokenizer.eos_token_id,))
     advantage = GAE(options.gamma, options.lam)

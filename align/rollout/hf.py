@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from align.rollout.decode import can_decode, decode
+from align.rollout.merged import merged
 from align.types import Generation, Policy, Sampling, SyncReceipt
 
 
@@ -54,7 +55,8 @@ class HFRollout:
             ids_BP, mask_BP = pad_left(prompts, self.pad_id, model.device)
             sampler = KeyedSampler(keys, sampling, model.device)
             write = decode if can_decode(model) else self._generate
-            ids_BT, logp_BT = write(model, ids_BP, mask_BP, sampler, sampling)
+            with merged(model):
+                ids_BT, logp_BT = write(model, ids_BP, mask_BP, sampler, sampling)
         return ids_BT.cpu(), logp_BT.cpu()
 
     def _generate(

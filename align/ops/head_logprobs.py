@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 KEEP_BYTES = 2**26
-"""Probabilities up to this size wait for backward; above it they are computed again, a product more (docs/log.md)."""
+"""Probabilities up to this size, or the weight's, wait for backward; larger ones are computed again: a product more,
+and the weight's gradient summed over chunks, which takes more memory than is saved below that (docs/log.md)."""
 CHUNK_BYTES = 2**26
 """Logits that exist at a time where they are not kept; fewer rows make the products slow at large vocabularies."""
 BLOCK_BYTES = 2**21
@@ -40,8 +41,8 @@ def head_logprobs(
     metric, without gradient. The products are in the hidden states' dtype, sums and softmax in float32 (float64
     for float64). Under autocast, which is off inside, hand in hidden states in the dtype that is wanted.
 
-    `keep`: whether probabilities wait for backward in N x V (None: where they are below KEEP_BYTES; a frozen
-    head never needs them). `matmul(x_AK, y_BK)` is x @ y.T without autograd: `engine.linear.matmul_of(head)`.
+    `keep`: whether probabilities wait for backward in N x V (None: where they are small; a frozen head
+    never needs them). `matmul(x_AK, y_BK)` is x @ y.T without autograd: `engine.linear.matmul_of(head)`.
 
     Raises ValueError for a temperature that is not above 0.
     """
@@ -64,7 +65,8 @@ class _HeadLogprobs(torch.autograd.Function):
         ctx.mark_non_differentiable(entropy_N)
         wants_hidden, *wants_head = ctx.needs_input_grad[:3]
         step = len(weight_VD) * logp_N.element_size()
-        keep = any(wants_head) and (len(ids_N) * step <= KEEP_BYTES if keep is None else keep)
+        kept_bytes = len(ids_N) * step
+        keep = any(wants_head) and (kept_bytes <= max(KEEP_BYTES, weight_VD.nbytes) if keep is None else keep)
         if wants_hidden and not any(wants_head):
             ctx.slope_ND = torch.empty_like(hidden_ND)
         elif any(wants_head):

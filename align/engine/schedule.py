@@ -23,7 +23,11 @@ class Schedule:
             raise AlignError(f"schedule={self.shape}: write one of {', '.join(SHAPES)}")
 
     def rate(self, step: int, steps: int) -> float:
-        """The rate of step `step` (from 0) out of `steps`, as transformers' schedules of these names have it."""
+        """The rate of step `step` (from 0) out of `steps`.
+
+        As transformers' schedules of these names, but that the first step of a warm-up has a rate above 0: its
+        rollouts are paid for.
+        """
         if step < self.warmup_steps:
             return self.peak * (step + 1) / (self.warmup_steps + 1)
         done = (step - self.warmup_steps) / max(steps - self.warmup_steps, 1)

@@ -1,0 +1,82 @@
+"""PPO on tiny random models in every seating, and one reference run of each."""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from peft import LoraConfig
+from runs import RATE, Even, Run, play
+
+from align import config
+from align.advantages.gae import GAE
+from align.engine.plain import PlainEngine
+from align.roles.seating import Seating, Setting
+from align.roles.specs import Actor, Critic, Reference
+from align.rollout.hf import HFRollout
+from align.stages.ppo import PPO
+from align.stages.rollouts import as_rows
+from align.types import Sampling
+
+PROMPTS = [
+    "a red kite", "seven old sailors count", "rain", "over the quiet harbour they sing of ropes",
+    "count", "a kite flies over the old harbour", "sailors sing", "the quiet rain",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def rows(tokenizer) -> list:
+    return as_rows([{"prompt": prompt} for prompt in PROMPTS], tokenizer)
+
+
+@pytest.fixture(scope="session")
+def make(base, tokenizer, tmp_path_factory) -> Callable[..., PPO]:
+    """make(setup of runs.SETUPS, reference, checkpointing, tokens, stop_ids, **options of config.PPO) -> PPO"""
+
+    def engine(module, rates, max_grad_norm, zero):
+        return PlainEngine(module, rates, max_grad_norm)
+
+    def build(
+        setup: str = "own",
+        reference: str = "auto",
+        checkpointing: bool = False,
+        tokens: int | None = None,
+        stop_ids: tuple[int, ...] | None = None,
+        max_new_tokens: int = 12,
+        reward=None,
+        **options,
+    ) -> PPO:
+        torch.manual_seed(0)
+        chosen = config.PPO(**{"batch_size": 8, "micro_batch_size": 8, **options})
+        setting = Setting(
+            torch.device("cpu"), torch.float32, engine, tmp_path_factory.mktemp("run"),
+            max_grad_norm=chosen.max_grad_norm, gradient_checkpointing=checkpointing,
+        )  # fmt: skip
+        full = setup.startswith("full")
+        lora = None if full else LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+        seats = Seating(setting, Actor(base, "auto", RATE, lora, None))
+        Reference(reference, None).seat(seats)
+        kind = {"full": "own", "full_head": "head"}.get(setup, setup)
+        Critic(base, "auto", RATE, lora, None, kind).seat(seats)
+        # a sixth of the vocabulary ends an answer: answers of 1 to 12 tokens
+        stop_ids = stop_ids or (tokenizer.eos_token_id, *range(0, len(tokenizer), 6))
+        return PPO(
+            seats.roles(chosen.micro_batch_size, tokens), HFRollout(tokenizer.pad_token_id), reward or Even(),
+            GAE(chosen.gamma, chosen.lam), tokenizer, Sampling(1.0, max_new_tokens, stop_ids), chosen,
+        )  # fmt: skip
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def reference_run(make, rows) -> Callable[[str], Run]:
+    """reference_run(setup): two steps in whole minibatches, each run once a session."""
+
+    @cache
+    def of(setup: str) -> Run:
+        run = play(make(setup), rows)
+        lengths = run.rollouts[0].response_mask_BT.sum(1).tolist()
+        assert len(set(lengths)) > 3, "uneven answers, or nothing is tested"
+        return run
+
+    return of

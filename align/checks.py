@@ -20,7 +20,7 @@ CHOICES = {
 }  # fmt: skip
 INSTEAD = {
     "model": "a folder or a hub name such as org/name", "runs": "a folder, such as runs=runs",
-    "device": "one of auto, cpu, cuda, cuda:1",  "precision": f"one of {', '.join(PRECISIONS)}",
+    "device": "one of auto, cpu, cuda, cuda:1", "precision": f"one of {', '.join(PRECISIONS)}",
 }  # fmt: skip
 EXAMPLES = {"fn": "my_rewards.brevity (a function of my_rewards.py in the folder you stand in)"}
 

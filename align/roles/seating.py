@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from align.config import Zero
 from align.engine.cpu_linear import CpuLinear
+from align.engine.lora import use_fast_loras
 from align.engine.schedule import Schedule
 from align.peft.checkpointing import recompute_layers
 from align.roles.backbone import ACTOR, REWARD, Backbone
@@ -127,6 +128,7 @@ class Seating:
         groups = []
         for plan in self.plans:
             module = plan.backbone.to(self.setting.device).eval()
+            use_fast_loras(module.model)
             if self.setting.gradient_checkpointing and plan.rates:
                 recompute_layers(module.model)
             bound = self.setting.max_grad_norm if plan.rates else 0.0

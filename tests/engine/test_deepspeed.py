@@ -124,7 +124,7 @@ def test_full_fine_tuning_with_tied_embeddings_trains_and_saves_as_plain_torch(b
 @pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_frozen_model_at_stage_3_computes_what_it_did(lora_model, offload, dtype):
-    """Bit for bit; and every weight is sharded away between passes."""
+    """fp32 to 1e-5, and bit for bit from pass to pass; every weight is sharded away in between."""
     model = lora_model(dtype=dtype).to(dtype).requires_grad_(False)
     module = Backbone(model)
     ids_BN = torch.arange(5, 45).view(2, 20)
@@ -132,11 +132,12 @@ def test_a_frozen_model_at_stage_3_computes_what_it_did(lora_model, offload, dty
     with torch.no_grad():
         before = module(*inputs)["logp_BT"]
         engine = make_engine(module, Zero(stage=3, offload=offload), 0.0, learning_rate=None)
-        assert torch.equal(logp(engine, ids_BN, 7), before)
+        sharded = logp(engine, ids_BN, 7)
+        torch.testing.assert_close(sharded, before, rtol=0, atol=1e-5)  # there, logits by the head's own module
         assert {p.numel() for p in model.parameters()} == {0}
         with engine.gathered(), engine.gathered():
-            assert torch.equal(module(*inputs)["logp_BT"], before)
-        assert torch.equal(logp(engine, ids_BN, 7), before)
+            assert torch.equal(module(*inputs)["logp_BT"], sharded)
+        assert torch.equal(logp(engine, ids_BN, 7), sharded)
 
 
 def test_a_policy_at_stage_3_saves_whole_tensors(lora_model, tmp_path):

@@ -1,0 +1,131 @@
+"""Memory of four roles on one backbone: peak of the resident set over two PPO steps, above imports.
+
+    python benchmarks/memory.py                               # actor, critic, reference and reward model on one base
+    python benchmarks/memory.py --critic own --reward own     # a base each
+    python benchmarks/memory.py --rollout vllm                # vLLM in the process, on the same weights
+
+A random Llama of 34M parameters in float32, LoRA of rank 16 for actor, critic and reward model; 32 prompts of
+16-64 tokens, 64 new tokens, 4 epochs of one minibatch. What a pass of `--micro` rows keeps for its backward pass
+counts, too: a row for each adapter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from meter import Meter, prepare
+
+SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
+RANK = 16
+STEPS = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--critic", choices=["adapter", "head", "own"], default="adapter")
+    parser.add_argument("--reward", choices=["shared", "own"], default="shared")
+    parser.add_argument("--rollout", choices=["hf", "vllm"], default="hf")
+    parser.add_argument("--share-weights", choices=["true", "false"], default="true")
+    parser.add_argument("--kv-cache-mib", type=int, default=64)
+    parser.add_argument("--micro", type=int, default=8)
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--fixtures", default="build/benchmark")
+    parser.add_argument("--make", action="store_true", help="make the models and end")
+    args = parser.parse_args()
+    prepare()
+    folder = Path(args.fixtures) / "34m"
+    if args.make:
+        make(Path(args.fixtures), folder)
+        return
+    if not (folder / "ready").exists():  # in a process of its own, whose memory does not count
+        subprocess.run([sys.executable, __file__, "--make", "--fixtures", args.fixtures], check=True)
+    step(args, folder)
+
+
+def make(fixtures: Path, folder: Path) -> None:
+    """A random policy with its tokenizer, and a reward model: an adapter and a score on the same base."""
+    import fixtures as shared
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(shared.make(fixtures))
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=shared.VOCABULARY, pad_token_id=shared.PAD, eos_token_id=shared.EOS, **SHAPE)
+    LlamaForCausalLM(config).save_pretrained(folder / "policy")
+    trunk = AutoModelForSequenceClassification.from_pretrained(folder / "policy", num_labels=1)
+    get_peft_model(trunk, lora("SEQ_CLS", str((folder / "policy").resolve()))).save_pretrained(folder / "reward")
+    for name in ("policy", "reward"):
+        tokenizer.save_pretrained(folder / name)
+    (folder / "ready").write_text("")
+
+
+def lora(task: str | None = None, base: str | None = None):
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type=task, base_model_name_or_path=base
+    )
+
+
+def step(args: argparse.Namespace, folder: Path) -> None:
+    import torch
+    from ppo_step import prompts
+
+    import align.roles.specs
+    import align.stages.ppo
+    from align import config
+    from align.advantages.gae import GAE
+    from align.engine.plain import PlainEngine
+    from align.rewards.model import ModelReward
+    from align.roles.seating import Seating, Setting
+    from align.roles.tokenizer import load_tokenizer
+    from align.rollout.hf import HFRollout
+    from align.stages.ppo import PPO
+    from align.types import Sampling
+
+    if args.rollout == "vllm":
+        from align.surroundings import prepare as before_vllm
+
+        before_vllm()
+        import vllm  # noqa: F401  (an import, like the others)
+
+        from align.rollout.vllm import VLLMRollout
+    meter = Meter()
+    setting = Setting(
+        torch.device("cpu"), torch.float32, lambda m, rates, norm, zero: PlainEngine(m, rates, norm),
+        Path(tempfile.mkdtemp()), gradient_checkpointing=args.checkpointing,
+    )  # fmt: skip
+    specs, policy, judge = align.roles.specs, str(folder / "policy"), str(folder / "reward")
+    seats = Seating(setting, specs.Actor(policy, "auto", 1e-5, lora(), None))
+    specs.Reference("auto", None).seat(seats)
+    specs.Critic(judge, "auto", 1e-5, lora(), None, args.critic).seat(seats)
+    tokenizer = load_tokenizer(policy, "path")
+    reward = ModelReward(judge, setting, tokenizer, backbone=args.reward, seats=seats)
+    roles = seats.roles(micro_batch_size=args.micro)
+    if args.rollout == "vllm":
+        share = args.share_weights == "true"
+        engine = VLLMRollout(policy, roles.actor, 128, 32, args.kv_cache_mib, share)
+    else:
+        engine = HFRollout(tokenizer.pad_token_id)
+    options = config.PPO(batch_size=32, minibatches=1, micro_batch_size=args.micro, epochs=4, kl_coef=0.05)
+    sampling = Sampling(1.0, 64, (tokenizer.eos_token_id,))
+    ppo = PPO(roles, engine, reward, GAE(options.gamma, options.lam), tokenizer, sampling, options)
+    rows = prompts(folder.parent)
+    meter.start()
+    for number in range(STEPS):
+        ppo.step(rows[32 * number : 32 * number + 32])
+        meter.end_step()
+    meter.report(None, **{k: v for k, v in vars(args).items() if k != "fixtures"})
+    parameters = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in roles.actor.model.parameters()}
+    print(json.dumps({"weights_mib": round(sum(parameters.values()) / 2**20), "groups": len(roles.groups)}))
+    ppo.engine.close()
+
+
+if __name__ == "__main__":
+    main()

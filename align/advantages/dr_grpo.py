@@ -5,10 +5,10 @@ Shapes: B completions, T response tokens.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from align import ops
+from align.advantages.by_completion import on_tokens, totals
 
 
 @dataclass
@@ -29,6 +29,4 @@ class DrGRPO:
 
         Raises ValueError for a group of one.
         """
-        total_B = torch.where(mask_BT, reward_BT.float(), 0.0).sum(1)
-        advantage_B = ops.dr_grpo(torch.where(score_B.isnan(), torch.nan, total_B), group_B)
-        return torch.where(mask_BT, advantage_B[:, None], 0.0), None
+        return on_tokens(ops.dr_grpo(totals(score_B, reward_BT, mask_BT), group_B), mask_BT), None

@@ -5,10 +5,10 @@ Shapes: B completions, T response tokens.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from align import ops
+from align.advantages.by_completion import on_tokens, totals
 
 
 @dataclass
@@ -31,9 +31,7 @@ class RLOO:
 
         Raises ValueError for a group of one.
         """
-        known_B = ~score_B.isnan()
-        total_B = torch.where(mask_BT, reward_BT.float(), 0.0).sum(1)
-        advantage_B = ops.rloo(torch.where(known_B, total_B, torch.nan), group_B)
+        advantage_B = ops.rloo(totals(score_B, reward_BT, mask_BT), group_B)
         if self.whiten:
-            advantage_B = ops.whiten(advantage_B, known_B)
-        return torch.where(mask_BT, advantage_B[:, None], 0.0), None
+            advantage_B = ops.whiten(advantage_B, ~score_B.isnan())
+        return on_tokens(advantage_B, mask_BT), None

@@ -145,8 +145,8 @@ class Backbone(nn.Module):
     def _head_is_plain(self) -> bool:
         """Whether logits are the head's product alone: tried on two tokens, since some models scale or cap them."""
         head = plain(self.model).get_output_embeddings()
-        if head is None:
-            return True  # no language-model head: a critic or a reward model
+        if head is None or not {ACTOR, REFERENCE} & self.adapters.keys():
+            return True  # nobody here asks for logits
         ids = torch.arange(2, device=self.model.device)[None]
         mask = torch.ones_like(ids, dtype=torch.bool)
         model = plain(self.model)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from align.peft.checkpointing import no_recomputing
 from align.peft.switch import use_adapter
 from align.roles.backbone import ACTOR
+from align.roles.group import Group
 from align.roles.modules import plain
 from align.types import Rollout, TrainEngine
 
@@ -38,11 +39,7 @@ class TrainedPolicy:
 
     def logp_BT(self, rollout: Rollout) -> Tensor:
         """Log-probabilities of the responses at their temperature, with gradient; 0 outside their mask."""
-        backbone = self.engine.module
-        with backbone.serving((ACTOR,), len(rollout)):
-            length = rollout.response_ids_BT.shape[1]
-            ids_BN, mask_BN = rollout.input_ids_BN(), rollout.mask_BN()
-            return self.engine.forward(ids_BN, mask_BN, length, rollout.temperature, (ACTOR,))["logp_BT"]
+        return Group(self.engine.module, self.engine).scores(rollout, (ACTOR,))["logp_BT"]
 
     @contextmanager
     def generating(self) -> Iterator[PreTrainedModel]:

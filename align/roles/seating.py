@@ -17,6 +17,7 @@ from align.engine.lora import use_fast_loras
 from align.engine.schedule import Schedule
 from align.peft.checkpointing import recompute_layers
 from align.roles.backbone import ACTOR, REWARD, Backbone
+from align.roles.critic import score_from
 from align.roles.folder import Folder
 from align.roles.group import Group
 from align.roles.joining import join, why_apart
@@ -105,8 +106,6 @@ class Seating:
 
     def seat_reward(self, folder: Folder, zero: Zero | None) -> str:
         """Puts a reward model's adapter and score on the actor's base; why it cannot be ('' if done)."""
-        from align.roles.critic import score_from
-
         if REWARD in self.home.backbone.adapters:
             return "another reward model sits there already"
         if folder.base is None:

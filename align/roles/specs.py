@@ -9,6 +9,7 @@ import copy
 from dataclasses import dataclass
 
 from peft import PeftConfig, PeftModel
+from torch import Tensor
 
 from align.config import Zero
 from align.errors import AlignError
@@ -76,12 +77,11 @@ class Reference:
     def _other(self, seats: Seating) -> None:
         """A policy of its own folder: its adapter on the actor's base where it stands there, else its model."""
         folder = look(self.path, "reference", (CAUSAL,))
-        if folder.base:
+        if folder.base and self.zero is None:
             peft = PeftConfig.from_pretrained(folder.path)
-            if not (seats.why_apart(folder, peft, self.zero) or self.zero):
-                _, said, apart = seats.sit(COPY, folder, peft, None, trained=False)
+            if not seats.why_apart(folder, peft, None):
+                _, said, apart = seats.sit(REFERENCE, folder, peft, None, trained=False)
                 if not apart:
-                    seats.home.backbone.adapters[REFERENCE] = seats.home.backbone.adapters.pop(COPY)
                     seats.setting.tell(f"reference: {said}, frozen, on the actor's base")
                     return
         other = start(
@@ -167,7 +167,7 @@ class Critic:
         seats.trains(CRITIC, plan, self)
         setting.tell(f"critic: {begun.said}; {head}; a backbone of its own ({why})")
 
-    def _give_head(self, plan: Plan, score) -> str:
+    def _give_head(self, plan: Plan, score_1D: Tensor | None) -> str:
         width = plain(plan.backbone.model).config.hidden_size
-        plan.backbone.value_head, said = value_head(score, self.path, width)
+        plan.backbone.value_head, said = value_head(score_1D, self.path, width)
         return said

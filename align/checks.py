@@ -7,17 +7,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from align.config import none
+from align.config.choices import ADAPTERS, CRITIC_BACKBONES, LINEARS, PRECISIONS, SCHEDULES
 from align.errors import AlignError
 from align.stages.pipeline import order
 from align.stages.ranges import check_numbers, check_ppo, check_pretrain
 
 NONE = f"{none.__module__}.{none.__qualname__}"
-PRECISIONS = ("auto", "fp32", "bf16")
-LINEARS = ("auto", "torch", "onednn")
-CHOICES = {
-    "adapter": ("auto", "continue", "new"), "schedule": ("constant", "linear", "cosine"),
-    "backbone": ("auto", "own", "adapter", "head"),
-}  # fmt: skip
+CHOICES = {"adapter": ADAPTERS, "schedule": SCHEDULES, "backbone": CRITIC_BACKBONES}
+"""Of the nodes of stages and roles."""
 INSTEAD = {
     "model": "a folder or a hub name such as org/name", "runs": "a folder, such as runs=runs",
     "device": "one of auto, cpu, cuda, cuda:1", "precision": f"one of {', '.join(PRECISIONS)}",

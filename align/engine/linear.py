@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from align.config.choices import LINEARS
 from align.errors import AlignError
 
-KINDS = ("auto", "torch", "onednn")
 WORTH = 0.8  # oneDNN must take less than this of torch's time: near 1, noise would choose, and a run would not repeat
 NARROW = 64  # an adapter's A or B: its weight gradient takes up to 2.4 times as long by oneDNN (rank 16, Zen 4)
 ROWS = 256
@@ -103,8 +103,8 @@ def choose_linear(model: nn.Module, kind: str = "auto") -> tuple[str, str]:
     is resumed must be given the kind it began with: the two round differently.
     Raises AlignError for an unknown kind, and for `onednn` where this torch has no such kernel.
     """
-    if kind not in KINDS:
-        raise AlignError(f"cpu_linear={kind!r}: write one of {', '.join(KINDS)}")
+    if kind not in LINEARS:
+        raise AlignError(f"cpu_linear={kind!r}: write one of {', '.join(LINEARS)}")
     if kind == "onednn" and not has_onednn():
         raise AlignError(f"cpu_linear=onednn: torch {torch.__version__} has no such kernel\n  write cpu_linear=torch")
     layers = _layers(model)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from align.config.choices import SCHEDULES
 from align.errors import AlignError
-
-SHAPES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True)
@@ -19,8 +18,8 @@ class Schedule:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
-            raise AlignError(f"schedule={self.shape}: write one of {', '.join(SHAPES)}")
+        if self.shape not in SCHEDULES:
+            raise AlignError(f"schedule={self.shape}: write one of {', '.join(SCHEDULES)}")
 
     def rate(self, step: int, steps: int) -> float:
         """The rate of step `step` (from 0) out of `steps`.

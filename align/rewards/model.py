@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from align.config import Zero
+from align.config.choices import REWARD_BACKBONES
 from align.errors import AlignError
 from align.roles.folder import SCORE, inspect
 from align.roles.modules import ScoreModule
@@ -18,8 +19,6 @@ from align.roles.seating import Seating, Setting
 from align.roles.start import load_plain
 from align.roles.tokenizer import load_tokenizer
 from align.types import RewardState, Rollout, Scored, Texts
-
-BACKBONES = ("auto", "shared", "own")
 
 
 class ModelReward:
@@ -42,8 +41,8 @@ class ModelReward:
         `backbone` is shared (its adapter and head on the actor's base, in the same trunk pass as the other roles,
         which need a seat in `seats`), own, or auto. Raises AlignError where `shared` cannot be.
         """
-        if backbone not in BACKBONES:
-            raise AlignError(f"reward.backbone={backbone}: write one of {', '.join(BACKBONES)}")
+        if backbone not in REWARD_BACKBONES:
+            raise AlignError(f"reward.backbone={backbone}: write one of {', '.join(REWARD_BACKBONES)}")
         folder = inspect(path, "reward.path", SCORE)
         check_same_tokenizer(load_tokenizer(path, "reward.path"), tokenizer)
         self.mean, self.std = (0.0, 1.0) if not normalize else score_scale(Path(path))

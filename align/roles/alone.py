@@ -1,4 +1,4 @@
-"""Roles for a script of one's own: plain torch, one device, no Hydra."""
+"""Roles for a script of one's own, and a policy that does not train: plain torch, one device, no Hydra."""
 
 from __future__ import annotations
 
@@ -9,11 +9,26 @@ import torch
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
 
+from align.engine.cpu_linear import CpuLinear
 from align.engine.plain import PlainEngine
+from align.roles.backbone import Backbone
+from align.roles.folder import CAUSAL, inspect
+from align.roles.policy import TrainedPolicy
 from align.roles.roles import Roles
 from align.roles.seating import Seating, Setting
 from align.roles.specs import Actor, Critic, Reference
+from align.roles.start import load_merged
 from align.roles.tokenizer import load_tokenizer, stop_ids
+
+
+def load_policy(path: str, key: str, device: torch.device, linear: CpuLinear) -> TrainedPolicy:
+    """The policy at `path` alone, its adapter merged, in float32, to write and to score; it does not train.
+
+    Raises AlignError, naming `key`, where `path` holds no language model.
+    """
+    model, _ = load_merged(inspect(path, key, CAUSAL), CAUSAL, torch.float32)
+    linear.apply(model)
+    return TrainedPolicy(model, PlainEngine(Backbone(model).to(device)), device)
 
 
 def load_roles(

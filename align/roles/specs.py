@@ -12,6 +12,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 
 from align.config import Zero
+from align.config.choices import CRITIC_BACKBONES
 from align.errors import AlignError
 from align.peft.add import REFERENCE as COPY
 from align.peft.add import add_frozen_copy, computes_nothing_at_first
@@ -21,8 +22,6 @@ from align.roles.folder import CAUSAL, SCORE
 from align.roles.modules import plain
 from align.roles.seating import Plan, Seating, Setting
 from align.roles.start import Start, look, start
-
-BACKBONES = ("auto", "own", "adapter", "head")
 
 
 @dataclass
@@ -113,8 +112,8 @@ class Critic:
 
         From a reward model: its adapter, and its head divided by the score's deviation.
         """
-        if self.backbone not in BACKBONES:
-            raise AlignError(f"critic.backbone={self.backbone}: write one of {', '.join(BACKBONES)}")
+        if self.backbone not in CRITIC_BACKBONES:
+            raise AlignError(f"critic.backbone={self.backbone}: write one of {', '.join(CRITIC_BACKBONES)}")
         if self.backbone == "head":
             self._on_the_trunk(seats)
             return

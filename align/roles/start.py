@@ -18,6 +18,7 @@ from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.utils import load_peft_weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from align.config.choices import ADAPTERS
 from align.errors import AlignError
 from align.roles.folder import CAUSAL, SCORE, Folder, inspect
 
@@ -83,7 +84,7 @@ def start(
 
 def check_adapter(folder: Folder, key: str, peft: PeftConfig | None, adapter: str) -> None:
     """Refuses to continue where there is no adapter, or none is asked for."""
-    if adapter not in ("auto", "continue", "new"):
+    if adapter not in ADAPTERS:
         raise AlignError(f"{key}.adapter={adapter}: write auto, continue or new")
     if adapter == "continue" and peft is None:
         raise AlignError(

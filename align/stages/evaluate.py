@@ -24,10 +24,9 @@ from align import config, ops
 from align.data.encode import fitting_pairs, fitting_prompts
 from align.data.source import Source
 from align.engine.cpu_linear import CpuLinear
-from align.engine.plain import PlainEngine
 from align.errors import AlignError
 from align.report.report import StageReport
-from align.roles.backbone import Backbone
+from align.roles.alone import load_policy
 from align.roles.batching import by_length
 from align.roles.folder import CAUSAL, SCORE, inspect
 from align.roles.modules import ScoreModule
@@ -114,9 +113,7 @@ class Evaluate:
         return [fitting[i % len(fitting)] for i in range(self.options.samples)]
 
     def _policy(self, path: str) -> TrainedPolicy:
-        model, _ = load_merged(inspect(path, "actor.path", CAUSAL), CAUSAL, torch.float32)
-        self.linear.apply(model)
-        return TrainedPolicy(model, PlainEngine(Backbone(model).to(self.device)), self.device)
+        return load_policy(path, "actor.path", self.device, self.linear)
 
     def _reward(self, inputs: dict[str, str]) -> ScoreModule | None:
         if "rm" not in inputs:

@@ -14,14 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from align.data.encode import answer_ids
 from align.engine.cpu_linear import CpuLinear
-from align.engine.plain import PlainEngine
-from align.roles.backbone import Backbone
+from align.roles.alone import load_policy
 from align.roles.batching import by_length
-from align.roles.folder import CAUSAL, inspect
 from align.roles.modules import ScoreModule
-from align.roles.policy import TrainedPolicy
 from align.roles.score import score_rollout
-from align.roles.start import load_merged
 from align.roles.tokenizer import stop_ids
 from align.rollout.hf import HFRollout
 from align.stages.rollouts import Row, write
@@ -85,9 +81,7 @@ def score_of_samples(
     linear: CpuLinear,
 ) -> Tensor:
     """score_B of one sample a row, written by the policy at `path` at temperature 1."""
-    model, _ = load_merged(inspect(path, "rm.path", CAUSAL), CAUSAL, torch.float32)
-    linear.apply(model)
-    policy = TrainedPolicy(model, PlainEngine(Backbone(model).to(device)), device)
+    policy = load_policy(path, "rm.path", device, linear)
     engine = HFRollout(tokenizer.pad_token_id, BATCH)
     engine.attach(policy)
     sampling = Sampling(1.0, max_new_tokens, stop_ids(str(Path(path)), tokenizer))

@@ -1,0 +1,8 @@
+"""The words that an option takes, each list once: told before torch is imported, and again where it is used."""
+
+PRECISIONS = ("auto", "fp32", "bf16")
+LINEARS = ("auto", "torch", "onednn")
+ADAPTERS = ("auto", "continue", "new")
+SCHEDULES = ("constant", "linear", "cosine")
+CRITIC_BACKBONES = ("auto", "own", "adapter", "head")
+REWARD_BACKBONES = ("auto", "shared", "own")

@@ -1,14 +1,16 @@
 """A transformer under one role or several: each with an adapter and a head, all in one trunk pass.
 
-The language-model head runs over the tokens of responses alone, and over none of the padding.
+Padding goes before the trunk; the heads run over the tokens of responses alone.
 
-Shapes: B rows, P prompt, T response, N = P + T, V vocabulary, D hidden size, R real response tokens.
+Shapes: B rows, P prompt, T response, N = P + T, L tokens of the longest row, V vocabulary, D hidden size, R real
+response tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
@@ -18,7 +20,7 @@ from transformers import PreTrainedModel
 from align import ops
 from align.engine.linear import matmul_of
 from align.peft.switch import routable, routed, use_adapter
-from align.roles.modules import inputs_of, plain, read_score
+from align.roles.modules import plain, read_score, to_left
 
 ACTOR, REFERENCE, CRITIC, REWARD = "actor", "reference", "critic", "reward"
 
@@ -69,24 +71,26 @@ class Backbone(nn.Module):
         self, ids_BN: Tensor, mask_BN: Tensor, length: int, temperature: float, roles: tuple[str, ...]
     ) -> dict[str, Tensor]:
         """Fields of Scores for each of `roles`, inside `serving(roles, B)`; `length` is T; 0 outside the mask."""
-        names = self._names(roles)
-        count = len(names)
+        names, count = self._names(roles), len(self._names(roles))
+        ids_BL, mask_BL = to_left(ids_BN, mask_BN)
+        before_BT = (mask_BN.cumsum(1)[:, -length:] - 2).clamp(min=0)  # where, in L, each response token is foreseen
+        response = _Response(ids_BN[:, -length:], mask_BN[:, -length:], before_BT)
         with torch.autocast(ids_BN.device.type, torch.bfloat16, enabled=self.autocast):
-            hidden, logits = self._trunk(ids_BN.repeat(count, 1), mask_BN.repeat(count, 1), length)
-        hidden_BND = dict(zip(names, hidden.chunk(count), strict=True))
-        logits_BTV = dict(zip(names, logits.chunk(count), strict=True)) if logits is not None else {}
+            hidden, logits = self._trunk(ids_BL.repeat(count, 1))
+        hidden_BLD = dict(zip(names, hidden.chunk(count), strict=True))
+        logits_BLV = dict(zip(names, logits.chunk(count), strict=True)) if logits is not None else {}
         found: dict[str, Tensor] = {}
         for role in roles:
             name = self.adapters[role]
             if role in (ACTOR, REFERENCE):
                 logp_BT, entropy_BT = self._logp(
-                    hidden_BND[name], logits_BTV.get(name), ids_BN, mask_BN, length, temperature, role == ACTOR
+                    hidden_BLD[name], logits_BLV.get(name), response, temperature, role == ACTOR
                 )
                 found |= {"logp_BT": logp_BT, "entropy_BT": entropy_BT} if role == ACTOR else {"ref_logp_BT": logp_BT}
             elif role == CRITIC:
-                found["value_BT"] = self._value(hidden_BND[name], mask_BN, length)
+                found["value_BT"] = self._value(hidden_BLD[name], response)
             else:
-                found["reward_B"] = read_score(self.score_head, hidden_BND[name], mask_BN)
+                found["reward_B"] = read_score(self.score_head, hidden_BLD[name], mask_BL)
         return found
 
     def trained(self, role: str) -> list[nn.Parameter]:
@@ -102,44 +106,43 @@ class Backbone(nn.Module):
         """The adapters that compute for `roles`, each once."""
         return list(dict.fromkeys(self.adapters[role] for role in roles))
 
-    def _trunk(self, ids_BN: Tensor, mask_BN: Tensor, length: int) -> tuple[Tensor, Tensor | None]:
-        """hidden_BND, and logits_BTV where the model does more to them than its head."""
+    def _trunk(self, ids_BL: Tensor) -> tuple[Tensor, Tensor | None]:
+        """hidden_BLD, and logits_BLV where the model does more to them than its head."""
         model = plain(self.model)
-        trunk = model.base_model
         if self.plain_head:
-            return trunk(**inputs_of(trunk, ids_BN, mask_BN), use_cache=False).last_hidden_state, None
+            return model.base_model(ids_BL, use_cache=False).last_hidden_state, None
         caught: list[Tensor] = []
-        hook = trunk.register_forward_hook(lambda module, args, output: caught.append(output.last_hidden_state))
+        hook = model.base_model.register_forward_hook(
+            lambda module, args, output: caught.append(output.last_hidden_state)
+        )
         try:
-            logits = model(**inputs_of(model, ids_BN, mask_BN), logits_to_keep=length + 1, use_cache=False).logits
+            logits = model(ids_BL, use_cache=False).logits
         finally:
             hook.remove()
-        return caught[0], logits[:, :-1]
+        return caught[0], logits
 
     def _logp(
-        self, hidden_BND: Tensor, logits_BTV: Tensor | None, ids_BN: Tensor, mask_BN: Tensor, length: int,
-        temperature: float, with_entropy: bool,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        self, hidden_BLD: Tensor, logits_BLV: Tensor | None, response: _Response, temperature: float, with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Log-probability and (of the actor, without gradient) entropy of each real response token."""
-        mask_BT, ids_BT = mask_BN[:, -length:], ids_BN[:, -length:]
-        hidden_RD, ids_R = hidden_BND[:, -length - 1 : -1][mask_BT], ids_BT[mask_BT]
+        hidden_RD, ids_R = response.before(hidden_BLD), response.ids_BT[response.mask_BT]
         head = plain(self.model).get_output_embeddings()
-        if logits_BTV is None and not hasattr(head.weight, "ds_id"):  # ZeRO-3 gathers a weight for its module alone
+        if logits_BLV is None and not hasattr(head.weight, "ds_id"):  # ZeRO-3 gathers a weight for its module alone
             hidden_RD = hidden_RD.bfloat16() if self.autocast else hidden_RD
             logp_R, entropy_R = ops.head_logprobs(
                 hidden_RD, head.weight, ids_R, temperature, head.bias, with_entropy, matmul=matmul_of(head)
             )
         else:
-            with torch.autocast(ids_BN.device.type, torch.bfloat16, enabled=self.autocast):
-                logits_RV = head(hidden_RD) if logits_BTV is None else logits_BTV[mask_BT]
+            with torch.autocast(hidden_RD.device.type, torch.bfloat16, enabled=self.autocast):
+                logits_RV = head(hidden_RD) if logits_BLV is None else response.before(logits_BLV)
             logp_R = ops.logprobs(logits_RV[None], ids_R[None], temperature)[0]
             entropy_R = ops.entropy(logits_RV.detach()[None] / temperature)[0] if with_entropy else None
-        return _placed(logp_R, mask_BT), None if entropy_R is None else _placed(entropy_R, mask_BT)
+        return response.placed(logp_R), None if entropy_R is None else response.placed(entropy_R)
 
-    def _value(self, hidden_BND: Tensor, mask_BN: Tensor, length: int) -> Tensor:
+    def _value(self, hidden_BLD: Tensor, response: _Response) -> Tensor:
         """The return expected before each response token is written."""
-        hidden_BTD = scale_gradient(hidden_BND[:, -length - 1 : -1], self.value_gradient)
-        return self.value_head(hidden_BTD.float()).squeeze(-1) * mask_BN[:, -length:]
+        hidden_RD = scale_gradient(response.before(hidden_BLD), self.value_gradient)
+        return response.placed(self.value_head(hidden_RD.float()).squeeze(-1))
 
     @torch.no_grad()
     def _head_is_plain(self) -> bool:
@@ -148,12 +151,30 @@ class Backbone(nn.Module):
         if head is None or not {ACTOR, REFERENCE} & self.adapters.keys():
             return True  # nobody here asks for logits
         ids = torch.arange(2, device=self.model.device)[None]
-        mask = torch.ones_like(ids, dtype=torch.bool)
         model = plain(self.model)
-        hidden = model.base_model(**inputs_of(model.base_model, ids, mask), use_cache=False).last_hidden_state
+        hidden = model.base_model(ids, use_cache=False).last_hidden_state
         return isinstance(head, nn.Linear) and torch.allclose(
-            head(hidden), model(**inputs_of(model, ids, mask), use_cache=False).logits, rtol=1e-3, atol=1e-3
+            head(hidden), model(ids, use_cache=False).logits, rtol=1e-3, atol=1e-3
         )
+
+
+@dataclass
+class _Response:
+    """The tokens of responses, and where in a pass over L columns each is foreseen."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+    before_BT: Tensor
+
+    def before(self, x_BLD: Tensor) -> Tensor:
+        """x_RD: what stands before each real token of the responses."""
+        row_R = self.mask_BT.nonzero()[:, 0]
+        return x_BLD[row_R, self.before_BT[self.mask_BT]]
+
+    def placed(self, values_R: Tensor) -> Tensor:
+        """values_BT: those of the real tokens at their places, 0 elsewhere."""
+        zeros_BT = torch.zeros(self.mask_BT.shape, dtype=values_R.dtype, device=values_R.device)
+        return zeros_BT.masked_scatter(self.mask_BT, values_R)
 
 
 def scale_gradient(x: Tensor, scale: float) -> Tensor:
@@ -165,8 +186,3 @@ def scale_gradient(x: Tensor, scale: float) -> Tensor:
     x = x.view_as(x)
     x.register_hook(lambda gradient: gradient * scale)
     return x
-
-
-def _placed(values_R: Tensor, mask_BT: Tensor) -> Tensor:
-    """Values of the real tokens at their places, 0 elsewhere."""
-    return torch.zeros(mask_BT.shape, dtype=values_R.dtype, device=values_R.device).masked_scatter(mask_BT, values_R)

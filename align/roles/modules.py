@@ -1,11 +1,9 @@
 """The transformers model under a role's shell: its inputs, its trunk, its heads.
 
-Shapes: B rows, N tokens, D hidden size.
+Shapes: B rows, N columns, L tokens of the longest row, D hidden size.
 """
 
 from __future__ import annotations
-
-import inspect
 
 import torch
 from peft import PeftModel
@@ -13,22 +11,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
-def position_ids(mask_BN: Tensor) -> Tensor:
-    """Positions that count real tokens, so that padding on the left moves nothing."""
-    return (mask_BN.long().cumsum(1) - 1).clamp(min=0)
-
-
 def plain(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The transformers model inside, adapters and all, without PEFT's outer shell."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def inputs_of(model: PreTrainedModel, ids_BN: Tensor, mask_BN: Tensor) -> dict[str, Tensor]:
-    """What `model` is called with for padded rows."""
-    inputs = {"input_ids": ids_BN, "attention_mask": mask_BN.long()}
-    if "position_ids" in inspect.signature(model.forward).parameters:  # ALiBi models have none
-        inputs["position_ids"] = position_ids(mask_BN)
-    return inputs
+def to_left(ids_BN: Tensor, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """ids_BL and mask_BL: each row's real tokens in their order, and what padding the longest row leaves behind them.
+
+    A causal model needs neither a mask nor positions for such rows: no real token sees the padding. And a row with a
+    short prompt and a long response costs no more beside one with the reverse than alone.
+    """
+    longest = max(int(mask_BN.sum(1).max()), 1)
+    order_BL = (~mask_BN).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
+    return ids_BN.gather(1, order_BL), mask_BN.gather(1, order_BL)
 
 
 class ScoreModule(nn.Module):
@@ -41,15 +37,15 @@ class ScoreModule(nn.Module):
 
     def forward(self, ids_BN: Tensor, mask_BN: Tensor) -> Tensor:
         with torch.autocast(ids_BN.device.type, torch.bfloat16, enabled=self.autocast):
-            trunk = plain(self.model).base_model
-            hidden_BND = trunk(**inputs_of(trunk, ids_BN, mask_BN), use_cache=False).last_hidden_state
-            return read_score(score_head(self.model), hidden_BND, mask_BN)
+            ids_BL, mask_BL = to_left(ids_BN, mask_BN)
+            hidden_BLD = plain(self.model).base_model(ids_BL, use_cache=False).last_hidden_state
+            return read_score(score_head(self.model), hidden_BLD, mask_BL)
 
 
-def read_score(head: nn.Module, hidden_BND: Tensor, mask_BN: Tensor) -> Tensor:
+def read_score(head: nn.Module, hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
     """score_B, float32: the head at each row's last real token."""
-    last_B = mask_BN.long().cumsum(1).argmax(1)
-    return head(hidden_BND[torch.arange(len(mask_BN), device=mask_BN.device), last_B]).squeeze(-1).float()
+    last_B = (mask_BL.sum(1) - 1).clamp(min=0)
+    return head(hidden_BLD[torch.arange(len(mask_BL), device=mask_BL.device), last_B]).squeeze(-1).float()
 
 
 def score_head(model: PreTrainedModel | PeftModel) -> nn.Module:

@@ -18,10 +18,10 @@ def test_every_row_once_and_no_group_beyond_its_bounds(lengths, size, tokens):
         assert len(group) <= size
         assert len(group) == 1 or tokens is None or len(group) * longest <= tokens
     in_turn = [lengths[row] for group in groups for row in group]
-    assert in_turn == sorted(lengths)
+    assert in_turn == sorted(lengths, reverse=True)
 
 
 def test_a_token_budget_by_hand():
-    """Lengths 2 3 3 9 20 in budgets of 10: 3 rows x 3 = 9 tokens; 9; and one row longer than the budget."""
+    """Lengths 20 9 3 3 2 in budgets of 10: a row longer than the budget; 9; and 3 rows x 3 = 9 tokens."""
     groups = by_length(torch.tensor([9, 3, 20, 2, 3]), 8, 10)
-    assert [group.tolist() for group in groups] == [[3, 1, 4], [0], [2]]
+    assert [group.tolist() for group in groups] == [[2], [0], [1, 4, 3]]

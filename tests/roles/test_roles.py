@@ -14,7 +14,7 @@ from align.peft.add import add_frozen_copy
 from align.peft.switch import use_adapter
 from align.roles.backbone import Backbone
 from align.roles.critic import save_critic, saved_score, take_score, value_head
-from align.roles.modules import ScoreModule, position_ids
+from align.roles.modules import ScoreModule, to_left
 from align.roles.seating import Seating, Setting
 from align.roles.specs import Actor, Critic
 from align.roles.start import start
@@ -60,9 +60,13 @@ def rm(reward_base, tmp_path_factory):
     return str(folder)
 
 
-def test_position_ids_count_real_tokens():
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]], dtype=torch.bool)
-    assert position_ids(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 3]]
+def test_rows_move_to_the_left_and_keep_their_order():
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]]).bool()
+    ids, moved = to_left(torch.arange(20).view(4, 5), mask)
+    assert [row[real].tolist() for row, real in zip(ids, moved, strict=True)] == [
+        [2, 3, 4], [5, 6, 7, 8], [11, 13], []
+    ]  # fmt: skip
+    assert moved.tolist() == [[True] * 3 + [False], [True] * 4, [True, True, False, False], [False] * 4]
 
 
 def test_left_padding_moves_no_logp_value_or_score(base, reward_base):

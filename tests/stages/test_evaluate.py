@@ -5,7 +5,7 @@ import torch
 
 from align import config
 from align.errors import AlignError
-from align.roles.modules import plain, position_ids
+from align.roles.modules import plain
 from align.stages.evaluate import Evaluate, kl, load_judge
 from align.stages.rollouts import texts_of
 
@@ -41,7 +41,8 @@ def test_kl_is_the_mean_log_ratio_of_a_sequence(make_ppo, rows):
             row = rollout[torch.tensor([i])]
             first = int(row.prompt_mask_BP.shape[1]) - 1
             ids_BN, mask_BN = row.input_ids_BN(), row.mask_BN()
-            inputs = {"input_ids": ids_BN, "attention_mask": mask_BN.long(), "position_ids": position_ids(mask_BN)}
+            positions_BN = (mask_BN.long().cumsum(1) - 1).clamp(min=0)
+            inputs = {"input_ids": ids_BN, "attention_mask": mask_BN.long(), "position_ids": positions_BN}
             one, other = (plain(p.model)(**inputs).logits[0, first:].log_softmax(-1) for p in (ppo.roles.actor, before))
             for t, token in enumerate(row.response_ids_BT[0].tolist()):
                 if row.response_mask_BT[0, t]:

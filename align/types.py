@@ -193,6 +193,7 @@ class Policy(Protocol):
 
     backbone: Any
     version: int
+    full_precision: bool
 
     def save_adapter(self, directory: Path) -> None: ...
     def tensors(self, merged: bool) -> Iterator[tuple[str, Tensor]]: ...
@@ -201,7 +202,12 @@ class Policy(Protocol):
 
 
 class RolloutEngine(Protocol):
-    """Writes responses. A row's tokens depend on its prompt, its key and the policy alone."""
+    """Writes responses. A row's tokens depend on its prompt, its key and the policy alone.
+
+    `exact`, once a policy is attached: its log-probabilities are the trainer's but for float32's rounding.
+    """
+
+    exact: bool
 
     def attach(self, policy: Policy) -> SyncReceipt: ...
     def generate(self, prompts: list[list[int]], keys: list[int], sampling: Sampling) -> Generation: ...

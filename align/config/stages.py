@@ -119,8 +119,9 @@ class PPO:
     loss_aggregation: str = "token_mean"
     """A minibatch's loss from its tokens': token_mean, sequence_mean_token_mean (GRPO), sequence_mean_token_sum, or
     fixed_length (sums over rollout.max_new_tokens: Dr. GRPO)."""
-    old_logp: str = "trainer"
-    """Where the ratio starts from: log-probabilities by the trainer, or by the engine that sampled."""
+    old_logp: str = "auto"
+    """Where the ratio starts from: log-probabilities by the trainer, or by the engine that sampled; auto: the
+    trainer's, without a pass for them where the engine's are the same (rollout=hf in float32)."""
     importance_correction: str = "none"
     """Weighs the policy's loss by p(trainer) / p(engine): none, token or sequence."""
     importance_how: str = "truncate"

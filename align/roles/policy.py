@@ -37,6 +37,11 @@ class TrainedPolicy:
     def has_adapter(self) -> bool:
         return isinstance(self.model, PeftModel)
 
+    @property
+    def full_precision(self) -> bool:
+        """Everything is computed in float32."""
+        return self.model.dtype == torch.float32 and not self.engine.module.autocast
+
     def logp_BT(self, rollout: Rollout) -> Tensor:
         """Log-probabilities of the responses at their temperature, with gradient; 0 outside their mask."""
         return Group(self.engine.module, self.engine).scores(rollout, (ACTOR,))["logp_BT"]

@@ -28,6 +28,10 @@ class HFRollout:
         self.batch_size = batch_size
         self.policy: Policy | None = None
 
+    @property
+    def exact(self) -> bool:
+        return self.policy.full_precision
+
     def attach(self, policy: Policy) -> SyncReceipt:
         self.policy = policy
         return self.sync(policy)

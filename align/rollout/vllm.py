@@ -46,6 +46,7 @@ class VLLMRollout:
     """
 
     name = "vllm"
+    exact = False  # its kernels are other ones
 
     def __init__(
         self,

@@ -83,6 +83,7 @@ class PPO:
         self.clock = Clock()
         self.last: tuple[Rollout, Scored] | None = None
         self.receipt = rollout.attach(roles.actor)
+        self.engine_is_exact = ppo_loss.trusts(rollout, self.options)
 
     def step(self, rows: list[Row]) -> dict[str, float]:
         """One PPO step on `samples_per_prompt` completions of each row; returns the step's metrics."""
@@ -95,6 +96,8 @@ class PPO:
             ).to(self.roles.device)  # fmt: skip
         with self.clock("score"):
             scores = self.roles.score(rollout, self._wanted())
+        if scores.logp_BT is None:
+            scores = replace(scores, logp_BT=rollout.logp_BT)
         with self.clock("reward"):
             scored, logged = self.score_texts(rollout, scores)
         experience, metrics = self.experience(rollout, scores, scored)
@@ -178,8 +181,10 @@ class PPO:
         return own.means().get("policy/approxkl_avg", 0.0)
 
     def _wanted(self) -> set[str]:
-        want = {"logp", "ref_logp"} | self.reward.wants
-        return want | {"value"} if self.advantage.needs_critic else want
+        want = {"ref_logp"} | self.reward.wants
+        if self.advantage.needs_critic:
+            want |= {"value"}
+        return want if self.engine_is_exact else want | {"logp"}
 
     def _minibatches(self, experience: Experience, epoch: int) -> Iterator[Experience]:
         """The experience in a fresh order each epoch, cut into minibatches."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from align import config, ops
 from align.errors import AlignError
 from align.stages import ppo_metrics
-from align.types import Experience, PolicyLoss, Scores
+from align.types import Experience, PolicyLoss, RolloutEngine, Scores
 
 
 @dataclass
@@ -86,6 +86,11 @@ class MinibatchLoss:
 def kl_estimator(options: config.PPO) -> str:
     """The estimator, where the options leave it to us."""
     return options.kl_estimator if options.kl_estimator != "auto" else {"reward": "k1", "loss": "k3"}[options.kl_in]
+
+
+def trusts(engine: RolloutEngine, options: config.PPO) -> bool:
+    """Whether the engine's log-probabilities are taken for the trainer's, without a pass of its own."""
+    return engine.exact and options.old_logp == "auto" and options.importance_correction == "none"
 
 
 def old_logp(experience: Experience, options: config.PPO) -> Tensor:

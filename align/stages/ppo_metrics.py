@@ -71,7 +71,12 @@ def of_rollout(
 
 
 def engine_gap(rollout: Rollout, old: Scores) -> dict[str, float]:
-    """How far the engine's log-probabilities are from the trainer's: largest, mean, share of tokens beyond 10 %."""
+    """How far the engine's log-probabilities are from the trainer's: largest, mean, share of tokens beyond 10 %.
+
+    Nothing where the trainer took the engine's.
+    """
+    if old.logp_BT is rollout.logp_BT:
+        return {}
     gap = (rollout.logp_BT - old.logp_BT)[rollout.response_mask_BT]
     if not gap.numel():
         gap = gap.new_zeros(1)

@@ -63,7 +63,7 @@ NUMBERS: dict[str, dict[str, Range]] = {
     },
 }  # fmt: skip
 PPO_WORDS = {
-    "kl_in": ("reward", "loss"), "kl_estimator": ("auto", "k1", "k2", "k3"), "old_logp": ("trainer", "engine"),
+    "kl_in": ("reward", "loss"), "kl_estimator": ("auto", "k1", "k2", "k3"), "old_logp": ("auto", "trainer", "engine"),
     "importance_correction": ("none", "token", "sequence"), "importance_how": ("truncate", "mask"),
     "loss_aggregation": (
         "token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "fixed_length",

@@ -101,7 +101,7 @@ def shifted(ppo, shift):
         generation.logp_BT = torch.where(generation.mask_BT, generation.logp_BT - shift, 0.0)
         return generation
 
-    ppo.engine.generate = wrong
+    ppo.engine.generate, ppo.engine_is_exact = wrong, False
     return ppo
 
 
@@ -112,6 +112,32 @@ def test_the_gap_between_engine_and_trainer_is_told(make_ppo, rows):
     assert metrics["val/engine_logp_gap_share"] == 1
     assert "val/importance_weight" not in metrics
     assert shifted(make_ppo(), 0.05).step(rows)["val/engine_logp_gap_share"] == 0
+
+
+@pytest.mark.parametrize("critic", ["own", "adapter", "head"])
+def test_an_exact_engine_spares_the_trainer_its_pass(make_ppo, rows, critic):
+    """auto with rollout=hf in float32: the step of old_logp=trainer, within float32, without scoring the actor."""
+    options = {"critic": critic, "stop_ids": (1,), "temperature": 0.8}
+    wanted, steps = [], []
+    for ppo in (make_ppo(**options), make_ppo(old_logp="trainer", **options)):
+        score = ppo.roles.score
+        ppo.roles.score = lambda rollout, want, then=score: (wanted.append(want), then(rollout, want))[1]
+        steps.append(ppo.step(rows))
+    assert wanted == [{"ref_logp", "value"}, {"ref_logp", "value", "logp"}]
+    quick, slow = ({k: v for k, v in step.items() if "second" not in k} for step in steps)
+    assert {name for name in slow.keys() - quick.keys()} == {name for name in slow if "engine_logp_gap" in name}
+    assert quick == pytest.approx({name: slow[name] for name in quick}, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"importance_correction": "token"}, {"old_logp": "trainer"}])
+def test_the_trainer_is_asked_where_it_is_needed(make_ppo, options):
+    assert make_ppo().engine_is_exact and not make_ppo(**options).engine_is_exact
+
+
+def test_an_engine_below_float32_is_not_exact(make_ppo, rows):
+    ppo = make_ppo()
+    ppo.roles.actor.engine.module.autocast = True
+    assert not ppo.engine.exact
 
 
 def test_the_ratio_starts_from_the_engine_if_told_to(make_ppo, rows):
@@ -156,8 +182,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(make_ppo, rows, role):
 
     def broken(rollout, old, scored):
         made, metrics = experience(rollout, old, scored)
-        longest = int(rollout.length_B().argsort(stable=True)[-1])  # in the last micro-batch
-        {"actor": old.logp_BT, "critic": old.value_BT}[role][longest, 0] = torch.nan
+        shortest = int(rollout.length_B().argsort(descending=True, stable=True)[-1])  # in the last micro-batch
+        {"actor": old.logp_BT, "critic": old.value_BT}[role][shortest, 0] = torch.nan
         return made, metrics
 
     ppo.experience = broken

@@ -26,7 +26,7 @@ def test_policy_and_reference_agree_at_step_0_when_an_adapter_goes_on(make_ppo, 
     model = lora_model(seed=3)
     model.peft_config["default"].base_model_name_or_path = base
     model.save_pretrained(tmp_path / "sft")
-    ppo = make_ppo(path=str(tmp_path / "sft"), stop_ids=(1,))
+    ppo = make_ppo(path=str(tmp_path / "sft"), stop_ids=(1,), old_logp="trainer")
     assert ppo.step(rows)["objective/kl"] == pytest.approx(0, abs=1e-6)
     with use_adapter(ppo.roles.actor.model, None):
         plain = ppo.roles.score(ppo.last[0], {"logp"})
@@ -47,13 +47,14 @@ def test_the_reference_does_not_move_by_a_bit_while_the_policy_trains(make_ppo, 
 
 
 def test_the_ratio_is_one_at_the_first_micro_batch(make_ppo, rows):
-    """The engine's log-probabilities are not used: old ones come from the trained weights. fp32, same passes."""
-    ppo = make_ppo(epochs=1, minibatches=1)
-    assert ppo.step(rows)["val/ratio"] == pytest.approx(1, abs=1e-5)
+    """Old log-probabilities by the trainer, or by an engine on its own weights. fp32."""
+    for source in ("trainer", "auto"):
+        ppo = make_ppo(epochs=1, minibatches=1, old_logp=source)
+        assert ppo.step(rows)["val/ratio"] == pytest.approx(1, abs=1e-5)
 
 
 def test_engine_and_trainer_give_the_same_log_probabilities(make_ppo, rows):
-    ppo = make_ppo(temperature=0.7)
+    ppo = make_ppo(temperature=0.7, old_logp="trainer")
     assert ppo.step(rows)["val/engine_logp_gap"] < 1e-4
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from align import config
-from align.checks import absent
+from align.checks import absent, check_choice
+from align.config.choices import REWARD_BACKBONES
 from align.errors import AlignError
 from align.nodes import call, call_or_keep, check_arguments, peft, plain_values, reward_nodes, target_of
 from align.stages.ranges import check_batches
@@ -86,12 +87,15 @@ def check_advantage(build: Build) -> None:
 
 
 def check_reward(node: Any, key: str) -> Any:
-    """The reward without its models: functions are imported, terms and weights are matched."""
+    """The reward without its models: functions are imported, terms, weights and words are matched."""
     if "terms" in node:
         dict(reward_nodes(node, key))  # refuses terms that are no nodes
         terms = {name: check_reward(term, f"{key}.terms.{name}") for name, term in (node.terms or {}).items()}
         return target_of(node, key)(terms=terms, weights=OmegaConf.to_container(node.weights, resolve=True))
-    return UNLOADED if node._target_ == MODEL_REWARD else call(node, key)
+    if node._target_ != MODEL_REWARD:
+        return call(node, key)
+    check_choice(f"{key}.backbone", node.backbone, REWARD_BACKBONES)
+    return UNLOADED
 
 
 def check_folders(build: Build, inputs: dict[str, str]) -> None:

@@ -163,7 +163,8 @@ class Build:
         cfg = self.cfg
         setting = Setting(
             device=self.device(), dtype=self.dtype(), engine=self.engine, out=out,
-            max_grad_norm=cfg.ppo.max_grad_norm, linear=self.linear, tell=report.say,
+            max_grad_norm=cfg.ppo.max_grad_norm, gradient_checkpointing=cfg.ppo.gradient_checkpointing,
+            linear=self.linear, tell=report.say,
         )  # fmt: skip
         tokenizer = load_tokenizer(inputs["actor"], "actor.path")
         seats = Seating(setting, self.role("actor", inputs))
@@ -171,7 +172,7 @@ class Build:
         if not absent(cfg.critic):
             self.role("critic", inputs).seat(seats)
         reward = self.reward(cfg.reward, inputs, setting, tokenizer, seats)
-        roles = seats.roles(cfg.ppo.micro_batch_size)
+        roles = seats.roles(cfg.ppo.micro_batch_size, cfg.ppo.micro_batch_tokens)
         sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens, stop_ids(inputs["actor"], tokenizer))
         options = as_dataclass(cfg.ppo, config.PPO)
         longest = options.max_prompt_tokens + sampling.max_new_tokens

@@ -1,4 +1,4 @@
-"""What a run settled by itself stays with its result: the kernel of linear layers."""
+"""What a run settled by itself stays with its result: the kernel of linear layers, and the steered KL coefficient."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 from command_line import PPO, SFT, stand_in, write_data
 
 import align
+from align import ops
 from align.engine import linear
 from align.stages.lineage import measured_linear
 
@@ -83,3 +84,24 @@ def test_which_card_tells(tmp_path):
     assert measured_linear(tmp_path, {"ppo": str(old.parent)}) == ("onednn", str(old))  # by the copy
     assert measured_linear(tmp_path, {"rm": None}) is None
     assert measured_linear(tmp_path / "nowhere", {"sft": "org/name"}) is None
+
+
+@pytest.mark.slow
+def test_the_steered_coefficient_is_saved_with_every_policy(here, base):
+    """That of the next step: the metrics hold those that the steps used."""
+    words = "ppo.kl_target=0.01 ppo.kl_horizon=20 ppo.save_every=1 ppo.eval_every=2 ppo.data.eval_share=0.2"
+    folder = run(base, "ppo", words)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steered, expected = ops.AdaptiveKL(0.05, 0.01, 20), [0.05]
+    for line in lines[1:]:
+        assert line["objective/kl_coef"] == expected[-1]
+        expected.append(steered.update(line["objective/kl"], 4))
+    assert len(set(expected)) == 3
+
+    def state(place: str) -> dict:
+        return json.loads((folder / place / "ppo_state.json").read_text())
+
+    assert state(".") == {"steps": 2, "kl_coef": expected[2]}
+    assert state("checkpoints/step-1") == {"steps": 1, "kl_coef": expected[1]}
+    assert state("best")["kl_coef"] == expected[state("best")["steps"]]
+    assert json.loads((folder / "card.json").read_text())["kl_coef"] == expected[2]

@@ -34,5 +34,6 @@ def assembled(base: str, folder: Path, *words: str) -> PPO:
     inputs = build.sources().inputs("ppo", {})
     build.check_roles(inputs)
     torch.manual_seed(0)  # LoRA's own start is random
+    folder.mkdir(exist_ok=True)
     with Report().stage("ppo", folder) as report:
         return build.ppo(inputs, folder, report)

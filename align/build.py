@@ -16,6 +16,7 @@ from align.checks import absent, check
 from align.errors import AlignError
 from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, reward_nodes, target_of
 from align.preflight import MODEL_REWARD, check_roles
+from align.stages.lineage import measured_linear
 from align.stages.pipeline import Sources
 
 if TYPE_CHECKING:
@@ -109,10 +110,13 @@ class Build:
 
     @cached_property
     def linear(self) -> Any:
-        """The kernel of the linear layers of all models, chosen once a run."""
+        """The kernel of the linear layers of all models, chosen once a run; `auto` keeps what was measured before."""
         from align.engine.cpu_linear import CpuLinear
 
-        return CpuLinear(self.cfg.cpu_linear)
+        cfg = self.cfg
+        paths = {"sft": cfg.sft.path, "rm": cfg.rm.path, "ppo": cfg.actor.path}
+        starts = {stage: None if paths.get(stage) == "auto" else paths.get(stage) for stage in self.stages}
+        return CpuLinear(cfg.cpu_linear, measured_linear(Path(cfg.runs).expanduser() / str(cfg.name), starts))
 
     # -- stages ---------------------------------------------------------------------------------
 
@@ -155,6 +159,8 @@ class Build:
 
     def ppo(self, inputs: dict[str, str], out: Path, report: StageReport) -> PPO:
         """Loads the roles, then the rollout engine, then the reward; the loop of them."""
+        import torch
+
         from align.roles.seating import Seating, Setting
         from align.roles.tokenizer import load_tokenizer, stop_ids
         from align.stages.ppo import PPO
@@ -163,15 +169,18 @@ class Build:
         cfg = self.cfg
         setting = Setting(
             device=self.device(), dtype=self.dtype(), engine=self.engine, out=out,
-            max_grad_norm=cfg.ppo.max_grad_norm, linear=self.linear, tell=report.say,
+            max_grad_norm=cfg.ppo.max_grad_norm, gradient_checkpointing=cfg.ppo.gradient_checkpointing,
+            linear=self.linear, tell=report.say,
         )  # fmt: skip
         tokenizer = load_tokenizer(inputs["actor"], "actor.path")
+        torch.manual_seed(cfg.seed)  # a new adapter's start is random
         seats = Seating(setting, self.role("actor", inputs))
         self.role("reference", inputs).seat(seats)
         if not absent(cfg.critic):
             self.role("critic", inputs).seat(seats)
         reward = self.reward(cfg.reward, inputs, setting, tokenizer, seats)
-        roles = seats.roles(cfg.ppo.micro_batch_size)
+        report.write_card(cpu_linear=self.linear.facts())
+        roles = seats.roles(cfg.ppo.micro_batch_size, cfg.ppo.micro_batch_tokens)
         sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens, stop_ids(inputs["actor"], tokenizer))
         options = as_dataclass(cfg.ppo, config.PPO)
         longest = options.max_prompt_tokens + sampling.max_new_tokens

@@ -41,14 +41,17 @@ def check(cfg: DictConfig) -> list[str]:
     for key in used:
         check_numbers(key, values[key])
         for name, choices in CHOICES.items():
-            value = values[key].get(name, choices[0])
-            if value not in choices:
-                raise AlignError(f"{key}.{name}={value}: write one of {', '.join(choices)}")
+            check_choice(f"{key}.{name}", values[key].get(name, choices[0]), choices)
     if "pretrain" in stages:
         check_pretrain(values["pretrain"])
     if "ppo" in stages:
         check_ppo(values["ppo"])
     return stages
+
+
+def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise AlignError(f"{key}={value}: write one of {', '.join(choices)}")
 
 
 def judged(cfg: DictConfig) -> bool:
@@ -71,5 +74,4 @@ def check_root(cfg: DictConfig) -> None:
         if not (isinstance(value, str) and value.strip()) and not (key == "model" and value is None):
             raise AlignError(f"{key}={value}: write {INSTEAD[key]}")
     for key, choices in (("precision", PRECISIONS), ("cpu_linear", LINEARS)):
-        if cfg[key] not in choices:
-            raise AlignError(f"{key}={cfg[key]}: write one of {', '.join(choices)}")
+        check_choice(key, cfg[key], choices)

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from align import config
-from align.checks import absent
+from align.checks import absent, check_choice
+from align.config.choices import REWARD_BACKBONES
 from align.errors import AlignError
 from align.nodes import call, call_or_keep, check_arguments, peft, plain_values, reward_nodes, target_of
 from align.stages.ranges import check_batches
 
 if TYPE_CHECKING:
     from align.build import Build
+    from align.roles.folder import Folder
 
 MODEL_REWARD = config.RewardModel._target_
 ROLES = ("actor", "critic", "reference")
@@ -34,29 +36,65 @@ def check_roles(build: Build, inputs: dict[str, str]) -> None:
         if not absent(cfg[name]):
             check_arguments(target_of(cfg[name], name), list(plain_values(cfg[name])), name)
             peft(cfg[name].get("peft"), f"{name}.peft")
-    check_sharing(cfg)
+    build.dtype()  # refuses bf16 where the CPU lacks it
+    check_sharing(cfg, build.stages)
+    check_trunk(cfg)
     check_folders(build, inputs)
 
 
-def check_sharing(cfg: DictConfig) -> None:
-    """What keeps a critic or a reward model off the actor's base, as far as settings alone tell."""
+def check_sharing(cfg: DictConfig, stages: list[str]) -> None:
+    """What keeps a critic or a reward model off the actor's base or trunk, as far as settings alone tell."""
+    shared = [(key, node) for key, node in reward_nodes(cfg.reward) if node.get("backbone") == "shared"]
+    for word, key, instead in asked_to_share(cfg):
+        critic = key == "critic"
+        node = cfg.critic if critic else dict(shared)[key]
+        why = ""
+        if absent(cfg.actor.peft):
+            why = "the actor trains all its weights (peft@actor.peft=none)"
+        elif critic and absent(node.peft):
+            why = "the critic trains all its weights (peft@critic.peft=none)"
+        elif not critic and node.path == "auto" and "rm" in stages and absent(cfg.rm.peft):
+            why = "the reward model trains all its weights (peft@rm.peft=none)"
+        elif not critic and not absent(node.zero):
+            why = f"the reward model has ZeRO settings of its own (zero@{key}.zero)"
+        for owner in ("actor", "critic") if critic else ("actor",):
+            if not absent(cfg[owner].zero) and cfg[owner].zero.stage == 3:
+                why = why or f"zero@{owner}.zero=stage3 divides the base"
+        if why:
+            raise AlignError(f"{word}: the two cannot sit on one base: {why}\n  write {instead}")
+    if len(shared) > 1:
+        first, second = shared[0][0], shared[1][0]
+        raise AlignError(
+            f"{second}.backbone=shared: the reward model of {first} sits on the actor's base already\n"
+            f"  write {second}.backbone=own"
+        )
+
+
+def asked_to_share(cfg: DictConfig) -> list[tuple[str, str, str]]:
+    """What asks for a seat on the actor's base, by name: the words, the node's key, and what to write instead."""
     asked = []
     if not absent(cfg.critic) and cfg.critic.get("backbone") == "adapter":
         asked.append(("critic=adapter", "critic", "critic=own"))
     for key, node in reward_nodes(cfg.reward):
         if node.get("backbone") == "shared":
             asked.append((f"{key}.backbone=shared", key, f"{key}.backbone=own"))
-    for word, role, instead in asked:
-        why = ""
-        if absent(cfg.actor.peft):
-            why = "the actor trains all its weights (peft@actor.peft=none)"
-        elif role == "critic" and absent(cfg.critic.peft):
-            why = "the critic trains all its weights (peft@critic.peft=none)"
-        for owner in ("actor", "critic") if role == "critic" else ("actor",):
-            if not absent(cfg[owner].zero) and cfg[owner].zero.stage == 3:
-                why = why or f"zero@{owner}.zero=stage3 divides the base"
-        if why:
-            raise AlignError(f"{word}: the two cannot sit on one base: {why}\n  write {instead}")
+    return asked
+
+
+def check_trunk(cfg: DictConfig) -> None:
+    """A value head that is to shape the actor's trunk finds something there that trains."""
+    if absent(cfg.critic) or cfg.critic.get("backbone") != "head" or not cfg.critic.get("trunk_gradient"):
+        return
+    settings = peft(cfg.actor.get("peft"), "actor.peft")
+    if settings is None:
+        return
+    targets, saved = (settings.to_dict().get(name) or [] for name in ("target_modules", "modules_to_save"))
+    trained = [*([targets] if isinstance(targets, str) else targets), *saved]
+    if trained and all(name.endswith("lm_head") for name in trained):
+        raise AlignError(
+            "critic=head: the actor trains nothing in its trunk that a value could shape (actor.peft: lm_head alone)\n"
+            "  write critic.trunk_gradient=0, or critic=own"
+        )
 
 
 def check_advantage(build: Build) -> None:
@@ -86,12 +124,15 @@ def check_advantage(build: Build) -> None:
 
 
 def check_reward(node: Any, key: str) -> Any:
-    """The reward without its models: functions are imported, terms and weights are matched."""
+    """The reward without its models: functions are imported, terms, weights and words are matched."""
     if "terms" in node:
         dict(reward_nodes(node, key))  # refuses terms that are no nodes
         terms = {name: check_reward(term, f"{key}.terms.{name}") for name, term in (node.terms or {}).items()}
         return target_of(node, key)(terms=terms, weights=OmegaConf.to_container(node.weights, resolve=True))
-    return UNLOADED if node._target_ == MODEL_REWARD else call(node, key)
+    if node._target_ != MODEL_REWARD:
+        return call(node, key)
+    check_choice(f"{key}.backbone", node.backbone, REWARD_BACKBONES)
+    return UNLOADED
 
 
 def check_folders(build: Build, inputs: dict[str, str]) -> None:
@@ -102,18 +143,19 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
     from align.roles.tokenizer import load_tokenizer
     from align.rollout.auto import check_context, check_rollout
 
-    cfg = build.cfg
+    cfg, folders = build.cfg, {}
     for key, node in reward_nodes(cfg.reward):
         if node._target_ == MODEL_REWARD and node.path != "auto":
-            inspect(node.path, f"{key}.path", SCORE)
+            folders[key] = inspect(node.path, f"{key}.path", SCORE)
     for role, kinds in (("actor", (CAUSAL,)), ("critic", (CAUSAL, SCORE)), ("reference", (CAUSAL,))):
         if role in inputs:
             node = cfg[role]
             if node.get("backbone") == "head":
                 continue  # a folder with a value head alone will do
-            folder = look(inputs[role], role, kinds)
+            folder = folders[role] = look(inputs[role], role, kinds)
             if "adapter" in node:
                 check_adapter(folder, role, peft(node.get("peft"), f"{role}.peft"), node.adapter)
+    check_bases(cfg, folders)
     base, key = first_start(build, inputs, "actor", "sft")
     if base is not None:
         model = inspect(base, f"{key}.path", CAUSAL).config()
@@ -133,6 +175,30 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
     check_context(model, cfg.ppo.max_prompt_tokens, cfg.rollout.max_new_tokens, where(key, base))
     target_of(cfg.rollout, "rollout")
     check_rollout(cfg.rollout.engine, model, build.device().type == "cpu")
+
+
+def check_bases(cfg: DictConfig, folders: dict[str, Folder]) -> None:
+    """Who is to sit on the actor's base must stand on it, as far as the folders tell."""
+    from peft import PeftConfig
+
+    from align.roles.joining import why_settings_apart
+
+    actor = folders.get("actor")
+    for word, key, instead in asked_to_share(cfg) if actor else ():
+        if (folder := folders.get(key)) is None:
+            continue
+        mine, base = peft(cfg.actor.peft, "actor.peft"), actor.base or actor.path
+        if actor.base and cfg.actor.adapter == "new":
+            base = "one that is still to be merged (actor.adapter=new)"
+        if key == "critic":
+            apart = why_settings_apart(mine, base, folder, peft(cfg.critic.peft, "critic.peft"), cfg.critic.adapter)
+        elif folder.base is None:
+            apart = "it is a whole model, no adapter"
+        else:
+            apart = why_settings_apart(mine, base, folder, PeftConfig.from_pretrained(folder.path))
+        if apart:
+            role = "critic" if key == "critic" else "reward model"
+            raise AlignError(f"{word}: the {role} cannot sit on the actor's base: {apart}\n  write {instead}")
 
 
 def first_start(build: Build, inputs: dict[str, str], role: str, stage: str) -> tuple[str | None, str]:

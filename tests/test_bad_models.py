@@ -43,6 +43,17 @@ CASES = [
     ("reward without a module", f"{PPO} reward.fn=brevity", ["reward.fn=brevity", "MODULE.FUNCTION"]),
     ("plugin whose import fails", f"{PPO} reward.fn=broken_plugin.score", ["no_such_package", "broken_plugin.py:1"]),
     ("reward with a wrong signature", f"{PPO} reward.fn=my_rewards.bare", ["bare", "**kwargs", "my_rewards.py"]),
+    (
+        "where a reward model sits",
+        f"{LEARNED} reward=model reward.path={{reward}} reward.backbone=shred",
+        ["reward.backbone=shred: write one of auto, shared, own"],
+    ),
+    (
+        "where the reward model of a sum sits",
+        f"{LEARNED} reward=sum +reward@reward.terms.rm=model reward.terms.rm.path={{reward}} "
+        "reward.terms.rm.backbone=head",
+        ["reward.terms.rm.backbone=head: write one of auto, shared, own"],
+    ),
     ("sum of nothing", f"{LEARNED} reward=sum", ["reward=sum", "+reward@reward.terms.polite=kind_words"]),
     (
         "weight without a term",

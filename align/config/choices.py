@@ -6,3 +6,5 @@ ADAPTERS = ("auto", "continue", "new")
 SCHEDULES = ("constant", "linear", "cosine")
 CRITIC_BACKBONES = ("auto", "own", "adapter", "head")
 REWARD_BACKBONES = ("auto", "shared", "own")
+MEASURED = "measured"
+"""Where a `cpu_linear` that was `auto` comes from, in card.json."""

@@ -98,6 +98,10 @@ class PPO:
     """Optimizer steps an epoch."""
     micro_batch_size: int = 16
     """Completions in one forward pass; changes time and memory, not the result."""
+    micro_batch_tokens: int | None = None
+    """Tokens in one forward pass, padding and all, as a further bound on it; a longer row goes alone."""
+    gradient_checkpointing: bool = False
+    """Layers of trained models are computed again in the backward pass: less memory, a third more time."""
     epochs: int = 2
     """Passes over each rollout batch."""
     target_kl: float | None = None

@@ -80,6 +80,19 @@ class DeepSpeedEngine:
             raise NotFinite(role, norm)
         return {role: norm}
 
+    def check(self) -> dict[str, Tensor]:
+        """Nothing is known of the gradients before the step."""
+        return {}
+
+    def clear(self) -> None:
+        """Drops the gradients that wait for a step, also where DeepSpeed 0.19 keeps them between micro-batches."""
+        optimizer = self.engine.optimizer
+        optimizer.zero_grad()
+        if self.zero.stage < 3:
+            optimizer.micro_step_id = -1  # the next micro-batch is the first
+            for kept in (optimizer.averaged_gradients, optimizer.all_grad_tensors):
+                kept.update(dict.fromkeys(kept))
+
     def rates(self) -> dict[str, float]:
         """The learning rate of each role."""
         return {group["role"]: group["lr"] for group in self._groups()}

@@ -108,11 +108,16 @@ def choose_linear(model: nn.Module, kind: str = "auto") -> tuple[str, str]:
     if kind == "onednn" and not has_onednn():
         raise AlignError(f"cpu_linear=onednn: torch {torch.__version__} has no such kernel\n  write cpu_linear=torch")
     layers = _layers(model)
-    if kind != "auto" or not layers or not has_onednn():
+    if kind != "auto" or not measurable(model):
         return ("torch" if kind == "auto" else kind), f"linear layers by {'torch' if kind == 'auto' else kind}"
     share = _share(layers)
     chosen = "onednn" if share < WORTH else "torch"
     return chosen, f"linear layers by {chosen}: oneDNN takes {share:.2f} of torch's time here"
+
+
+def measurable(model: nn.Module) -> bool:
+    """There is a choice to measure: fp32 linear layers on the CPU, and both kernels."""
+    return has_onednn() and bool(_layers(model))
 
 
 def _layers(model: nn.Module) -> list[nn.Linear]:
@@ -141,8 +146,10 @@ def _share(layers: list[nn.Linear]) -> float:
     rows = int(BUDGET_FLOPS / (36 * sum(k * m for (k, m, _), _ in common)))  # 2 kernels x 3 rounds x 3 products x 2
     rows = max(16, min(ROWS, rows))
     took = {onednn_matmul: 0.0, linear: 0.0}
+    generator = torch.Generator().manual_seed(0)  # a run that measures draws the numbers of one that does not
     for (inputs, outputs, trains), times in common:
-        x, weight, grad = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(rows, outputs)
+        shapes = (rows, inputs), (outputs, inputs), (rows, outputs)
+        x, weight, grad = (torch.randn(*shape, generator=generator) for shape in shapes)
         best = {matmul: float("inf") for matmul in took}
         for _ in range(3):  # the first warms up; in turn, so that a busy machine slows both
             for matmul in took:

@@ -70,20 +70,28 @@ class PlainEngine:
         A role without a gradient has no part in it. Raises NotFinite before any weight moves.
         """
         bound = self.max_grad_norm or float("inf")
-        norms, gradients = {}, {}
+        norms = self.check()
         for group in self.optimizer.param_groups:
-            role = group["role"]
-            gradients[role] = [p for p in group["params"] if p.grad is not None]
-            if gradients[role]:
-                norms[role] = torch.nn.utils.get_total_norm([p.grad for p in gradients[role]])
-                if not norms[role].isfinite():
-                    self.optimizer.zero_grad(set_to_none=True)
-                    raise NotFinite(role, float(norms[role]))
-        for role, norm in norms.items():
-            torch.nn.utils.clip_grads_with_norm_(gradients[role], bound, norm)
+            if group["role"] in norms:
+                torch.nn.utils.clip_grads_with_norm_(group["params"], bound, norms[group["role"]])
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.clear()
         return {role: float(norm) for role, norm in norms.items()}
+
+    def check(self) -> dict[str, Tensor]:
+        """The norms of the gradients that wait for a step, by role; raises NotFinite."""
+        norms = {}
+        for group in self.optimizer.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            if gradients:
+                norm = norms[group["role"]] = torch.nn.utils.get_total_norm(gradients)
+                if not norm.isfinite():
+                    raise NotFinite(group["role"], float(norm))
+        return norms
+
+    def clear(self) -> None:
+        """Drops the gradients that wait for a step."""
+        self.optimizer.zero_grad(set_to_none=True)
 
     def rates(self) -> dict[str, float]:
         """The learning rate of each role."""

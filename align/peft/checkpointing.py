@@ -9,12 +9,20 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from align.errors import AlignError
+
 
 def recompute_layers(model: PreTrainedModel) -> None:
     """Each layer keeps its input alone and is computed again in the backward pass.
 
     transformers 5 does so in training mode only: the layers' own flags are set, and none of what lies in them.
+    Raises AlignError for a model whose layers cannot.
     """
+    if not any(isinstance(m, GradientCheckpointingLayer) for m in model.modules()):
+        raise AlignError(
+            f"ppo.gradient_checkpointing=true: transformers cannot compute the layers of a {model.config.model_type} "
+            "model again\n  write ppo.gradient_checkpointing=false, and a lower ppo.micro_batch_tokens"
+        )
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for layer in _layers(model):
         layer.training = True

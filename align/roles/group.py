@@ -75,6 +75,17 @@ class Group:
             for role in resting:
                 self.engine.set_rate(role, rates[role])
 
+    def check(self) -> None:
+        """Raises NotFinite for a gradient that is not finite, where that is known before a step."""
+        if self.waiting:
+            self.engine.check()
+
+    def clear(self) -> None:
+        """Drops the gradients that wait for a step."""
+        self.waiting = set()
+        if self.trained:
+            self.engine.clear()
+
     def _forward(self, rollout: Rollout, roles: tuple[str, ...]) -> dict[str, Tensor]:
         length = rollout.response_ids_BT.shape[1]
         return self.engine.forward(rollout.input_ids_BN(), rollout.mask_BN(), length, rollout.temperature, roles)

@@ -13,19 +13,26 @@ from align.roles.start import Start, for_task, settings_difference, take_weights
 
 def why_apart(actor: Start, folder: Folder, peft: PeftConfig | None, adapter: str = "auto") -> str:
     """Why a role that starts from `folder` with method `peft` cannot sit on the actor's base ('' if it can)."""
-    if not isinstance(actor.model, PeftModel):
+    mine = actor.model.peft_config["default"] if isinstance(actor.model, PeftModel) else None
+    return why_settings_apart(mine, actor.base, folder, peft, adapter)
+
+
+def why_settings_apart(
+    mine: PeftConfig | None, base: str, folder: Folder, peft: PeftConfig | None, adapter: str = "auto"
+) -> str:
+    """`why_apart` by the actor's method and base alone, which are known before it loads."""
+    if mine is None:
         return "the actor trains all weights of its own"
     if peft is None:
         return "it trains all its weights"
-    mine = actor.model.peft_config["default"]
     if peft.peft_type != mine.peft_type:
         return f"PEFT takes one method a model, and the actor's is {mine.peft_type.value}"
     if mine.is_prompt_learning:
         return f"{mine.peft_type.value} has one prompt a model"
     if folder.base and adapter == "new":
         return "its earlier adapter is merged into a base of its own"
-    if _place(folder.base or folder.path) != _place(actor.base):
-        return f"it stands on {folder.base or folder.path}, the actor on {actor.base}"
+    if _place(folder.base or folder.path) != _place(base):
+        return f"it stands on {folder.base or folder.path}, the actor on {base}"
     return ""
 
 

@@ -90,11 +90,22 @@ class Roles:
 
         Raises NotFinite, before any weight moves, if a gradient is not finite (under DeepSpeed: afterwards).
         """
+        self.check()
         norms: dict[str, float] = {}
         for group in self.groups:
             norms |= group.step()
         self.actor.version += "actor" in norms
         return norms
+
+    def check(self) -> None:
+        """Raises NotFinite if a gradient that waits for a step is not finite (under DeepSpeed: never)."""
+        for group in self.groups:
+            group.check()
+
+    def clear(self) -> None:
+        """Drops the gradients that wait for a step."""
+        for group in self.groups:
+            group.clear()
 
     def anneal(self, step: int, steps: int) -> None:
         """Sets the learning rates of step `step` (from 0) out of `steps`."""

@@ -90,7 +90,7 @@ class Evaluate:
         facts = {"policies": results, "samples": self.options.samples, "split": self.options.split}
         if reward is not None and self.pairs is not None:
             facts |= self._judge_reward(reward, tokenizer)
-        report.write_card(inputs=inputs, **facts)
+        report.write_card(inputs=inputs, cpu_linear=self.linear.facts(), **facts)
         title = f"{self.options.samples} completions a policy, held-out prompts; KL to sft in nats a completion"
         report.print(results_table(results, title))
         if "reward_accuracy" in facts:

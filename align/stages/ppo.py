@@ -170,13 +170,17 @@ class PPO:
         )
         roles = ("critic",) if self.steps_done < self.options.critic_warmup else ("actor", "critic")
         groups = list(self.roles.micro_batches(minibatch.rollout.length_B(), roles))
-        for number, rows in enumerate(groups, start=1):
-            micro = minibatch[rows].trim()
-            self.roles.train(micro, partial(losses, micro=micro, number=number), number == len(groups), roles)
         try:
+            for number, rows in enumerate(groups, start=1):
+                micro = minibatch[rows].trim()
+                self.roles.train(micro, partial(losses, micro=micro, number=number), number == len(groups), roles)
             norms = self.roles.step()
-        except NotFinite as error:
-            raise AlignError(f"{place}: {error}\n  write a lower learning_rate or ppo.max_grad_norm") from error
+        except Exception as error:
+            self.roles.clear()
+            if not isinstance(error, NotFinite):
+                raise
+            where = ppo_loss.where_not_finite(self.roles, minibatch, groups, losses, roles)
+            raise AlignError(f"{where}: {error}\n  write a lower learning_rate or ppo.max_grad_norm") from error
         average.add({f"grad_norm/{role}": norm for role, norm in norms.items()}, 1)
         return own.means().get("policy/approxkl_avg", 0.0)
 

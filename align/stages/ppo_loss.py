@@ -12,9 +12,10 @@ from functools import partial
 from torch import Tensor
 
 from align import config, ops
+from align.engine.plain import NotFinite
 from align.errors import AlignError
 from align.stages import ppo_metrics
-from align.types import Experience, PolicyLoss, RolloutEngine, Scores
+from align.types import Experience, PolicyLoss, Roles, RolloutEngine, Scores
 
 
 @dataclass
@@ -81,6 +82,27 @@ class MinibatchLoss:
             f"{self.place}, micro-batch {number}: the loss of the {role} is {loss}; its weights are those of before\n"
             f"  {instead}"
         )
+
+
+def where_not_finite(
+    roles: Roles, minibatch: Experience, groups: list[Tensor], losses: MinibatchLoss, who: tuple[str, ...]
+) -> str:
+    """The place of a gradient that is not finite: each micro-batch is computed again, for its own; none is kept.
+
+    The minibatch alone where no micro-batch's is (their sum is), or where the weights have moved since.
+    """
+    for number, rows in enumerate(groups, start=1):
+        micro = minibatch[rows].trim()
+        try:
+            roles.train(micro, partial(losses, micro=micro, number=number), True, who)
+            roles.check()
+        except NotFinite:
+            return f"{losses.place}, micro-batch {number}"
+        except AlignError:
+            break
+        finally:
+            roles.clear()
+    return losses.place
 
 
 def kl_estimator(options: config.PPO) -> str:

@@ -5,6 +5,7 @@ align stages=[ppo] actor.path=FOLDER data@ppo.data=prompts ppo.data.path=prompts
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from align.report.report import StageReport
 from align.stages.ppo import PPO
 from align.stages.rollouts import Row, batches, row_of, texts_of, write
 from align.stages.scoring import judge_rollout
+
+STATE_FILE = "ppo_state.json"
 
 
 @dataclass
@@ -79,7 +82,7 @@ class PPOStage:
                 tell(step, key_figures(metrics))
                 if options.show_every and step % options.show_every == 0:
                     report.print(samples_table(ppo, step))
-        report.write_card(best=best.facts(), last={k: v for k, v in metrics.items() if "/" in k})
+        report.write_card(best=best.facts(), kl_coef=ppo.kl_coef, last={k: v for k, v in metrics.items() if "/" in k})
 
     def _rows(self, rows: list[dict], ppo: PPO, report: StageReport) -> list[Row]:
         fitting, left_out = fitting_prompts(rows, ppo.tokenizer, self.options.max_prompt_tokens, "ppo")
@@ -122,8 +125,10 @@ def evaluate(ppo: PPO, rows: list[Row], seed: int) -> dict[str, float]:
 
 
 def save(ppo: PPO, directory: Path) -> None:
-    """Roles and tokenizer, in folders that transformers and PEFT load."""
+    """Roles and tokenizer, in folders that transformers and PEFT load; steps done and kl_coef, which may be steered."""
     ppo.roles.save(directory)
+    state = {"steps": ppo.steps_done, "kl_coef": ppo.kl_coef}
+    (directory / STATE_FILE).write_text(json.dumps(state) + "\n")
     for folder in (directory, directory / "critic"):
         if folder.exists():
             ppo.tokenizer.save_pretrained(folder)

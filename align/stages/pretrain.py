@@ -55,6 +55,7 @@ class Pretrain:
         torch.manual_seed(self.seed)
         model = LlamaForCausalLM(_architecture(self.options, tokenizer)).to(self.device)
         self.linear.apply(model, report.say)
+        report.write_card(cpu_linear=self.linear.facts())
         parameters = sum(p.numel() for p in model.parameters())
         report.say(f"{parameters:,} parameters, {len(train):,} tokens, {len(tokenizer)} words in the vocabulary")
         self._train(model, train, held_out, report)

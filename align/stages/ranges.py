@@ -46,8 +46,9 @@ NUMBERS: dict[str, dict[str, Range]] = {
     "sft": TRAINED,
     "rm": {**TRAINED, "norm_samples": FROM_ZERO},
     "ppo": {
-        "steps": COUNT, "batch_size": COUNT, "minibatches": COUNT, "micro_batch_size": COUNT, "epochs": COUNT,
-        "max_prompt_tokens": COUNT, "clip": Range(0, 10, above=True), "value_clip": Range(0, 100, above=True),
+        "steps": COUNT, "batch_size": COUNT, "minibatches": COUNT, "micro_batch_size": COUNT,
+        "micro_batch_tokens": COUNT, "epochs": COUNT, "max_prompt_tokens": COUNT,
+        "clip": Range(0, 10, above=True), "value_clip": Range(0, 100, above=True),
         "kl_coef": Range(0, 100), "gamma": SHARE, "lam": SHARE, "max_grad_norm": FROM_ZERO,
         "score_clip": Range(0, above=True), "missing_eos_penalty": FROM_ZERO, "missing_eos_score": Range(-math.inf),
         "kl_target": Range(0, above=True), "kl_horizon": COUNT, "target_kl": Range(0, above=True),

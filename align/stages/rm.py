@@ -65,6 +65,7 @@ class RM:
             out=out, dtype=self.dtype,
         )  # fmt: skip
         self.linear.apply(begun.model, report.say)
+        report.write_card(cpu_linear=self.linear.facts())
         begun.model.config.pad_token_id = tokenizer.pad_token_id
         report.say(f"{begun.said}; {len(rows)} pairs")
         args = self._arguments(out)

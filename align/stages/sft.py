@@ -56,6 +56,7 @@ class SFT:
             out=out, dtype=self.dtype, kinds=(CAUSAL,),
         )  # fmt: skip
         self.linear.apply(begun.model, report.say)
+        report.write_card(cpu_linear=self.linear.facts())
         report.say(f"{begun.said}; {len(rows)} rows, {len(held_out)} held out")
         args = self._arguments(out)
         trainer = SFTTrainer(

@@ -25,6 +25,22 @@ def test_auto_is_settled_by_the_first_model_and_stays(monkeypatch, share, kind):
     assert kinds == {kind == "onednn"}
 
 
+def test_measuring_leaves_the_global_generator_alone():
+    """Else an adapter that is made afterwards would start elsewhere in a run that measures."""
+    if not linear.has_onednn():
+        pytest.skip("this torch has one kernel")
+    one, before = model(), torch.get_rng_state()
+    choice = CpuLinear("auto")
+    choice.apply(one)
+    assert choice.origin == "measured" and torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_without_a_choice_is_no_measurement():
+    choice = CpuLinear("auto")
+    choice.apply(model().bfloat16())
+    assert choice.facts() == {"kind": "torch", "from": "nothing to measure"}
+
+
 def test_torch_leaves_a_model_alone():
     one = model()
     CpuLinear("torch").apply(one)

@@ -92,6 +92,25 @@ def test_every_choice_trains_as_plain_torch(lora_model, reference, choice, clip)
     assert found_norms == pytest.approx(norms, rel=1e-5)
 
 
+@pytest.mark.parametrize("choice", CHOICES)
+def test_gradients_that_are_dropped_have_no_part_in_the_next_step(lora_model, choice):
+    """Two micro-batches that no step takes, then a step of two others: as if these were all."""
+    rows = torch.randint(5, 250, (4, 3, 16), generator=torch.Generator().manual_seed(1))
+    found = []
+    for dropped in (True, False):
+        model = lora_model()
+        engine = make_engine(Backbone(model), CHOICES[choice], 0.0)
+        for number in range(0 if dropped else 2, 4):
+            if number == 2 and dropped:
+                engine.clear()
+            engine.backward(-logp(engine, rows[number], 8).mean(), last=number == 3)
+        norm = engine.step()
+        with engine.gathered():
+            found.append((norm, torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+
+
 def test_clipping_shows_in_the_weights(reference):
     assert float((reference[0][0.0][0] - reference[0][1.0][0]).abs().max()) > 10 * TOLERANCE
 

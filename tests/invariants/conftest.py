@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from runs import RATE, Even, Run, play
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from align import config
 from align.advantages.gae import GAE
@@ -30,8 +31,20 @@ def rows(tokenizer) -> list:
 
 
 @pytest.fixture(scope="session")
+def absolute(tokenizer, tmp_path_factory) -> str:
+    """The folder of a random GPT-2, which learns a vector for each position; the Llama sees distances alone."""
+    torch.manual_seed(0)
+    settings = {"vocab_size": len(tokenizer), "n_positions": 256, "n_embd": 64, "n_layer": 2, "n_head": 2}
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    folder = tmp_path_factory.mktemp("absolute")
+    GPT2LMHeadModel(GPT2Config(**settings, **ends, initializer_range=0.15)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def make(base, tokenizer, tmp_path_factory) -> Callable[..., PPO]:
-    """make(setup of runs.SETUPS, reference, checkpointing, tokens, stop_ids, **options of config.PPO) -> PPO"""
+    """make(setup of runs.SETUPS, reference, checkpointing, tokens, stop_ids, path, **options of config.PPO) -> PPO"""
 
     def engine(module, rates, max_grad_norm, zero):
         return PlainEngine(module, rates, max_grad_norm)
@@ -43,6 +56,7 @@ def make(base, tokenizer, tmp_path_factory) -> Callable[..., PPO]:
         tokens: int | None = None,
         stop_ids: tuple[int, ...] | None = None,
         max_new_tokens: int = 12,
+        path: str = base,
         reward=None,
         **options,
     ) -> PPO:
@@ -54,10 +68,10 @@ def make(base, tokenizer, tmp_path_factory) -> Callable[..., PPO]:
         )  # fmt: skip
         full = setup.startswith("full")
         lora = None if full else LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-        seats = Seating(setting, Actor(base, "auto", RATE, lora, None))
+        seats = Seating(setting, Actor(path, "auto", RATE, lora, None))
         Reference(reference, None).seat(seats)
         kind = {"full": "own", "full_head": "head"}.get(setup, setup)
-        Critic(base, "auto", RATE, lora, None, kind).seat(seats)
+        Critic(path, "auto", RATE, lora, None, kind).seat(seats)
         # a sixth of the vocabulary ends an answer: answers of 1 to 12 tokens
         stop_ids = stop_ids or (tokenizer.eos_token_id, *range(0, len(tokenizer), 6))
         return PPO(

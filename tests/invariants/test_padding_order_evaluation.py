@@ -45,16 +45,20 @@ def train_on(ppo, rollout: Rollout, scored) -> tuple:
 
 
 @pytest.mark.parametrize("trimmed", [True, False])
+@pytest.mark.parametrize("positions", ["relative", "absolute"])
 @pytest.mark.parametrize("setup", SETUPS)
-def test_columns_of_padding_do_not_matter(make, rows, monkeypatch, setup, trimmed):
+def test_columns_of_padding_do_not_matter(make, rows, base, absolute, monkeypatch, setup, positions, trimmed):
     """7 columns more on the left, 5 on the right, other ids in all padding; trimmed away, or computed after all.
+
+    For a Llama, to which a shift of all positions is nothing, and for a GPT-2, to which it is not.
 
     Scores to 1e-5 (fp32, log-probabilities of up to 20 nats); an update, 4 optimizer steps, as `runs` says.
     """
-    writer = make(setup)
+    path = {"relative": base, "absolute": absolute}[positions]
+    writer = make(setup, path=path)
     writer.step(rows)  # a policy that is not the reference, and a critic with an opinion
     rollout, scored = writer.last
-    plain, wide = make(setup), make(setup)
+    plain, wide = make(setup, path=path), make(setup, path=path)
     for ppo in (plain, wide):
         ppo.step(rows)
     scores, metrics, weights = train_on(plain, rollout, scored)
@@ -76,6 +80,14 @@ def test_columns_of_padding_do_not_matter(make, rows, monkeypatch, setup, trimme
             assert metrics_wide[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
     for name, weight in weights.items():
         torch.testing.assert_close(weights_wide[name], weight, rtol=0, atol=FAR * RATE)
+
+
+@pytest.mark.parametrize("positions", ["relative", "absolute"])
+def test_prompts_padded_on_the_left_are_written_on_at_their_own_positions(make, rows, base, absolute, positions):
+    """Prompts of several lengths in a batch: by the trainer each answer is as likely as the engine says. fp32."""
+    ppo = make("own", path={"relative": base, "absolute": absolute}[positions])
+    assert len({len(row.ids) for row in rows}) > 2
+    assert max(ppo.step(rows)["val/engine_logp_gap"] for _ in range(2)) < 1e-4
 
 
 @pytest.mark.parametrize("setup", ["own", "adapter"])

@@ -72,12 +72,9 @@ def facts(args: argparse.Namespace) -> dict:
 
 
 def summary(run: dict) -> dict[str, float]:
-    last = run["steps"][-LAST:]
-    return {
-        "score": mean(step["score"] for step in last),
-        "kl": mean(step["kl"] for step in last),
-        "cpu": sum(step["cpu"] for step in run["steps"]),
-    }
+    score, kl = (mean(step[name] for step in run["steps"][-LAST:]) for name in ("score", "kl"))
+    seconds = sum(step["cpu"] for step in run["steps"])
+    return {"score": score, "kl": kl, "objective": score - stories.KL_COEF * kl, "cpu": seconds}
 
 
 def difference(same: list[dict]) -> float:
@@ -106,7 +103,7 @@ def head(machine: dict, same: list[dict]) -> list[str]:
         "",
         f"{machine['processor']}, {machine['cores']} cores, threads: {machine['threads']}; torch {machine['torch']}. "
         f"{machine['steps']} PPO steps; {settings}. Score and KL (k1, nats a completion) are means of the last {LAST} "
-        "steps.",
+        "steps; the objective is score - kl_coef KL.",
         "",
         f"On the same completions for {SHARED_STEPS} steps, score, KL, both losses and approximate KL of the two sides "
         f"differ by {difference(same):.1e} at most.",
@@ -116,10 +113,8 @@ def head(machine: dict, same: list[dict]) -> list[str]:
 def table(runs: list[dict]) -> list[str]:
     """A row a run, and a row a side; ratios of CPU seconds to TRL's run of the same seed."""
     peers = {run["seed"]: summary(run)["cpu"] for run in runs if run["side"] == "trl"}
-    lines = [
-        "| side | seed | score at step 1 | score | KL | CPU s | ratio |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    names = ["side", "seed", "score at step 1", "score", "KL", "objective", "CPU s", "ratio"]
+    lines = [f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
     for side in ("trl", "align"):
         mine = [run for run in runs if run["side"] == side]
         rows = [
@@ -127,8 +122,8 @@ def table(runs: list[dict]) -> list[str]:
         ]
         named = [(str(run["seed"]), row) for run, row in zip(mine, rows)]
         for seed, row in [*named, ("mean", [mean(column) for column in zip(*rows)])]:
-            first, score, kl, seconds, ratio = row
-            lines.append(f"| {side} | {seed} | {first:.3f} | {score:.3f} | {kl:.2f} | {seconds:.1f} | {ratio:.2f} |")
+            numbers = " | ".join(f"{x:.{digits}f}" for x, digits in zip(row, (3, 3, 2, 3, 1, 2)))
+            lines.append(f"| {side} | {seed} | {numbers} |")
     return lines
 
 

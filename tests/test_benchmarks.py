@@ -52,9 +52,9 @@ def test_ratios_are_to_trls_run_of_the_same_seed(learning):
     runs = [made_up("trl", 0, 0.5, 2.0), made_up("align", 0, 0.6, 1.0), made_up("trl", 1, 0.7, 1.0)]
     rows = learning.table([*runs, made_up("align", 1, 0.8, 0.8)])
     assert rows[-3:] == [
-        "| align | 0 | 0.600 | 0.600 | 2.00 | 12.0 | 0.50 |",
-        "| align | 1 | 0.800 | 0.800 | 2.00 | 9.6 | 0.80 |",
-        "| align | mean | 0.700 | 0.700 | 2.00 | 10.8 | 0.65 |",
+        "| align | 0 | 0.600 | 0.600 | 2.00 | 0.560 | 12.0 | 0.50 |",
+        "| align | 1 | 0.800 | 0.800 | 2.00 | 0.760 | 9.6 | 0.80 |",
+        "| align | mean | 0.700 | 0.700 | 2.00 | 0.660 | 10.8 | 0.65 |",
     ]
 
 

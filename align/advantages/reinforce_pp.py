@@ -12,7 +12,11 @@ from align import ops
 
 @dataclass
 class ReinforcePP:
-    """REINFORCE++: returns whitened over the batch's real tokens; no critic, one sample a prompt will do."""
+    """REINFORCE++: returns whitened over the batch's real tokens; no critic, one sample a prompt will do.
+
+    Without a baseline its gradients are noisier than those of the other advantages: it takes a lower learning rate, on
+    the tiny experiment a third (docs/log.md).
+    """
 
     gamma: float
     """Discount a token; 1 for responses that end."""

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from align import ops
 from align.peft.switch import use_adapter
-from align.roles.modules import inputs_of, plain
+from align.roles.modules import plain, to_left
 from align.stages.ppo_stage import save
 
 bf16_here = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -77,15 +77,18 @@ def test_log_probabilities_are_taken_in_float32_of_bf16_logits(base, rows, tmp_p
     rollout, _ = ppo.last
     logp_BT = ppo.roles.score(rollout, {"logp"}).logp_BT
     model, mask_BT = ppo.roles.actor.model, rollout.response_mask_BT
-    ids_BN, mask_BN, length = rollout.input_ids_BN(), rollout.mask_BN(), mask_BT.shape[1]
+    ids_BL, _ = to_left(rollout.input_ids_BN(), rollout.mask_BN())
+    last_BT = rollout.prompt_mask_BP.sum(1)[:, None] + torch.arange(mask_BT.shape[1]) - 1
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         if seat == FULL:
-            logits_BNV = model(**inputs_of(model, ids_BN, mask_BN)).logits
+            logits_BLV = model(ids_BL).logits
         else:
             with use_adapter(model, "default"):
-                logits_BNV = plain(model)(**inputs_of(plain(model), ids_BN, mask_BN)).logits
-    assert logits_BNV.dtype == torch.bfloat16 and logp_BT.dtype == torch.float32
-    logits_BTV = logits_BNV[:, -length - 1 : -1]
+                logits_BLV = plain(model)(ids_BL).logits
+    assert logits_BLV.dtype == torch.bfloat16 and logp_BT.dtype == torch.float32
+    logits_BTV = logits_BLV.gather(
+        1, last_BT.clamp(max=ids_BL.shape[1] - 1)[..., None].expand(-1, -1, logits_BLV.shape[-1])
+    )
     expected_BT = ops.logprobs(logits_BTV.float(), rollout.response_ids_BT)
     torch.testing.assert_close(logp_BT[mask_BT], expected_BT[mask_BT], rtol=0, atol=1e-4)
     low_BTV = logits_BTV.log_softmax(-1)

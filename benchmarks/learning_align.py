@@ -1,0 +1,74 @@
+"""align's side of learning.py, one run: PPO in full on the stories model.
+
+python benchmarks/learning_align.py --steps 60 --seed 0
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import stories
+from meter import prepare
+
+
+def main() -> None:
+    args = stories.arguments(__doc__)
+    prepare()
+    ppo, tokenizer = build(args.model, args.seed, args.steps)
+    steps, written = [], []
+    for step in range(args.steps):
+        rows = prompts(stories.openings(args.seed, step), tokenizer)
+        before = time.process_time()
+        metrics = ppo.step(rows)
+        steps.append(stories.figures(metrics, time.process_time() - before))
+        written.append(ppo.last[0].response_ids_BT.tolist())
+    stories.report(args, "align", steps)
+    if args.completions:
+        Path(args.completions).write_text(json.dumps(written))
+
+
+def prompts(texts: list[str], tokenizer) -> list:
+    from align.stages.rollouts import Row
+
+    return [Row(number, text, tokenizer(text)["input_ids"]) for number, text in enumerate(texts)]
+
+
+def build(path: str, seed: int, steps: int):
+    """The loop as `align.build` wires it, and the tokenizer."""
+    import torch
+
+    from align import config
+    from align.advantages.gae import GAE
+    from align.engine.plain import PlainEngine
+    from align.rewards.function import FunctionReward
+    from align.roles.seating import Seating, Setting
+    from align.roles.specs import Actor, Critic, Reference
+    from align.roles.tokenizer import load_tokenizer
+    from align.rollout.hf import HFRollout
+    from align.stages.ppo import PPO
+    from align.types import Sampling
+
+    engine = lambda module, rates, norm, zero: PlainEngine(module, rates, norm)
+    # TRL does not clip gradients, whatever max_grad_norm says
+    setting = Setting(torch.device("cpu"), torch.float32, engine, Path(tempfile.mkdtemp()), max_grad_norm=0.0)
+    seats = Seating(setting, Actor(path, "auto", stories.RATE, None, None, "linear"))
+    Reference("auto", None).seat(seats)
+    Critic(path, "auto", stories.RATE, None, None, "own", schedule="linear").seat(seats)
+    tokenizer = load_tokenizer(path, "path")
+    options = config.PPO(
+        steps=steps, batch_size=stories.BATCH, minibatches=1, micro_batch_size=stories.BATCH, epochs=stories.EPOCHS,
+        kl_coef=stories.KL_COEF, clip=stories.CLIP, value_clip=stories.VALUE_CLIP,
+    )  # fmt: skip
+    # every completion has all its tokens: TRL puts the score of one that ends elsewhere than we do
+    sampling = Sampling(1.0, stories.TOKENS, (tokenizer.pad_token_id,))
+    roles = seats.roles(stories.BATCH)
+    engine, reward = HFRollout(tokenizer.pad_token_id), FunctionReward(stories.rule)
+    advantage = GAE(stories.GAMMA, stories.LAM)
+    return PPO(roles, engine, reward, advantage, tokenizer, sampling, options, seed=seed), tokenizer
+
+
+if __name__ == "__main__":
+    main()

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--share-weights", choices=["true", "false"], default="true")
     parser.add_argument("--kv-cache-mib", type=int, default=64)
     parser.add_argument("--micro", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=64, help="completions that rollout=hf writes at a time")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--fixtures", default="build/benchmark")
     parser.add_argument("--make", action="store_true", help="make the models and end")
@@ -115,7 +116,7 @@ def step(args: argparse.Namespace, folder: Path) -> None:
         share = args.share_weights == "true"
         engine = VLLMRollout(policy, roles.actor, 128, 32, args.kv_cache_mib, share)
     else:
-        engine = HFRollout(tokenizer.pad_token_id)
+        engine = HFRollout(tokenizer.pad_token_id, args.rows)
     options = config.PPO(batch_size=32, minibatches=1, micro_batch_size=args.micro, epochs=4, kl_coef=0.05)
     sampling = Sampling(1.0, 64, (tokenizer.eos_token_id,))
     ppo = PPO(roles, engine, reward, GAE(options.gamma, options.lam), tokenizer, sampling, options)

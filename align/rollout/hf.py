@@ -59,7 +59,7 @@ class HFRollout:
             ids_BP, mask_BP = pad_left(prompts, self.pad_id, model.device)
             sampler = KeyedSampler(keys, sampling, model.device)
             write = decode if can_decode(model) else self._generate
-            with merged(model):
+            with merged(model, len(prompts)):
                 ids_BT, logp_BT = write(model, ids_BP, mask_BP, sampler, sampling)
         return ids_BT.cpu(), logp_BT.cpu()
 

@@ -10,12 +10,13 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-MOST_BYTES = 2**28
-"""Of merged weights, which stand beside the base: a larger model generates with its adapter apart."""
+ROW_BYTES = 2**22
+"""Of merged weights, which stand beside the base, for each row that is written with them: about what a row's own cache
+takes. A larger model, or one that writes few rows at a time because memory is short, keeps its adapter apart."""
 
 
 @contextmanager
-def merged(model: nn.Module) -> Iterator[bool]:
+def merged(model: nn.Module, rows: int) -> Iterator[bool]:
     """Inside, every LoRA layer computes by one matrix; says whether. Nothing is left behind, by an exception either.
 
     Only plain float32 LoRA: in bfloat16 a merged weight is not the adapter's policy. The base's tensors are put
@@ -26,7 +27,7 @@ def merged(model: nn.Module) -> Iterator[bool]:
     if any(id(m.get_base_layer().weight) in embeddings for m in layers if isinstance(m, LoraLinear)):
         yield False  # a head tied to the embedding, which the adapter is not to change
         return
-    if not layers or not all(map(_is_plain, layers)) or sum(_weight(m).nbytes for m in layers) > MOST_BYTES:
+    if not layers or not all(map(_is_plain, layers)) or sum(_weight(m).nbytes for m in layers) > rows * ROW_BYTES:
         yield False
         return
     before = [_weight(layer).data for layer in layers]

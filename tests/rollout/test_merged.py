@@ -26,7 +26,7 @@ def same(before, after):
 def test_logits_are_the_adapters_and_all_comes_back_to_the_bit(lora_model):
     model = lora_model()
     before, logits = state(model), model(input_ids=IDS).logits
-    with merged(model.get_base_model()) as did:
+    with merged(model.get_base_model(), rows=2) as did:
         inside = model(input_ids=IDS).logits
     assert did and same(before, state(model))
     assert_close(inside, logits, rtol=0, atol=1e-4)
@@ -37,23 +37,23 @@ def test_logits_are_the_adapters_and_all_comes_back_to_the_bit(lora_model):
 def test_an_exception_leaves_nothing_behind(lora_model):
     model = lora_model()
     before = state(model)
-    with pytest.raises(RuntimeError, match="stop"), merged(model):
+    with pytest.raises(RuntimeError, match="stop"), merged(model, rows=2):
         raise RuntimeError("stop")
     assert same(before, state(model))
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"dtype": torch.bfloat16}, {"lora_bias": True}])
 def test_what_merging_would_change_stays_apart(lora_model, options):
-    with merged(lora_model(**options)) as did:
+    with merged(lora_model(**options), rows=2) as did:
         assert not did
 
 
 def test_a_switched_off_adapter_and_a_large_model_stay_apart(lora_model, monkeypatch):
     model = lora_model()
-    with use_adapter(model, None), merged(model) as did:
+    with use_adapter(model, None), merged(model, rows=2) as did:
         assert not did
-    monkeypatch.setattr(module, "MOST_BYTES", 1000)
-    with merged(model) as did:
+    monkeypatch.setattr(module, "ROW_BYTES", 1000)
+    with merged(model, rows=2) as did:
         assert not did
 
 

@@ -58,10 +58,10 @@ def test_a_switched_off_adapter_and_a_large_model_stay_apart(lora_model, monkeyp
 
 
 def test_a_model_without_adapter_stays_as_it_is():
-    with merged(torch.nn.Linear(2, 2)) as did:
+    with merged(torch.nn.Linear(2, 2), rows=2) as did:
         assert not did
 
 
 def test_a_head_tied_to_the_embedding_stays_apart(lora_model):
-    with merged(lora_model(target_modules=["q_proj", "lm_head"])) as did:
+    with merged(lora_model(target_modules=["q_proj", "lm_head"]), rows=2) as did:
         assert not did

@@ -73,7 +73,9 @@ def prompts(folder: Path) -> list:
     return [Row(number, "", prompt) for number, prompt in enumerate(ids)]
 
 
-def build(folder: Path, work: str, adapter, critic: str, linear: str):
+def build(
+    folder: Path, work: str, adapter, critic: str, linear: str, batch: int = 32, new_tokens: int = 64, epochs: int = 4
+):
     """The loop as `align.build` wires it."""
     import torch
 
@@ -107,8 +109,8 @@ def build(folder: Path, work: str, adapter, critic: str, linear: str):
             use_fast_linears(one)
     for group in roles.groups:
         use_fast_loras(group.backbone)
-    options = config.PPO(batch_size=32, minibatches=1, micro_batch_size=8, epochs=4, kl_coef=0.05)
-    sampling = Sampling(1.0, 64, (tokenizer.eos_token_id,))
+    options = config.PPO(batch_size=batch, minibatches=1, micro_batch_size=8, epochs=epochs, kl_coef=0.05)
+    sampling = Sampling(1.0, new_tokens, (tokenizer.eos_token_id,))
     advantage = GAE(options.gamma, options.lam)
     ppo = PPO(roles, HFRollout(tokenizer.pad_token_id), reward, advantage, tokenizer, sampling, options)
     return ppo, words

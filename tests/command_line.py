@@ -61,7 +61,9 @@ def refused(capsys: pytest.CaptureFixture, arguments: str, words: list[str]) -> 
 
 
 def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Makes `folder` the one that one stands in; its modules are forgotten afterwards."""
+    """Makes `folder` the one that one stands in; modules of its names are forgotten before and afterwards."""
+    for file in folder.glob("*.py"):
+        sys.modules.pop(file.stem, None)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield folder

@@ -10,12 +10,17 @@ from torch import Tensor
 from align.roles.batching import by_length
 from align.types import Rollout
 
-BATCH = 64
+BATCH = {"cpu": 8}
+"""Rows of a pass by kind of device; more of them leave a CPU's cache: 64 took 1.3 times as long."""
 
 
-def score_rollout(module: Callable[[Tensor, Tensor], Tensor], rollout: Rollout, batch_size: int = BATCH) -> Tensor:
+def score_rollout(
+    module: Callable[[Tensor, Tensor], Tensor], rollout: Rollout, batch_size: int | None = None
+) -> Tensor:
     """score_B of a rollout's own tokens, never of re-tokenised text."""
-    score_B = torch.zeros(len(rollout), device=rollout.prompt_ids_BP.device)
+    device = rollout.prompt_ids_BP.device
+    batch_size = batch_size or BATCH.get(device.type, 64)
+    score_B = torch.zeros(len(rollout), device=device)
     with torch.no_grad():
         for rows in by_length(rollout.length_B(), batch_size):
             part = rollout[rows].trim()

@@ -53,8 +53,11 @@ def check_sharing(cfg: DictConfig, stages: list[str]) -> None:
             why = "the actor trains all its weights (peft@actor.peft=none)"
         elif critic and absent(node.peft):
             why = "the critic trains all its weights (peft@critic.peft=none)"
-        elif not critic and node.path == "auto" and "rm" in stages and absent(cfg.rm.peft):
+        elif node.path == "auto" and "rm" in stages and absent(cfg.rm.peft):
             why = "the reward model trains all its weights (peft@rm.peft=none)"
+            why = f"it starts from the reward model, and {why}" if critic else why
+        elif (theirs := method(cfg, node, critic, stages)) not in (None, mine := method(cfg, cfg.actor, True, stages)):
+            why = f"PEFT takes one method a model: the actor's is {mine.value}, the other's {theirs.value}"
         elif not critic and not absent(node.zero):
             why = f"the reward model has ZeRO settings of its own (zero@{key}.zero)"
         for owner in ("actor", "critic") if critic else ("actor",):
@@ -68,6 +71,13 @@ def check_sharing(cfg: DictConfig, stages: list[str]) -> None:
             f"{second}.backbone=shared: the reward model of {first} sits on the actor's base already\n"
             f"  write {second}.backbone=own"
         )
+
+
+def method(cfg: DictConfig, node: DictConfig, trained: bool, stages: list[str]) -> Any:
+    """The PEFT method of a role that trains, or of a reward model that this run makes; None where a folder tells."""
+    if trained:
+        return call(node.peft, "peft").peft_type
+    return peft(cfg.rm.peft, "rm.peft").peft_type if node.path == "auto" and "rm" in stages else None
 
 
 def asked_to_share(cfg: DictConfig) -> list[tuple[str, str, str]]:
@@ -88,8 +98,11 @@ def check_trunk(cfg: DictConfig) -> None:
     settings = peft(cfg.actor.get("peft"), "actor.peft")
     if settings is None:
         return
-    targets, saved = (settings.to_dict().get(name) or [] for name in ("target_modules", "modules_to_save"))
-    trained = [*([targets] if isinstance(targets, str) else targets), *saved]
+    told = settings.to_dict()
+    targets, saved = (told.get(name) or [] for name in ("target_modules", "modules_to_save"))
+    if isinstance(targets, str) or told.get("target_parameters") or told.get("trainable_token_indices"):
+        return  # a pattern, or more than modules: seen when the model is there
+    trained = [*targets, *saved]
     if trained and all(name.endswith("lm_head") for name in trained):
         raise AlignError(
             "critic=head: the actor trains nothing in its trunk that a value could shape (actor.peft: lm_head alone)\n"

@@ -204,7 +204,8 @@ class Policy(Protocol):
 class RolloutEngine(Protocol):
     """Writes responses. A row's tokens depend on its prompt, its key and the policy alone.
 
-    `exact`, once a policy is attached: its log-probabilities are the trainer's but for float32's rounding.
+    `exact`, once a policy is attached: it computes by the trainer's own modules in float32, so that its
+    log-probabilities are the trainer's but for rounding.
     """
 
     exact: bool

@@ -74,7 +74,7 @@ def measure(fixtures: Path, point: dict) -> dict:
     for step in range(2):
         ppo.step(rows[point["batch"] * step : point["batch"] * (step + 1)])
         meter.end_step()
-    meter._stopped.set()
+    meter.stop()
     seconds = {phase: meter.steps[1][phase] for phase in PHASES}
     rollout = ppo.last[0]
     work = operations(ppo.roles.actor.model, rollout)

@@ -82,7 +82,6 @@ def step(args: argparse.Namespace, folder: Path) -> None:
     import align.stages.ppo
     from align import config
     from align.advantages.gae import GAE
-    from align.engine.lora import use_fast_loras
     from align.engine.plain import PlainEngine
     from align.rewards.model import ModelReward
     from align.roles.seating import Seating, Setting
@@ -110,8 +109,6 @@ def step(args: argparse.Namespace, folder: Path) -> None:
     tokenizer = load_tokenizer(policy, "path")
     reward = ModelReward(judge, setting, tokenizer, backbone=args.reward, seats=seats)
     roles = seats.roles(micro_batch_size=args.micro)
-    for group in roles.groups:
-        use_fast_loras(group.backbone)
     if args.rollout == "vllm":
         share = args.share_weights == "true"
         engine = VLLMRollout(policy, roles.actor, 128, 32, args.kv_cache_mib, share)

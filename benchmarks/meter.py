@@ -72,9 +72,13 @@ class Meter:
         self.steps.append({name: round(seconds, 3) for name, seconds in self.cpu.items()})
         self.cpu = {}
 
+    def stop(self) -> None:
+        """No more samples of memory."""
+        self._stopped.set()
+
     def report(self, file: str | None, **more: Any) -> dict[str, Any]:
         """The median step, printed, and written as JSON where `file` is given."""
-        self._stopped.set()
+        self.stop()
         totals = [round(sum(step.values()), 3) for step in self.steps]
         middle = self.steps[sorted(range(len(totals)), key=totals.__getitem__)[len(totals) // 2]]
         most = max(self.top, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

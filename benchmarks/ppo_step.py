@@ -82,7 +82,6 @@ def build(
     from align import config
     from align.advantages.gae import GAE
     from align.engine.linear import choose_linear, use_fast_linears
-    from align.engine.lora import use_fast_loras
     from align.engine.plain import PlainEngine
     from align.rewards.model import ModelReward
     from align.roles.seating import Seating, Setting
@@ -107,8 +106,6 @@ def build(
     if kind == "onednn":
         for one in (*(group.backbone for group in roles.groups), reward.engine.module):
             use_fast_linears(one)
-    for group in roles.groups:
-        use_fast_loras(group.backbone)
     options = config.PPO(batch_size=batch, minibatches=1, micro_batch_size=8, epochs=epochs, kl_coef=0.05)
     sampling = Sampling(1.0, new_tokens, (tokenizer.eos_token_id,))
     advantage = GAE(options.gamma, options.lam)

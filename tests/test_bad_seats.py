@@ -48,6 +48,21 @@ SEATS = [
         ["reward.backbone=shared", "peft@rm.peft=none", "write reward.backbone=own"],
     ),
     (
+        "reward model that this run makes by another method",
+        "experiment=tiny peft@rm.peft=ia3 reward.backbone=shared",
+        ["reward.backbone=shared", "PEFT takes one method a model", "IA3", "write reward.backbone=own"],
+    ),
+    (
+        "critic that starts from a reward model in full",
+        "experiment=tiny peft@rm.peft=none critic=adapter",
+        ["critic=adapter", "starts from the reward model", "peft@rm.peft=none", "write critic=own"],
+    ),
+    (
+        "critic of another method than the actor that this run makes",
+        "experiment=tiny critic=adapter peft@critic.peft=ia3",
+        ["critic=adapter", "PEFT takes one method a model", "LORA", "write critic=own"],
+    ),
+    (
         "critic on another base",
         f"{PPO} critic=adapter critic.path={{reward}}",
         ["critic=adapter", "on {reward}", "own"],
@@ -88,6 +103,7 @@ FITTING = [
     f"{PPO} critic=adapter actor.path=tuned",
     f"{PPO} critic=head actor.peft.target_modules=[lm_head] critic.trunk_gradient=0",
     f"{PPO} critic=head +actor.peft.modules_to_save=[embed_tokens] actor.peft.target_modules=[lm_head]",
+    f"{PPO} critic=head actor.peft.target_modules=.*q_proj|.*lm_head",
     f"{SHARED} reward.path=scorer",
     f"{SHARED} reward.path=scorer actor.path=tuned",
 ]

@@ -125,7 +125,7 @@ class PPO:
     fixed_length (sums over rollout.max_new_tokens: Dr. GRPO)."""
     old_logp: str = "auto"
     """Where the ratio starts from: log-probabilities by the trainer, or by the engine that sampled; auto: the
-    trainer's, without a pass for them where the engine's are the same (rollout=hf in float32)."""
+    trainer's, without a pass for them where the engine's are the same (rollout=hf in float32; a first step checks)."""
     importance_correction: str = "none"
     """Weighs the policy's loss by p(trainer) / p(engine): none, token or sequence."""
     importance_how: str = "truncate"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from align.config.choices import MEASURED
-from align.engine.linear import choose_linear, measurable, use_fast_linears
+from align.engine.linear import choose_linear, has_onednn, measurable, use_fast_linears
 
 
 @dataclass
@@ -34,7 +34,7 @@ class CpuLinear:
         return {"kind": self.kind, "from": self.origin}
 
     def _settle(self, model: nn.Module) -> str:
-        if self.earlier:
+        if self.earlier and (self.earlier[0] != "onednn" or has_onednn()):
             self.kind, self.origin = self.earlier
             return f"linear layers by {self.kind}, as measured before ({self.origin})"
         self.origin = MEASURED if measurable(model) else "nothing to measure"

@@ -26,7 +26,6 @@ def adamw(module: nn.Module, rates: Mapping[str, float]) -> torch.optim.AdamW:
          "lr": rate, "role": role}
         for role, rate in rates.items()
     ]  # fmt: skip
-    # fused: one pass over each parameter instead of ten, a tenth of the time on a CPU
     return torch.optim.AdamW(groups, betas=ADAM_BETAS, eps=ADAM_EPSILON, weight_decay=0.0, fused=True)
 
 
@@ -57,11 +56,13 @@ class PlainEngine:
         self.max_grad_norm = max_grad_norm
         rates = by_role(learning_rate)
         self.optimizer = adamw(module, rates) if rates else None
+        self.norms: dict[str, Tensor] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
 
     def backward(self, loss: Tensor, last: bool) -> None:
+        self.norms = {}
         loss.backward()
 
     def step(self) -> dict[str, float]:
@@ -70,7 +71,7 @@ class PlainEngine:
         A role without a gradient has no part in it. Raises NotFinite before any weight moves.
         """
         bound = self.max_grad_norm or float("inf")
-        norms = self.check()
+        norms = self.norms or self.check()
         for group in self.optimizer.param_groups:
             if group["role"] in norms:
                 torch.nn.utils.clip_grads_with_norm_(group["params"], bound, norms[group["role"]])
@@ -80,17 +81,19 @@ class PlainEngine:
 
     def check(self) -> dict[str, Tensor]:
         """The norms of the gradients that wait for a step, by role; raises NotFinite."""
-        norms = {}
+        norms: dict[str, Tensor] = {}
         for group in self.optimizer.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
             if gradients:
                 norm = norms[group["role"]] = torch.nn.utils.get_total_norm(gradients)
                 if not norm.isfinite():
                     raise NotFinite(group["role"], float(norm))
+        self.norms = norms
         return norms
 
     def clear(self) -> None:
         """Drops the gradients that wait for a step."""
+        self.norms = {}
         self.optimizer.zero_grad(set_to_none=True)
 
     def rates(self) -> dict[str, float]:

@@ -76,7 +76,7 @@ class Backbone(nn.Module):
         before_BT = (mask_BN.cumsum(1)[:, -length:] - 2).clamp(min=0)  # where, in L, each response token is foreseen
         response = _Response(ids_BN[:, -length:], mask_BN[:, -length:], before_BT)
         with torch.autocast(ids_BN.device.type, torch.bfloat16, enabled=self.autocast):
-            hidden, logits = self._trunk(ids_BL.repeat(count, 1))
+            hidden, logits = self._trunk(ids_BL.repeat(count, 1), response.first)
         hidden_BLD = dict(zip(names, hidden.chunk(count), strict=True))
         logits_BLV = dict(zip(names, logits.chunk(count), strict=True)) if logits is not None else {}
         found: dict[str, Tensor] = {}
@@ -106,8 +106,8 @@ class Backbone(nn.Module):
         """The adapters that compute for `roles`, each once."""
         return list(dict.fromkeys(self.adapters[role] for role in roles))
 
-    def _trunk(self, ids_BL: Tensor) -> tuple[Tensor, Tensor | None]:
-        """hidden_BLD, and logits_BLV where the model does more to them than its head."""
+    def _trunk(self, ids_BL: Tensor, first: int) -> tuple[Tensor, Tensor | None]:
+        """hidden_BLD, and logits_BLV from column `first` on where the model does more to them than its head."""
         model = plain(self.model)
         if self.plain_head:
             return model.base_model(ids_BL, use_cache=False).last_hidden_state, None
@@ -116,7 +116,7 @@ class Backbone(nn.Module):
             lambda module, args, output: caught.append(output.last_hidden_state)
         )
         try:
-            logits = model(ids_BL, use_cache=False).logits
+            logits = model(ids_BL, use_cache=False, logits_to_keep=ids_BL.shape[1] - first).logits
         finally:
             hook.remove()
         return caught[0], logits
@@ -134,7 +134,7 @@ class Backbone(nn.Module):
             )
         else:
             with torch.autocast(hidden_RD.device.type, torch.bfloat16, enabled=self.autocast):
-                logits_RV = head(hidden_RD) if logits_BLV is None else response.before(logits_BLV)
+                logits_RV = head(hidden_RD) if logits_BLV is None else response.before(logits_BLV, response.first)
             logp_R = ops.logprobs(logits_RV[None], ids_R[None], temperature)[0]
             entropy_R = ops.entropy(logits_RV.detach()[None] / temperature)[0] if with_entropy else None
         return response.placed(logp_R), None if entropy_R is None else response.placed(entropy_R)
@@ -166,10 +166,15 @@ class _Response:
     mask_BT: Tensor
     before_BT: Tensor
 
-    def before(self, x_BLD: Tensor) -> Tensor:
-        """x_RD: what stands before each real token of the responses."""
+    @property
+    def first(self) -> int:
+        """The first column that a response is foreseen in."""
+        return int(self.before_BT[self.mask_BT].min()) if self.mask_BT.any() else 0
+
+    def before(self, x_BLD: Tensor, first: int = 0) -> Tensor:
+        """x_RD: what stands before each real token of the responses, in columns from `first` on."""
         row_R = self.mask_BT.nonzero()[:, 0]
-        return x_BLD[row_R, self.before_BT[self.mask_BT]]
+        return x_BLD[row_R, self.before_BT[self.mask_BT] - first]
 
     def placed(self, values_R: Tensor) -> Tensor:
         """values_BT: those of the real tokens at their places, 0 elsewhere."""

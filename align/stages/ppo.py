@@ -12,6 +12,7 @@ Shapes: B completions, T response tokens.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -83,7 +84,8 @@ class PPO:
         self.clock = Clock()
         self.last: tuple[Rollout, Scored] | None = None
         self.receipt = rollout.attach(roles.actor)
-        self.engine_is_exact = ppo_loss.trusts(rollout, self.options)
+        self.may_trust_engine = ppo_loss.may_trust(rollout, self.options)
+        self.trusts_engine = False  # until a step has shown it
 
     def step(self, rows: list[Row]) -> dict[str, float]:
         """One PPO step on `samples_per_prompt` completions of each row; returns the step's metrics."""
@@ -96,8 +98,7 @@ class PPO:
             ).to(self.roles.device)  # fmt: skip
         with self.clock("score"):
             scores = self.roles.score(rollout, self._wanted())
-        if scores.logp_BT is None:
-            scores = replace(scores, logp_BT=rollout.logp_BT)
+        scores = self._old_logp(rollout, scores)
         with self.clock("reward"):
             scored, logged = self.score_texts(rollout, scores)
         experience, metrics = self.experience(rollout, scores, scored)
@@ -188,7 +189,21 @@ class PPO:
         want = {"ref_logp"} | self.reward.wants
         if self.advantage.needs_critic:
             want |= {"value"}
-        return want if self.engine_is_exact else want | {"logp"}
+        return want if self.trusts_engine else want | {"logp"}
+
+    def _old_logp(self, rollout: Rollout, scores: Scores) -> Scores:
+        """With the engine's log-probabilities where the trainer was not asked; the first step decides."""
+        if self.trusts_engine and scores.logp_BT is None:
+            return replace(scores, logp_BT=rollout.logp_BT)
+        if self.may_trust_engine and self.steps_done == 0:
+            self.trusts_engine = ppo_metrics.engine_gap(rollout, scores)["val/engine_logp_gap"] < ppo_loss.TRUSTED_GAP
+            if not self.trusts_engine:
+                warnings.warn(
+                    f"rollout={self.engine.name} writes by other log-probabilities than the trainer computes (by "
+                    f"{ppo_loss.TRUSTED_GAP} and more): ppo.old_logp=auto takes the trainer's",
+                    stacklevel=3,
+                )
+        return scores
 
     def _minibatches(self, experience: Experience, epoch: int) -> Iterator[Experience]:
         """The experience in a fresh order each epoch, cut into minibatches."""

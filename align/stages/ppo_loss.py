@@ -110,9 +110,13 @@ def kl_estimator(options: config.PPO) -> str:
     return options.kl_estimator if options.kl_estimator != "auto" else {"reward": "k1", "loss": "k3"}[options.kl_in]
 
 
-def trusts(engine: RolloutEngine, options: config.PPO) -> bool:
-    """Whether the engine's log-probabilities are taken for the trainer's, without a pass of its own."""
-    return engine.exact and options.old_logp == "auto" and options.importance_correction == "none"
+TRUSTED_GAP = 1e-3
+"""Log-probabilities of engine and trainer that never differ by as much are the same: float32 rounds to below 1e-4."""
+
+
+def may_trust(engine: RolloutEngine, options: config.PPO) -> bool:
+    """Whether the engine's log-probabilities may be taken for the trainer's, without a pass of its own."""
+    return options.old_logp == "auto" and options.importance_correction == "none" and engine.exact
 
 
 def old_logp(experience: Experience, options: config.PPO) -> Tensor:

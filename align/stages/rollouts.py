@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from align.data.encode import completion_as, prompt_ids
+from align.errors import AlignError
 from align.rollout.hf import pad_left
 from align.rollout.keys import sample_key
 from align.types import Rollout, RolloutEngine, Sampling, Texts
@@ -30,11 +31,16 @@ class Row:
 
 
 def as_rows(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """Rows of a data set with a `prompt` column (text or messages), tokenised."""
+    """Rows of a data set with a `prompt` column (text or messages), tokenised.
+
+    Raises AlignError for a prompt without tokens: nothing foresees the first token of its response.
+    """
     return [row_of(number, row, prompt_ids(row["prompt"], tokenizer)) for number, row in enumerate(rows)]
 
 
 def row_of(number: int, row: dict, ids: list[int]) -> Row:
+    if not ids:
+        raise AlignError(f"prompt {number} ({row['prompt']!r}) has no tokens: leave the row out")
     return Row(number, row["prompt"], ids, {name: value for name, value in row.items() if name != "prompt"})
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GraniteConfig, GraniteForCausalLM
 
 from align.engine.plain import PlainEngine
 from align.errors import AlignError
@@ -96,6 +96,30 @@ def test_logp_and_value_belong_to_the_token_before_which_they_are_read(base):
         logp = Backbone(model)(ids, mask, 3, 1.0, ("actor",))["logp_BT"]
         slow = [model(ids[:, :t]).logits[0, -1].log_softmax(-1)[ids[0, t]] for t in range(3, 6)]
     torch.testing.assert_close(logp[0], torch.stack(slow), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0], ids=["plain", "scaled"])
+def test_rows_of_uneven_prompts_have_the_logps_of_rows_alone(scale):
+    """Granite divides its logits after the head, so that they are asked for, from the first response's column on."""
+    torch.manual_seed(0)
+    config = GraniteConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, logits_scaling=scale, initializer_range=0.3,
+    )  # fmt: skip
+    model = GraniteForCausalLM(config).eval()
+    backbone = Backbone(model)
+    assert backbone.plain_head == (scale == 1.0)
+    ids = torch.arange(4, 40).view(3, 12)
+    mask = torch.ones(3, 12, dtype=torch.bool)
+    mask[0, :5] = mask[1, :2] = mask[1, 10:] = mask[2, :7] = mask[2, 8:] = False  # 8 prompt columns, 4 of response
+    with torch.no_grad():
+        logp = backbone(ids, mask, 4, 1.0, ("actor",))["logp_BT"]
+        for row in range(3):
+            real = ids[row][mask[row]][None]
+            alone = model(real).logits[0, :-1].log_softmax(-1).gather(1, real[0, 1:, None]).squeeze(1)
+            count = int(mask[row, 8:].sum())
+            torch.testing.assert_close(logp[row, :count], alone[len(alone) - count :], rtol=0, atol=1e-5)
+            assert not logp[row, count:].any()
 
 
 def test_the_score_is_read_at_the_last_real_token(reward_base):

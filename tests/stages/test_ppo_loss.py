@@ -101,7 +101,7 @@ def shifted(ppo, shift):
         generation.logp_BT = torch.where(generation.mask_BT, generation.logp_BT - shift, 0.0)
         return generation
 
-    ppo.engine.generate, ppo.engine_is_exact = wrong, False
+    ppo.engine.generate = wrong
     return ppo
 
 
@@ -114,29 +114,55 @@ def test_the_gap_between_engine_and_trainer_is_told(make_ppo, rows):
     assert shifted(make_ppo(), 0.05).step(rows)["val/engine_logp_gap_share"] == 0
 
 
+def watch(ppo):
+    """What the roles are asked for, a set for each call."""
+    wanted, score = [], ppo.roles.score
+    ppo.roles.score = lambda rollout, want: (wanted.append(want), score(rollout, want))[1]
+    return wanted
+
+
 @pytest.mark.parametrize("critic", ["own", "adapter", "head"])
 def test_an_exact_engine_spares_the_trainer_its_pass(make_ppo, rows, critic):
     """auto with rollout=hf in float32: the step of old_logp=trainer, within float32, without scoring the actor."""
     options = {"critic": critic, "stop_ids": (1,), "temperature": 0.8}
     wanted, steps = [], []
     for ppo in (make_ppo(**options), make_ppo(old_logp="trainer", **options)):
-        score = ppo.roles.score
-        ppo.roles.score = lambda rollout, want, then=score: (wanted.append(want), then(rollout, want))[1]
+        wanted.append(watch(ppo))
+        ppo.step(rows)  # which looks whether the engine's are the trainer's
         steps.append(ppo.step(rows))
-    assert wanted == [{"ref_logp", "value"}, {"ref_logp", "value", "logp"}]
+    both = {"ref_logp", "value", "logp"}
+    assert wanted == [[both, {"ref_logp", "value"}], [both, both]]
     quick, slow = ({k: v for k, v in step.items() if "second" not in k} for step in steps)
     assert {name for name in slow.keys() - quick.keys()} == {name for name in slow if "engine_logp_gap" in name}
     assert quick == pytest.approx({name: slow[name] for name in quick}, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("options", [{"importance_correction": "token"}, {"old_logp": "trainer"}])
-def test_the_trainer_is_asked_where_it_is_needed(make_ppo, options):
-    assert make_ppo().engine_is_exact and not make_ppo(**options).engine_is_exact
+def test_the_trainer_is_asked_where_it_is_needed(make_ppo, rows, options):
+    ppo = make_ppo(**options)
+    wanted = watch(ppo)
+    for _ in range(2):
+        ppo.step(rows)
+    assert all("logp" in want for want in wanted)
 
 
-def test_an_engine_below_float32_is_not_exact(make_ppo, rows):
+def test_an_engine_that_differs_is_not_trusted(make_ppo, rows):
+    """By 0.002 a token: the trainer's numbers are taken, in every step, and it is said."""
+    ppo = shifted(make_ppo(epochs=1, minibatches=1), 0.002)
+    wanted = watch(ppo)
+    with pytest.warns(UserWarning, match=r"ppo\.old_logp=auto takes the trainer's"):
+        assert ppo.step(rows)["val/ratio"] == pytest.approx(1, abs=1e-5)
+    assert ppo.step(rows)["val/engine_logp_gap"] == pytest.approx(0.002, abs=1e-4)
+    assert all("logp" in want for want in wanted)
+
+
+def test_an_engine_below_float32_is_not_exact(make_ppo):
     ppo = make_ppo()
+    assert ppo.engine.exact
     ppo.roles.actor.engine.module.autocast = True
+    assert not ppo.engine.exact
+    ppo.roles.actor.engine.module.autocast = False
+    ppo.roles.actor.model.bfloat16()
     assert not ppo.engine.exact
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from align.advantages.gae import GAE
 from align.errors import AlignError
 from align.peft.switch import use_adapter
+from align.stages.rollouts import as_rows
 from align.types import Scored
 
 
@@ -56,6 +57,11 @@ def test_the_ratio_is_one_at_the_first_micro_batch(make_ppo, rows):
 def test_engine_and_trainer_give_the_same_log_probabilities(make_ppo, rows):
     ppo = make_ppo(temperature=0.7, old_logp="trainer")
     assert ppo.step(rows)["val/engine_logp_gap"] < 1e-4
+
+
+def test_a_prompt_without_tokens_is_refused(tokenizer):
+    with pytest.raises(AlignError, match=r"prompt 1 \(''\) has no tokens"):
+        as_rows([{"prompt": "hi"}, {"prompt": ""}], tokenizer)
 
 
 def test_optimizer_steps_are_epochs_times_minibatches(make_ppo, rows):

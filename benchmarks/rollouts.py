@@ -1,0 +1,90 @@
+"""Tokens a CPU second of each rollout engine, on the trainer's weights and on its own.
+
+    python benchmarks/rollouts.py --repeats 3
+
+The 34M Llama of memory.py with a LoRA of rank 16; 32 prompts of 16-64 tokens, 64 new tokens each. vLLM with copies of
+its own packs its weights for oneDNN; on the trainer's weights it cannot. An engine is a process of its own, its second
+generation counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from meter import prepare
+
+ENGINES = ("hf", "vllm own", "vllm shared")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--fixtures", default="build/benchmark")
+    parser.add_argument("--engine", choices=ENGINES, help="one engine; for the processes that this script starts")
+    args = parser.parse_args()
+    prepare()
+    if args.engine:
+        print(json.dumps(measure(args.engine, Path(args.fixtures))))
+        return
+    folder = Path(args.fixtures)
+    if not (folder / "34m" / "ready").exists():
+        here = Path(__file__).resolve().parent / "memory.py"
+        subprocess.run([sys.executable, str(here), "--make", "--fixtures", args.fixtures], check=True)
+    found: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+    for _ in range(args.repeats):
+        for engine in ENGINES:
+            command = [sys.executable, __file__, "--engine", engine, "--fixtures", args.fixtures]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{engine}:\n{done.stderr[-2000:]}")
+            found[engine].append(json.loads(done.stdout.splitlines()[-1])["tokens_a_cpu_second"])
+    packed = found["vllm own"]
+    for engine, rates in found.items():
+        ratios = [rate / other for rate, other in zip(rates, packed)]
+        print(f"{engine:12} {statistics.median(rates):6.0f} tokens a CPU s, x {statistics.median(ratios):.2f} {rates}")
+
+
+def measure(engine: str, fixtures: Path) -> dict:
+    import torch
+    from memory import lora
+    from ppo_step import prompts
+
+    from align.engine.plain import PlainEngine
+    from align.roles.seating import Seating, Setting
+    from align.roles.specs import Actor
+    from align.roles.tokenizer import load_tokenizer
+    from align.rollout.hf import HFRollout
+    from align.rollout.vllm import VLLMRollout
+    from align.types import Sampling
+
+    path = str(fixtures / "34m" / "policy")
+    setting = Setting(
+        torch.device("cpu"), torch.float32, lambda m, rates, norm, zero: PlainEngine(m, rates, norm),
+        Path(tempfile.mkdtemp()),
+    )  # fmt: skip
+    roles = Seating(setting, Actor(path, "auto", 1e-5, lora("CAUSAL_LM"), None)).roles(8)
+    tokenizer = load_tokenizer(path, "path")
+    if engine == "hf":
+        rollout = HFRollout(tokenizer.pad_token_id)
+    else:
+        rollout = VLLMRollout(path, roles.actor, 128, 32, 192, share_weights=engine == "vllm shared")
+    rollout.attach(roles.actor)
+    rows = prompts(fixtures)
+    for step in range(2):
+        ids = [row.ids for row in rows[32 * step : 32 * step + 32]]
+        before = time.process_time()
+        generation = rollout.generate(ids, list(range(32)), Sampling(1.0, 64, (tokenizer.eos_token_id,)))
+        seconds = time.process_time() - before
+    rollout.close()
+    return {"tokens_a_cpu_second": round(int(generation.mask_BT.sum()) / seconds, 1)}
+
+
+if __name__ == "__main__":
+    main()

@@ -84,8 +84,7 @@ class PPO:
         self.clock = Clock()
         self.last: tuple[Rollout, Scored] | None = None
         self.receipt = rollout.attach(roles.actor)
-        self.may_trust_engine = ppo_loss.may_trust(rollout, self.options)
-        self.trusts_engine = False  # until a step has shown it
+        self.trusts_engine = None if ppo_loss.may_trust(rollout, self.options) else False  # None: a step will show
 
     def step(self, rows: list[Row]) -> dict[str, float]:
         """One PPO step on `samples_per_prompt` completions of each row; returns the step's metrics."""
@@ -192,10 +191,10 @@ class PPO:
         return want if self.trusts_engine else want | {"logp"}
 
     def _old_logp(self, rollout: Rollout, scores: Scores) -> Scores:
-        """With the engine's log-probabilities where the trainer was not asked; the first step decides."""
+        """With the engine's log-probabilities where the trainer was not asked; the first with tokens decides."""
         if self.trusts_engine and scores.logp_BT is None:
             return replace(scores, logp_BT=rollout.logp_BT)
-        if self.may_trust_engine and self.steps_done == 0:
+        if self.trusts_engine is None and rollout.response_mask_BT.any():
             self.trusts_engine = ppo_metrics.engine_gap(rollout, scores)["val/engine_logp_gap"] < ppo_loss.TRUSTED_GAP
             if not self.trusts_engine:
                 warnings.warn(

@@ -134,7 +134,7 @@ def test_a_single_token_in_the_whole_batch_gives_no_nan(make, rows, setup):
 @pytest.mark.parametrize("why", ["no token", "no score"])
 def test_a_step_without_anything_to_train_is_as_if_it_had_not_been(make, rows, setup, why):
     """Skipped and said; weights and the step after it are, to the bit, those of a run without it."""
-    ppo, other = make(setup), make(setup)
+    ppo, other = (make(setup, old_logp="trainer") for _ in range(2))
     before = trained(ppo.roles)
     generate, reward = ppo.engine.generate, ppo.reward
     if why == "no token":

@@ -156,6 +156,22 @@ def test_an_engine_that_differs_is_not_trusted(make_ppo, rows):
     assert all("logp" in want for want in wanted)
 
 
+def test_a_step_without_tokens_shows_nothing(make_ppo, rows):
+    ppo = shifted(make_ppo(), 0.002)
+    generate = ppo.engine.generate
+
+    def empty(*args):
+        generation = generate(*args)
+        generation.mask_BT = torch.zeros_like(generation.mask_BT)
+        return generation
+
+    ppo.engine.generate = empty
+    ppo.step(rows)
+    ppo.engine.generate = generate
+    with pytest.warns(UserWarning, match="takes the trainer's"):
+        ppo.step(rows)
+
+
 def test_an_engine_below_float32_is_not_exact(make_ppo):
     ppo = make_ppo()
     assert ppo.engine.exact

@@ -44,19 +44,20 @@ def check_roles(build: Build, inputs: dict[str, str]) -> None:
 
 def check_sharing(cfg: DictConfig, stages: list[str]) -> None:
     """What keeps a critic or a reward model off the actor's base or trunk, as far as settings alone tell."""
-    shared = [(key, node) for key, node in reward_nodes(cfg.reward) if node.get("backbone") == "shared"]
-    for word, key, instead in asked_to_share(cfg):
+    asked = asked_to_share(cfg)
+    for word, key, node, instead in asked:
         critic = key == "critic"
-        node = cfg.critic if critic else dict(shared)[key]
+        made_here = node.path == "auto" and "rm" in stages
+        method = node.peft if critic else cfg.rm.peft if made_here else None
         why = ""
         if absent(cfg.actor.peft):
             why = "the actor trains all its weights (peft@actor.peft=none)"
         elif critic and absent(node.peft):
             why = "the critic trains all its weights (peft@critic.peft=none)"
-        elif node.path == "auto" and "rm" in stages and absent(cfg.rm.peft):
+        elif made_here and absent(cfg.rm.peft):
             why = "the reward model trains all its weights (peft@rm.peft=none)"
             why = f"it starts from the reward model, and {why}" if critic else why
-        elif (theirs := method(cfg, node, critic, stages)) not in (None, mine := method(cfg, cfg.actor, True, stages)):
+        elif method and (theirs := peft_type(method)) != (mine := peft_type(cfg.actor.peft)):
             why = f"PEFT takes one method a model: the actor's is {mine.value}, the other's {theirs.value}"
         elif not critic and not absent(node.zero):
             why = f"the reward model has ZeRO settings of its own (zero@{key}.zero)"
@@ -65,29 +66,28 @@ def check_sharing(cfg: DictConfig, stages: list[str]) -> None:
                 why = why or f"zero@{owner}.zero=stage3 divides the base"
         if why:
             raise AlignError(f"{word}: the two cannot sit on one base: {why}\n  write {instead}")
+    shared = [key for _, key, _, _ in asked if key != "critic"]
     if len(shared) > 1:
-        first, second = shared[0][0], shared[1][0]
+        first, second, *_ = shared
         raise AlignError(
             f"{second}.backbone=shared: the reward model of {first} sits on the actor's base already\n"
             f"  write {second}.backbone=own"
         )
 
 
-def method(cfg: DictConfig, node: DictConfig, trained: bool, stages: list[str]) -> Any:
-    """The PEFT method of a role that trains, or of a reward model that this run makes; None where a folder tells."""
-    if trained:
-        return call(node.peft, "peft").peft_type
-    return peft(cfg.rm.peft, "rm.peft").peft_type if node.path == "auto" and "rm" in stages else None
+def peft_type(node: DictConfig) -> Any:
+    """The method that a `peft` node names."""
+    return call(node, "peft").peft_type
 
 
-def asked_to_share(cfg: DictConfig) -> list[tuple[str, str, str]]:
-    """What asks for a seat on the actor's base, by name: the words, the node's key, and what to write instead."""
+def asked_to_share(cfg: DictConfig) -> list[tuple[str, str, DictConfig, str]]:
+    """What asks for a seat on the actor's base, by name: the words, the node's key, the node, what to write instead."""
     asked = []
     if not absent(cfg.critic) and cfg.critic.get("backbone") == "adapter":
-        asked.append(("critic=adapter", "critic", "critic=own"))
+        asked.append(("critic=adapter", "critic", cfg.critic, "critic=own"))
     for key, node in reward_nodes(cfg.reward):
         if node.get("backbone") == "shared":
-            asked.append((f"{key}.backbone=shared", key, f"{key}.backbone=own"))
+            asked.append((f"{key}.backbone=shared", key, node, f"{key}.backbone=own"))
     return asked
 
 
@@ -197,7 +197,7 @@ def check_bases(cfg: DictConfig, folders: dict[str, Folder]) -> None:
     from align.roles.joining import why_settings_apart
 
     actor = folders.get("actor")
-    for word, key, instead in asked_to_share(cfg) if actor else ():
+    for word, key, _, instead in asked_to_share(cfg) if actor else ():
         if (folder := folders.get(key)) is None:
             continue
         mine, base = peft(cfg.actor.peft, "actor.peft"), actor.base or actor.path

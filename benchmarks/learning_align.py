@@ -6,7 +6,6 @@ python benchmarks/learning_align.py --steps 60 --seed 0
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from pathlib import Path
 
@@ -38,22 +37,19 @@ def prompts(texts: list[str], tokenizer) -> list:
 
 def build(path: str, seed: int, steps: int):
     """The loop as `align.build` wires it, and the tokenizer."""
-    import torch
+    from ppo_step import plain_setting
 
     from align import config
     from align.advantages.gae import GAE
-    from align.engine.plain import PlainEngine
     from align.rewards.function import FunctionReward
-    from align.roles.seating import Seating, Setting
+    from align.roles.seating import Seating
     from align.roles.specs import Actor, Critic, Reference
     from align.roles.tokenizer import load_tokenizer
     from align.rollout.hf import HFRollout
     from align.stages.ppo import PPO
     from align.types import Sampling
 
-    engine = lambda module, rates, norm, zero: PlainEngine(module, rates, norm)
-    # TRL does not clip gradients, whatever max_grad_norm says
-    setting = Setting(torch.device("cpu"), torch.float32, engine, Path(tempfile.mkdtemp()), max_grad_norm=0.0)
+    setting = plain_setting(max_grad_norm=0.0)  # TRL does not clip gradients, whatever its own says
     seats = Seating(setting, Actor(path, "auto", stories.RATE, None, None, "linear"))
     Reference("auto", None).seat(seats)
     Critic(path, "auto", stories.RATE, None, None, "own", schedule="linear").seat(seats)

@@ -15,7 +15,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from meter import Meter, prepare
@@ -75,16 +74,14 @@ def lora(task: str | None = None, base: str | None = None):
 
 
 def step(args: argparse.Namespace, folder: Path) -> None:
-    import torch
-    from ppo_step import prompts
+    from ppo_step import plain_setting, prompts
 
     import align.roles.specs
     import align.stages.ppo
     from align import config
     from align.advantages.gae import GAE
-    from align.engine.plain import PlainEngine
     from align.rewards.model import ModelReward
-    from align.roles.seating import Seating, Setting
+    from align.roles.seating import Seating
     from align.roles.tokenizer import load_tokenizer
     from align.rollout.hf import HFRollout
     from align.stages.ppo import PPO
@@ -98,10 +95,7 @@ def step(args: argparse.Namespace, folder: Path) -> None:
 
         from align.rollout.vllm import VLLMRollout
     meter = Meter()
-    setting = Setting(
-        torch.device("cpu"), torch.float32, lambda m, rates, norm, zero: PlainEngine(m, rates, norm),
-        Path(tempfile.mkdtemp()), gradient_checkpointing=args.checkpointing,
-    )  # fmt: skip
+    setting = plain_setting(gradient_checkpointing=args.checkpointing)
     specs, policy, judge = align.roles.specs, str(folder / "policy"), str(folder / "reward")
     seats = Seating(setting, specs.Actor(policy, "auto", 1e-5, lora(), None))
     specs.Reference("auto", None).seat(seats)

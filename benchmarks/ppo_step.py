@@ -73,6 +73,17 @@ def prompts(folder: Path) -> list:
     return [Row(number, "", prompt) for number, prompt in enumerate(ids)]
 
 
+def plain_setting(**more):
+    """Roles in float32 on the CPU, trained by plain torch."""
+    import torch
+
+    from align.engine.plain import PlainEngine
+    from align.roles.seating import Setting
+
+    engine = lambda module, rates, norm, zero: PlainEngine(module, rates, norm)
+    return Setting(torch.device("cpu"), torch.float32, engine, Path(tempfile.mkdtemp()), **more)
+
+
 def build(
     folder: Path, work: str, adapter, critic: str, linear: str, batch: int = 32, new_tokens: int = 64, epochs: int = 4
 ):
@@ -82,17 +93,15 @@ def build(
     from align import config
     from align.advantages.gae import GAE
     from align.engine.linear import choose_linear, use_fast_linears
-    from align.engine.plain import PlainEngine
     from align.rewards.model import ModelReward
-    from align.roles.seating import Seating, Setting
+    from align.roles.seating import Seating
     from align.roles.specs import Actor, Critic, Reference
     from align.roles.tokenizer import load_tokenizer
     from align.rollout.hf import HFRollout
     from align.stages.ppo import PPO
     from align.types import Sampling
 
-    engine = lambda module, rates, norm, zero: PlainEngine(module, rates, norm)
-    setting = Setting(torch.device("cpu"), torch.float32, engine, Path(tempfile.mkdtemp()), max_grad_norm=0.0)
+    setting = plain_setting(max_grad_norm=0.0)
     torch.manual_seed(0)
     path = str(folder / ("policy_eos" if work == "uneven" else "policy"))
     seats = Seating(setting, Actor(path, "auto", 3e-6, adapter and adapter(task_type="CAUSAL_LM"), None))

@@ -14,7 +14,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -52,12 +51,10 @@ def main() -> None:
 
 
 def measure(engine: str, fixtures: Path) -> dict:
-    import torch
     from memory import lora
-    from ppo_step import prompts
+    from ppo_step import plain_setting, prompts
 
-    from align.engine.plain import PlainEngine
-    from align.roles.seating import Seating, Setting
+    from align.roles.seating import Seating
     from align.roles.specs import Actor
     from align.roles.tokenizer import load_tokenizer
     from align.rollout.hf import HFRollout
@@ -65,11 +62,7 @@ def measure(engine: str, fixtures: Path) -> dict:
     from align.types import Sampling
 
     path = str(fixtures / "34m" / "policy")
-    setting = Setting(
-        torch.device("cpu"), torch.float32, lambda m, rates, norm, zero: PlainEngine(m, rates, norm),
-        Path(tempfile.mkdtemp()),
-    )  # fmt: skip
-    roles = Seating(setting, Actor(path, "auto", 1e-5, lora("CAUSAL_LM"), None)).roles(8)
+    roles = Seating(plain_setting(), Actor(path, "auto", 1e-5, lora("CAUSAL_LM"), None)).roles(8)
     tokenizer = load_tokenizer(path, "path")
     if engine == "hf":
         rollout = HFRollout(tokenizer.pad_token_id)

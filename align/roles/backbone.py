@@ -71,12 +71,13 @@ class Backbone(nn.Module):
         self, ids_BN: Tensor, mask_BN: Tensor, length: int, temperature: float, roles: tuple[str, ...]
     ) -> dict[str, Tensor]:
         """Fields of Scores for each of `roles`, inside `serving(roles, B)`; `length` is T; 0 outside the mask."""
-        names, count = self._names(roles), len(self._names(roles))
+        names = self._names(roles)
+        count = len(names)
         ids_BL, mask_BL = to_left(ids_BN, mask_BN)
         before_BT = (mask_BN.cumsum(1)[:, -length:] - 2).clamp(min=0)  # where, in L, each response token is foreseen
         response = _Response(ids_BN[:, -length:], mask_BN[:, -length:], before_BT)
         with torch.autocast(ids_BN.device.type, torch.bfloat16, enabled=self.autocast):
-            hidden, logits = self._trunk(ids_BL.repeat(count, 1), response.first)
+            hidden, logits = self._trunk(ids_BL.repeat(count, 1), response)
         hidden_BLD = dict(zip(names, hidden.chunk(count), strict=True))
         logits_BLV = dict(zip(names, logits.chunk(count), strict=True)) if logits is not None else {}
         found: dict[str, Tensor] = {}
@@ -106,8 +107,8 @@ class Backbone(nn.Module):
         """The adapters that compute for `roles`, each once."""
         return list(dict.fromkeys(self.adapters[role] for role in roles))
 
-    def _trunk(self, ids_BL: Tensor, first: int) -> tuple[Tensor, Tensor | None]:
-        """hidden_BLD, and logits_BLV from column `first` on where the model does more to them than its head."""
+    def _trunk(self, ids_BL: Tensor, response: _Response) -> tuple[Tensor, Tensor | None]:
+        """hidden_BLD, and logits_BLV from `response.first` on where the model does more to them than its head."""
         model = plain(self.model)
         if self.plain_head:
             return model.base_model(ids_BL, use_cache=False).last_hidden_state, None
@@ -116,7 +117,7 @@ class Backbone(nn.Module):
             lambda module, args, output: caught.append(output.last_hidden_state)
         )
         try:
-            logits = model(ids_BL, use_cache=False, logits_to_keep=ids_BL.shape[1] - first).logits
+            logits = model(ids_BL, use_cache=False, logits_to_keep=ids_BL.shape[1] - response.first).logits
         finally:
             hook.remove()
         return caught[0], logits

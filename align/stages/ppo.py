@@ -175,12 +175,13 @@ class PPO:
                 micro = minibatch[rows].trim()
                 self.roles.train(micro, partial(losses, micro=micro, number=number), number == len(groups), roles)
             norms = self.roles.step()
-        except Exception as error:
+        except NotFinite as error:
             self.roles.clear()
-            if not isinstance(error, NotFinite):
-                raise
             where = ppo_loss.where_not_finite(self.roles, minibatch, groups, losses, roles)
             raise AlignError(f"{where}: {error}\n  write a lower learning_rate or ppo.max_grad_norm") from error
+        except Exception:
+            self.roles.clear()
+            raise
         average.add({f"grad_norm/{role}": norm for role, norm in norms.items()}, 1)
         return own.means().get("policy/approxkl_avg", 0.0)
 
@@ -191,7 +192,7 @@ class PPO:
         return want if self.trusts_engine else want | {"logp"}
 
     def _old_logp(self, rollout: Rollout, scores: Scores) -> Scores:
-        """With the engine's log-probabilities where the trainer was not asked; the first with tokens decides."""
+        """With the engine's log-probabilities where the trainer was not asked; the first step with tokens decides."""
         if self.trusts_engine and scores.logp_BT is None:
             return replace(scores, logp_BT=rollout.logp_BT)
         if self.trusts_engine is None and rollout.response_mask_BT.any():

@@ -17,6 +17,9 @@ from align.errors import AlignError
 from align.stages import ppo_metrics
 from align.types import Experience, PolicyLoss, Roles, RolloutEngine, Scores
 
+TRUSTED_GAP = 1e-3
+"""Log-probabilities of engine and trainer that never differ by as much are the same: float32 rounds to below 1e-4."""
+
 
 @dataclass
 class MinibatchLoss:
@@ -57,11 +60,11 @@ class MinibatchLoss:
         for role, loss in losses.items():
             self._check(role, float(loss.detach()), number, micro)
         own = ops.counted(mask_BT, how)
+        metrics = ppo_metrics.of_update(new, micro, old_logp(micro, self.options), self.options)
+        means = {f"loss/{name}_avg": term.detach() * self.total / max(own, 1) for name, term in terms.items()}
         for record in self.records:
-            record.add(ppo_metrics.of_update(new, micro, self.options), int(mask_BT.sum()))
-            record.add(
-                {f"loss/{name}_avg": term.detach() * self.total / max(own, 1) for name, term in terms.items()}, own
-            )
+            record.add(metrics, int(mask_BT.sum()))
+            record.add(means, own)
         return losses
 
     def _policy(self, logp_BT: Tensor, micro: Experience) -> Tensor:
@@ -108,10 +111,6 @@ def where_not_finite(
 def kl_estimator(options: config.PPO) -> str:
     """The estimator, where the options leave it to us."""
     return options.kl_estimator if options.kl_estimator != "auto" else {"reward": "k1", "loss": "k3"}[options.kl_in]
-
-
-TRUSTED_GAP = 1e-3
-"""Log-probabilities of engine and trainer that never differ by as much are the same: float32 rounds to below 1e-4."""
 
 
 def may_trust(engine: RolloutEngine, options: config.PPO) -> bool:

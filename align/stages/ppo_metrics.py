@@ -95,7 +95,7 @@ def of_weights(weight_BT: Tensor | None, mask_BT: Tensor) -> dict[str, float]:
     return {"val/importance_weight": float(weights.mean()), "val/importance_weight_max": float(weights.max())}
 
 
-def of_update(new: Scores, micro: Experience, options: config.PPO) -> dict[str, float]:
+def of_update(new: Scores, micro: Experience, old_logp_BT: Tensor, options: config.PPO) -> dict[str, float]:
     """Ratios, clipping and entropy of one micro-batch, as means over its tokens.
 
     `policy/clipfrac_avg` is the share of ratios beyond 1 ± ppo.clip, whatever the policy's loss.
@@ -106,7 +106,6 @@ def of_update(new: Scores, micro: Experience, options: config.PPO) -> dict[str, 
     metrics = {}
     with torch.no_grad():
         if new.logp_BT is not None:
-            old_logp_BT = micro.rollout.logp_BT if options.old_logp == "engine" else micro.old.logp_BT
             log_ratio = (new.logp_BT - old_logp_BT)[mask_BT]
             ratio = log_ratio.exp()
             metrics |= {

@@ -21,6 +21,7 @@ QUIET = {
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 ON_CPU = {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait take a busy machine's cores: 4 times slower there
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",  # it keeps code for 1024 shapes else, and a rollout's shapes never end
     "DS_ACCELERATOR": "cpu",
     "TORCHDYNAMO_DISABLE": "1",  # vLLM 0.32 compiles two tiny sampling functions for half a minute else
 }

@@ -91,7 +91,8 @@ def step(args: argparse.Namespace, folder: Path) -> None:
         from align.surroundings import prepare as before_vllm
 
         before_vllm()
-        import vllm  # noqa: F401  (an import, like the others)
+        import vllm.v1.engine.core  # imports like the others: vLLM puts them off until it starts
+        import vllm.v1.worker.cpu_model_runner  # noqa: F401
 
         from align.rollout.vllm import VLLMRollout
     meter = Meter()

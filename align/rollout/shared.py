@@ -42,9 +42,9 @@ class Pair:
 
     def lay_out(self, laid: set[int]) -> None:
         """Gives parts with storages of their own, or with one of those `laid` before, a common one, added to them."""
-        if self.adjacent():
-            return
         storages = [part.untyped_storage() for part in self.parts]
+        if self.adjacent() and (storages[0].data_ptr() in laid or storages[0].nbytes() > self.parts[0].nbytes):
+            return
         if any(s.nbytes() > p.nbytes and s.data_ptr() not in laid for s, p in zip(storages, self.parts, strict=True)):
             raise Unshareable(f"the trainer keeps the parts of {self.name} apart in a buffer of its own")
         rows = [len(part) for part in self.parts]
@@ -139,6 +139,22 @@ def plain_weights() -> Iterator[None]:
         yield
     finally:
         utils.dispatch_cpu_unquantized_gemm = before
+
+
+def unwritten() -> str:
+    """Name of a load format of vLLM's that writes no weights: memory nobody has written to takes no room."""
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+    class Unwritten(BaseModelLoader):
+        def download_model(self, model_config: Any) -> None:
+            pass
+
+        def load_weights(self, model: nn.Module, model_config: Any) -> None:
+            pass
+
+    register_model_loader("unwritten")(Unwritten)
+    return "unwritten"
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -28,12 +28,12 @@ from align import surroundings
 from align.errors import AlignError
 from align.roles.modules import plain
 from align.rollout.hf import to_generation
-from align.rollout.shared import SharedWeights, Unshareable, pairs_of, plain_weights, why_own_copies
+from align.rollout.shared import SharedWeights, Unshareable, pairs_of, plain_weights, unwritten, why_own_copies
 from align.rollout.vllm_greedy import GREEDY_TEMPERATURE, greedy_at_a_temperature
 from align.rollout.vllm_process import memory_unbound, undone
 from align.types import Generation, Policy, Sampling, SyncReceipt
 
-ON_CPU = {"enforce_eager": True, "block_size": 32}  # CPU's block of 128 tokens would be wasted on a short row
+PREFILL = 256  # tokens at a time on CPU, where vLLM's LoRA gathers an adapter's matrices for every token
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM 0.32 can be started with
 MIB = 2**20
 
@@ -110,7 +110,7 @@ class VLLMRollout:
                 self.engine = vllm.LLM(
                     model=base,
                     dtype=str(_dtype(policy)).removeprefix("torch."),
-                    load_format="auto" if own else "dummy",
+                    load_format="auto" if own else unwritten(),
                     max_model_len=longest,
                     max_num_seqs=batch_size,
                     kv_cache_memory_bytes=kv_cache_mib * MIB,
@@ -127,7 +127,7 @@ class VLLMRollout:
                     disable_log_stats=True,
                     use_tqdm_on_load=False,
                     seed=0,
-                    **(ON_CPU if self.on_cpu else _beside_a_trainer()),
+                    **(_on_cpu(max(longest, batch_size)) if self.on_cpu else _beside_a_trainer()),
                 )
             except ValueError as error:
                 raise AlignError(f"rollout=vllm: vLLM does not start on {base}: {error}\n  write rollout=hf") from error
@@ -273,6 +273,16 @@ def _lora_rank(adapter: PeftConfig) -> int:
     if rank > RANKS[-1]:
         raise AlignError(f"rollout=vllm: vLLM serves ranks up to {RANKS[-1]}, not {rank}\n  write rollout=hf")
     return next(size for size in RANKS if size >= rank)
+
+
+def _on_cpu(least: int) -> dict[str, Any]:
+    """Prompts are read whole, and no more than `PREFILL` or `least` tokens of them at a time.
+
+    vLLM 0.32 fails on CPU where a row with a seed is read in two parts. Its block of 128 tokens would be wasted
+    on a short row.
+    """
+    tokens = {"max_num_batched_tokens": max(PREFILL, least), "enable_chunked_prefill": False}
+    return {"enforce_eager": True, "block_size": 32, **tokens}
 
 
 def _beside_a_trainer() -> dict[str, float]:

@@ -169,6 +169,14 @@ def test_sync_and_generate_draw_nothing_from_the_callers_random_state(engines):
     assert Process.now() == before
 
 
+def test_a_batch_of_more_prompt_tokens_than_a_turn_takes(engines):
+    """vLLM on CPU fails where a row with a seed is read in two parts: 8 prompts of 36 tokens are more than 256."""
+    prompts = [list(range(10 + row, 46 + row)) for row in range(8)]
+    together = engines.vllm.generate(prompts, list(range(8)), sampling(tokens=4))
+    alone = engines.vllm.generate(prompts[7:], [7], sampling(tokens=4))
+    assert together.response_ids_BT[7][together.mask_BT[7]].tolist() == alone.response_ids_BT[0].tolist()
+
+
 def test_two_samples_of_one_prompt_differ(engines):
     generation = engines.vllm.generate([PROMPTS[0]] * 2, KEYS[:2], sampling())
     assert generation.response_ids_BT[0].tolist() != generation.response_ids_BT[1].tolist()

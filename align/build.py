@@ -166,11 +166,17 @@ class Build:
         from align.stages.ppo import PPO
         from align.types import Sampling
 
-        cfg = self.cfg
+        cfg, said = self.cfg, []
+
+        def tell(line: str) -> None:
+            said.append(line)
+            report.say(line)
+
         setting = Setting(
             device=self.device(), dtype=self.dtype(), engine=self.engine, out=out,
-            max_grad_norm=cfg.ppo.max_grad_norm, gradient_checkpointing=cfg.ppo.gradient_checkpointing,
-            linear=self.linear, tell=report.say,
+            max_grad_norm=cfg.ppo.max_grad_norm, steps=cfg.ppo.steps * cfg.ppo.epochs * cfg.ppo.minibatches,
+            gradient_checkpointing=cfg.ppo.gradient_checkpointing,
+            linear=self.linear, tell=tell,
         )  # fmt: skip
         tokenizer = load_tokenizer(inputs["actor"], "actor.path")
         torch.manual_seed(cfg.seed)  # a new adapter's start is random
@@ -179,7 +185,7 @@ class Build:
         if not absent(cfg.critic):
             self.role("critic", inputs).seat(seats)
         reward = self.reward(cfg.reward, inputs, setting, tokenizer, seats)
-        report.write_card(cpu_linear=self.linear.facts())
+        report.write_card(cpu_linear=self.linear.facts(), start=said)
         roles = seats.roles(cfg.ppo.micro_batch_size, cfg.ppo.micro_batch_tokens)
         sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens, stop_ids(inputs["actor"], tokenizer))
         options = as_dataclass(cfg.ppo, config.PPO)

@@ -84,6 +84,11 @@ def run(words: list[str]) -> dict | None:
         )
     prepare()
     if command == "plugins":
+        if words[:1] == ["--explain"]:
+            from align.methods import explain
+
+            print(explain(words[1:]))
+            return None
         from align.plugins import print_plugins
 
         print_plugins(words)

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend."""
+"""What a user can mend, and a rollout that is not the policy's."""
 
 
 class AlignError(ValueError):
@@ -6,3 +6,7 @@ class AlignError(ValueError):
 
     The command line prints it without a traceback (unless HYDRA_FULL_ERROR=1).
     """
+
+
+class StaleRolloutError(AlignError):
+    """The rollout engine does not serve the policy that is trained."""

@@ -12,6 +12,7 @@ from align.plugins import plugs
 EXAMPLES = """\
 align [run] [FLAGS] [SETTINGS]    one run: the stages pretrain, sft, rm, ppo, evaluate, or some of them
 align plugins [GROUP]             every choice below, where it comes from and how it is used
+align plugins --explain METHOD    what a PEFT method trains, how vLLM serves it, who can share a base (model=FOLDER)
 
 examples
   align experiment=tiny

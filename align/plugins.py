@@ -41,6 +41,11 @@ def plugs() -> list[tuple[str, str, str, str]]:
     return found
 
 
+def plug_file(group: str, name: str) -> Path:
+    """The yaml of a plug that `plugs` lists."""
+    return next(file for _, folder in sources() if (file := folder / group / f"{name}.yaml").exists())
+
+
 def first_comment(file: Path) -> str:
     """The first comment of a yaml that is no Hydra directive."""
     lines = (line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))

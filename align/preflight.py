@@ -150,6 +150,7 @@ def check_reward(node: Any, key: str) -> Any:
 
 def check_folders(build: Build, inputs: dict[str, str]) -> None:
     """Models are of the right kind, speak one vocabulary, and are ones that the rollout can serve."""
+    from align.peft.routes import check_servable
     from align.rewards.model import check_same_tokenizer
     from align.roles.folder import CAUSAL, SCORE, inspect
     from align.roles.start import check_adapter, look
@@ -188,6 +189,7 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
     check_context(model, cfg.ppo.max_prompt_tokens, cfg.rollout.max_new_tokens, where(key, base))
     target_of(cfg.rollout, "rollout")
     check_rollout(cfg.rollout.engine, model, build.device().type == "cpu")
+    check_servable(peft(cfg.actor.peft, "actor.peft"), cfg.rollout.engine, cfg.rollout.fallback)
 
 
 def check_bases(cfg: DictConfig, folders: dict[str, Folder]) -> None:

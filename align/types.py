@@ -186,6 +186,8 @@ class SyncReceipt:
     bytes: int
     seconds: float
     hash: str
+    gap: float = 0.0
+    """The most that the engine's log-probability of a token was seen to differ from the trainer's, in nats."""
 
 
 class Policy(Protocol):
@@ -198,6 +200,7 @@ class Policy(Protocol):
     def save_adapter(self, directory: Path) -> None: ...
     def tensors(self, merged: bool) -> Iterator[tuple[str, Tensor]]: ...
     def generating(self) -> AbstractContextManager: ...
+    def opening(self, rows: int) -> Any: ...
     def hash(self) -> str: ...
 
 

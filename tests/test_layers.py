@@ -20,7 +20,7 @@ LAYERS = [
     {"preflight"},
     {"build"},
     {"explain", "plugins"},
-    {"composing", "help"},
+    {"composing", "help", "methods"},
     {"cli"},
     {"__init__", "__main__"},
 ]

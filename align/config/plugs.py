@@ -48,6 +48,8 @@ class Rollout:
     _target_: str = "align.rollout.auto.choose"
     engine: str = MISSING
     """auto (vLLM where it is installed and serves this actor, else transformers), vllm or hf."""
+    fallback: str = "hf"
+    """Where vLLM cannot serve the actor's PEFT method: hf (transformers writes) or error."""
     temperature: float = 1.0
     """Of sampling; log-probabilities of policy, old policy and reference are taken at it."""
     max_new_tokens: int = 64

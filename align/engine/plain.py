@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,13 @@ from align.errors import AlignError
 ALL = "all"
 ADAM_EPSILON = 1e-5  # PyTorch's 1e-8 is more aggressive early: Huang et al. 2024, arXiv 2403.17031
 ADAM_BETAS = (0.9, 0.95)
+
+
+@runtime_checkable
+class Stepped(Protocol):
+    """A module that is told of an optimizer step while its gradients are there."""
+
+    def on_step(self, roles: list[str]) -> None: ...
 
 
 def adamw(module: nn.Module, rates: Mapping[str, float]) -> torch.optim.AdamW:
@@ -76,6 +83,8 @@ class PlainEngine:
             if group["role"] in norms:
                 torch.nn.utils.clip_grads_with_norm_(group["params"], bound, norms[group["role"]])
         self.optimizer.step()
+        if isinstance(self.module, Stepped):
+            self.module.on_step([role for role in norms if role != ALL])
         self.clear()
         return {role: float(norm) for role, norm in norms.items()}
 

@@ -6,14 +6,30 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+from align.peft.prompts import copy_encoder, prompted
+from align.peft.switch import use_adapter
 
 REFERENCE = "ref"
 
 
-def computes_nothing_at_first(config: PeftConfig) -> bool:
-    """A fresh adapter of this kind leaves the base's function as it is, and the base's weights too."""
-    return isinstance(config, LoraConfig) and config.init_lora_weights in (True, "gaussian") and config.bias == "none"
+@torch.no_grad()
+def computes_nothing_yet(model: PeftModel) -> bool:
+    """The adapter leaves the base's function as it is, to the bit: tried on eight tokens.
+
+    Not so for what does not start at identity, such as PiSSA and prefixes, and for what rounds on the way (DoRA).
+    """
+    if prompted(model):
+        return False
+    trunk = model.get_base_model().base_model
+    ids = torch.arange(8, device=model.device)[None] % model.config.vocab_size
+    found = []
+    for name in ("default", None):
+        with use_adapter(model, name):
+            found.append(trunk(ids, use_cache=False).last_hidden_state)
+    return torch.equal(*found)
 
 
 def add_adapter(model: PeftModel, name: str, config: PeftConfig, trained: bool = False) -> None:
@@ -38,5 +54,10 @@ def kept_trainable(model: PeftModel, new: bool = False) -> Iterator[None]:
 
 def add_frozen_copy(model: PeftModel, name: str) -> None:
     """Adds a copy of the `default` adapter, with the same weights, that never trains."""
-    add_adapter(model, name, model.peft_config["default"])
+    config = copy.deepcopy(model.peft_config["default"])
+    config.inference_mode = not config.is_prompt_learning  # of some methods only one adapter of a model may train
+    add_adapter(model, name, config)
+    if config.is_prompt_learning:
+        copy_encoder(model, name)
+        return
     set_peft_model_state_dict(model, get_peft_model_state_dict(model, adapter_name="default"), adapter_name=name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -33,15 +33,18 @@ def use_adapter(model: PeftModel, name: str | None) -> Iterator[None]:
 
 
 def routable(model: PeftModel) -> bool:
-    """Whether rows of one batch can go through different adapters: plain LoRA throughout.
+    """Whether rows of one batch can go through different adapters: plain LoRA throughout, or a method that says so.
 
     PEFT 0.21 ignores the routing of most other methods without a word, and raises for DoRA.
     """
-    return all(
-        type(config) is LoraConfig
-        and not (config.use_dora or config.target_parameters or config.trainable_token_indices)
-        for config in model.peft_config.values()
-    )
+    return all(routes_rows(config) for config in model.peft_config.values())
+
+
+def routes_rows(config: PeftConfig) -> bool:
+    """`routable` of one method; one of one's own says so by an attribute `mixed_batches`."""
+    if type(config) is LoraConfig:
+        return not (config.use_dora or config.target_parameters or config.trainable_token_indices)
+    return getattr(config, "mixed_batches", False)
 
 
 @contextmanager

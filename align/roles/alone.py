@@ -6,27 +6,32 @@ import tempfile
 from pathlib import Path
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from align.engine.cpu_linear import CpuLinear
 from align.engine.plain import PlainEngine
+from align.peft.routes import mergeable
 from align.roles.backbone import Backbone
 from align.roles.folder import CAUSAL, inspect
 from align.roles.policy import TrainedPolicy
 from align.roles.roles import Roles
 from align.roles.seating import Seating, Setting
 from align.roles.specs import Actor, Critic, Reference
-from align.roles.start import load_merged
+from align.roles.start import load_merged, load_plain
 from align.roles.tokenizer import load_tokenizer, stop_ids
 
 
 def load_policy(path: str, key: str, device: torch.device, linear: CpuLinear) -> TrainedPolicy:
-    """The policy at `path` alone, its adapter merged, in float32, to write and to score; it does not train.
+    """The policy at `path` alone, in float32, to write and score, not to train. An adapter is merged if it can be.
 
     Raises AlignError, naming `key`, where `path` holds no language model.
     """
-    model, _ = load_merged(inspect(path, key, CAUSAL), CAUSAL, torch.float32)
+    folder = inspect(path, key, CAUSAL)
+    if folder.base and not mergeable(PeftConfig.from_pretrained(folder.path)):
+        model = PeftModel.from_pretrained(load_plain(folder.base, CAUSAL, torch.float32), folder.path).eval()
+    else:
+        model, _ = load_merged(folder, CAUSAL, torch.float32)
     linear.apply(model)
     return TrainedPolicy(model, PlainEngine(Backbone(model).to(device)), device)
 
@@ -40,17 +45,23 @@ def load_roles(
     device: str = "cpu",
     micro_batch_size: int = 8,
     out: str | None = None,
+    steps: int | None = None,
 ) -> tuple[Roles, PreTrainedTokenizerBase, tuple[int, ...]]:
     """Actor and reference (and a critic) from one model; its tokenizer; its stop ids.
 
     In full (`peft=None`) or with a PEFT method; weights in float32. `critic` is head, adapter, own, auto or None;
     it starts from `critic_path`, else from `path` with a head of zeros. `out` (a temporary folder unless given)
-    takes a merged base, should the folder at `path` hold another adapter than the one asked for.
+    takes a merged base, should the folder at `path` hold another adapter than the one asked for; `steps` is the number
+    of optimizer steps to come, which AdaLoRA plans by.
     Raises AlignError where `path` holds no language model.
     """
     out = out or tempfile.mkdtemp(prefix="align-")
     setting = Setting(
-        torch.device(device), torch.float32, lambda m, rates, norm, zero: PlainEngine(m, rates, norm), Path(out)
+        torch.device(device),
+        torch.float32,
+        lambda m, rates, norm, zero: PlainEngine(m, rates, norm),
+        Path(out),
+        steps=steps,
     )
     seats = Seating(setting, Actor(path, "auto", learning_rate, peft, None))
     Reference("auto", None).seat(seats)

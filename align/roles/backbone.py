@@ -19,6 +19,8 @@ from transformers import PreTrainedModel
 
 from align import ops
 from align.engine.linear import matmul_of
+from align.peft.prompts import inputs_of
+from align.peft.stateful import extra_loss, on_step
 from align.peft.switch import routable, routed, use_adapter
 from align.roles.modules import plain, read_score, to_left
 
@@ -43,6 +45,8 @@ class Backbone(nn.Module):
         """How much of the value's gradient goes on into the trunk; 0 detaches."""
         self.score_head: nn.Module | None = None
         self.plain_head = self._head_is_plain()
+        self.steps: dict[str | None, int] = {}
+        """Optimizer steps that each adapter has made."""
 
     def passes(self, roles: Iterable[str]) -> list[tuple[str, ...]]:
         """The roles of this backbone among `roles`, those together that one trunk pass serves."""
@@ -77,7 +81,7 @@ class Backbone(nn.Module):
         before_BT = (mask_BN.cumsum(1)[:, -length:] - 2).clamp(min=0)  # where, in L, each response token is foreseen
         response = _Response(ids_BN[:, -length:], mask_BN[:, -length:], before_BT)
         with torch.autocast(ids_BN.device.type, torch.bfloat16, enabled=self.autocast):
-            hidden, logits = self._trunk(ids_BL.repeat(count, 1), response)
+            hidden, logits = self._trunk(ids_BL.repeat(count, 1), response, names[0])
         hidden_BLD = dict(zip(names, hidden.chunk(count), strict=True))
         logits_BLV = dict(zip(names, logits.chunk(count), strict=True)) if logits is not None else {}
         found: dict[str, Tensor] = {}
@@ -103,24 +107,37 @@ class Backbone(nn.Module):
         body = [p for n, p in self.model.named_parameters() if p.requires_grad and not others & set(n.split("."))]
         return body + head
 
+    def extra_loss(self, roles: Iterable[str]) -> Tensor | None:
+        """What the methods of the adapters of `roles` add to the loss of a step."""
+        found = [extra_loss(self.model, name) for name in self._names(tuple(roles))]
+        terms = [term for term in found if term is not None]
+        return torch.stack(terms).sum() if terms else None
+
+    def on_step(self, roles: Iterable[str]) -> None:
+        """After an optimizer step of `roles`, before their gradients are dropped."""
+        for name in self._names(tuple(roles)):
+            self.steps[name] = self.steps.get(name, 0) + 1
+            on_step(self.model, name, self.steps[name])
+
     def _names(self, roles: tuple[str, ...]) -> list[str | None]:
         """The adapters that compute for `roles`, each once."""
         return list(dict.fromkeys(self.adapters[role] for role in roles))
 
-    def _trunk(self, ids_BL: Tensor, response: _Response) -> tuple[Tensor, Tensor | None]:
+    def _trunk(self, ids_BL: Tensor, response: _Response, name: str | None) -> tuple[Tensor, Tensor | None]:
         """hidden_BLD, and logits_BLV from `response.first` on where the model does more to them than its head."""
         model = plain(self.model)
+        inputs, before = inputs_of(self.model, name, ids_BL)
         if self.plain_head:
-            return model.base_model(ids_BL, use_cache=False).last_hidden_state, None
+            return model.base_model(**inputs, use_cache=False).last_hidden_state[:, before:], None
         caught: list[Tensor] = []
         hook = model.base_model.register_forward_hook(
             lambda module, args, output: caught.append(output.last_hidden_state)
         )
         try:
-            logits = model(ids_BL, use_cache=False, logits_to_keep=ids_BL.shape[1] - response.first).logits
+            logits = model(**inputs, use_cache=False, logits_to_keep=ids_BL.shape[1] - response.first).logits
         finally:
             hook.remove()
-        return caught[0], logits
+        return caught[0][:, before:], logits
 
     def _logp(
         self, hidden_BLD: Tensor, logits_BLV: Tensor | None, response: _Response, temperature: float, with_entropy: bool

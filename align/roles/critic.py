@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from align.peft.adalora import whole_ranks
+from align.peft.prompts import prompted, save_encoder
 from align.roles.backbone import ACTOR, CRITIC, Backbone
 from align.roles.modules import plain
 
@@ -80,10 +82,12 @@ def save_critic(backbone: Backbone, directory: Path) -> None:
     if name is None:
         model.save_pretrained(directory, state_dict={**model.state_dict(), "score.weight": head["weight"]})
         return
-    config = copy.copy(model.peft_config[name])
+    with whole_ranks(model.peft_config[name]):
+        config, state = copy.copy(model.peft_config[name]), get_peft_model_state_dict(model, adapter_name=name)
     config.task_type, config.inference_mode = "SEQ_CLS", True
-    config.modules_to_save = sorted({*(config.modules_to_save or ()), "classifier", "score"})
+    config.modules_to_save = sorted({*(getattr(config, "modules_to_save", None) or ()), "classifier", "score"})
     config.save_pretrained(directory)
-    state = get_peft_model_state_dict(model, adapter_name=name)
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
     save_file({**state, SCORE_WEIGHT: head["weight"]}, directory / "adapter_model.safetensors", {"format": "pt"})
+    if prompted(model):
+        save_encoder(model, directory, name)

@@ -57,6 +57,8 @@ class Group:
                 # sharded optimizers move a parameter that has no gradient by its last one (DeepSpeed 0.19)
                 resting = [found[name] for name in found if OWNER[name] not in wanted and found[name].requires_grad]
                 total = total + sum(0.0 * output.sum() for output in resting)
+                if last and (extra := self.backbone.extra_loss(wanted & set(together))) is not None:
+                    total = total + extra
                 self.engine.backward(total, last and number == len(passes))
         self.waiting |= wanted
 

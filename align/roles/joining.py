@@ -7,6 +7,8 @@ from pathlib import Path
 from peft import PeftConfig, PeftModel
 
 from align.peft.add import add_adapter, kept_trainable
+from align.peft.routes import changes_the_base
+from align.peft.stateful import hooks_of
 from align.roles.folder import CAUSAL, Folder
 from align.roles.start import Start, for_task, settings_difference, take_weights
 
@@ -27,8 +29,12 @@ def why_settings_apart(
         return "it trains all its weights"
     if peft.peft_type != mine.peft_type:
         return f"PEFT takes one method a model, and the actor's is {mine.peft_type.value}"
+    if changes_the_base(peft):
+        return f"init_lora_weights={peft.init_lora_weights} takes a part out of the base for each adapter"
     if mine.is_prompt_learning:
         return f"{mine.peft_type.value} has one prompt a model"
+    if hooks_of(mine).one_trained:
+        return f"PEFT trains one {mine.peft_type.value} adapter a model"
     if folder.base and adapter == "new":
         return "its earlier adapter is merged into a base of its own"
     if _place(folder.base or folder.path) != _place(base):

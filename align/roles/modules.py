@@ -5,10 +5,15 @@ Shapes: B rows, N columns, L tokens of the longest row, D hidden size.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from align.peft.prompts import inputs_of
 
 
 def plain(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -38,8 +43,23 @@ class ScoreModule(nn.Module):
     def forward(self, ids_BN: Tensor, mask_BN: Tensor) -> Tensor:
         with torch.autocast(ids_BN.device.type, torch.bfloat16, enabled=self.autocast):
             ids_BL, mask_BL = to_left(ids_BN, mask_BN)
-            hidden_BLD = plain(self.model).base_model(ids_BL, use_cache=False).last_hidden_state
+            inputs, before = inputs_of(self.model, "default", ids_BL)
+            hidden_BLD = plain(self.model).base_model(**inputs, use_cache=False).last_hidden_state[:, before:]
             return read_score(score_head(self.model), hidden_BLD, mask_BL)
+
+
+def score_by_mask(model: PeftModel) -> None:
+    """`model(input_ids, attention_mask)` reads the score at the last real token by the mask.
+
+    transformers (5) looks for that token by its id, which rows of virtual tokens have not: it takes the last column,
+    padding or not.
+    """
+    module = ScoreModule(model)
+
+    def forward(input_ids: Tensor, attention_mask: Tensor, **others: Any) -> SequenceClassifierOutput:
+        return SequenceClassifierOutput(logits=module(input_ids, attention_mask.bool())[:, None])
+
+    model.forward = forward
 
 
 def read_score(head: nn.Module, hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:

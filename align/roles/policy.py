@@ -11,8 +11,13 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
+from align.peft.adalora import whole_ranks
 from align.peft.checkpointing import no_recomputing
+from align.peft.folder import save_adapter
+from align.peft.merging import merged_tensors
+from align.peft.prompts import opening
 from align.peft.switch import use_adapter
 from align.roles.backbone import ACTOR
 from align.roles.group import Group
@@ -53,17 +58,30 @@ class TrainedPolicy:
         with torch.no_grad(), self.engine.gathered(), no_recomputing(self.model), adapter:
             yield plain(self.model)
 
+    def opening(self, rows: int) -> Tensor | Cache | None:
+        """What the actor's adapter puts before each row (align.peft.prompts), inside `generating`."""
+        return opening(self.model, "default", rows)
+
     def save_adapter(self, directory: Path) -> None:
         """The trained adapter alone, as PEFT's `default`, which lies at the folder's root."""
         with self.engine.gathered():
-            self.model.save_pretrained(directory, selected_adapters=["default"])
+            save_adapter(self.model, directory)
 
     def tensors(self, merged: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """What is trained, by name: the adapter's tensors, or all weights in full fine-tuning."""
-        if merged:
-            raise ValueError("merged weights are not streamed yet: the adapter itself is handed over")
+        """What is trained, by name: the adapter's tensors, or all weights in full fine-tuning.
+
+        `merged`: every weight of the plain model, the adapter merged in; a tensor is gone with the next one.
+        """
         with self.engine.gathered():
-            state = get_peft_model_state_dict(self.model) if self.has_adapter else self.model.state_dict()
+            if merged and self.has_adapter:
+                with use_adapter(self.model, "default"):
+                    yield from merged_tensors(self.model)
+                return
+            if not self.has_adapter:
+                yield from self.model.state_dict().items()
+                return
+            with whole_ranks(self.model.peft_config["default"]):
+                state = get_peft_model_state_dict(self.model)
             yield from state.items()
 
     def hash(self) -> str:

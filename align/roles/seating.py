@@ -15,7 +15,9 @@ from align.config import Zero
 from align.engine.cpu_linear import CpuLinear
 from align.engine.lora import use_fast_loras
 from align.engine.schedule import Schedule
+from align.errors import AlignError
 from align.peft.checkpointing import recompute_layers
+from align.peft.stateful import hooks_of
 from align.roles.backbone import ACTOR, REWARD, Backbone
 from align.roles.critic import score_from
 from align.roles.folder import Folder
@@ -38,6 +40,8 @@ class Setting:
     """engine(module, learning_rate or rates by role or None, max_grad_norm, zero) -> TrainEngine"""
     out: Path
     max_grad_norm: float = 1.0
+    steps: int | None = None
+    """Optimizer steps of the run, where they are known: some methods plan by them."""
     gradient_checkpointing: bool = False
     """Layers of trained models are computed again in the backward pass: less memory, a third more time."""
     linear: CpuLinear = field(default_factory=CpuLinear)
@@ -79,6 +83,12 @@ class Seating:
 
     def trains(self, role: str, plan: Plan, spec: Any) -> None:
         """`role` trains on `plan`'s backbone at the rate and schedule of its `spec`."""
+        name = plan.backbone.adapters[role]
+        if plan.zero is not None and name and hooks_of(plan.backbone.model.peft_config[name]).needs_gradients:
+            raise AlignError(
+                f"{role}.peft: this method reads gradients after a step, which DeepSpeed drops\n"
+                f"  write zero@{role}.zero=none"
+            )
         self.schedules[role] = Schedule(spec.learning_rate, spec.schedule, spec.warmup_steps)
         plan.rates[role] = self.schedules[role].rate(0, 1)
 

@@ -15,7 +15,8 @@ from align.config import Zero
 from align.config.choices import CRITIC_BACKBONES
 from align.errors import AlignError
 from align.peft.add import REFERENCE as COPY
-from align.peft.add import add_frozen_copy, computes_nothing_at_first
+from align.peft.add import add_frozen_copy, computes_nothing_yet
+from align.peft.stateful import planned
 from align.roles.backbone import ACTOR, CRITIC, REFERENCE
 from align.roles.critic import saved_score, take_score, value_head
 from align.roles.folder import CAUSAL, SCORE
@@ -36,7 +37,7 @@ class Actor:
 
     def load(self, setting: Setting) -> Start:
         begun = start(
-            self.path, key="actor", head=CAUSAL, peft=self.peft, adapter=self.adapter,
+            self.path, key="actor", head=CAUSAL, peft=planned(self.peft, setting.steps, "actor"), adapter=self.adapter,
             out=setting.out, dtype=setting.dtype, kinds=(CAUSAL,),
         )  # fmt: skip
         setting.tell(f"actor: {begun.said}")
@@ -65,7 +66,7 @@ class Reference:
             tell(f"reference: a frozen copy of the actor's model ({why})")
             # in the actor's own dtype: another one would be another policy
             self._frozen(seats, copy.deepcopy(actor.model))
-        elif actor.fresh and computes_nothing_at_first(actor.model.peft_config["default"]):
+        elif actor.fresh and computes_nothing_yet(actor.model):
             tell("reference: the actor's base without its adapter")
             home.backbone.adapters[REFERENCE] = None
         else:
@@ -157,7 +158,7 @@ class Critic:
     def _alone(self, seats: Seating, why: str) -> None:
         setting = seats.setting
         begun = start(
-            self.path, key="critic", head=SCORE, peft=self.peft, adapter=self.adapter,
+            self.path, key="critic", head=SCORE, peft=planned(self.peft, setting.steps, "critic"), adapter=self.adapter,
             out=setting.out / "critic", dtype=setting.dtype,
         )  # fmt: skip
         score = take_score(begun.model)

@@ -20,12 +20,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from align.config.choices import ADAPTERS
 from align.errors import AlignError
+from align.peft.prompts import load_encoder, prompted
+from align.peft.routes import changes_the_base, mergeable, route
 from align.roles.folder import CAUSAL, SCORE, Folder, inspect
+from align.roles.tokenizer import copy_tokenizer
 
 TASK = {CAUSAL: "CAUSAL_LM", SCORE: "SEQ_CLS"}
 NOT_SETTINGS = {
     "task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version",
     "modules_to_save", "exclude_modules", "runtime_config", "peft_type",
+    "total_step", "tinit", "tfinal", "init_lora_weights",
 }  # fmt: skip
 
 
@@ -59,12 +63,17 @@ def start(
     """
     folder = look(path, key, kinds)
     check_adapter(folder, key, peft, adapter)
+    if peft is None or adapter == "new":
+        check_mergeable(folder, key)
     if peft is None:
         model, said = load_merged(folder, head, torch.float32)
         return Start(model.requires_grad_(True), folder.base or folder.path, said or f"{folder.path}, all weights")
     why = f"{key}.adapter=new"
     if folder.base and adapter != "new":
-        model = _adapted(load_plain(folder.base, head, dtype), for_task(peft, head, folder.base), key)
+        settings = for_task(peft, head, folder.base)
+        if changes_the_base(settings):
+            settings.init_lora_weights = True  # the part has been taken out of this base
+        model = _adapted(load_plain(folder.base, head, dtype), settings, key)
         difference = settings_difference(model.peft_config["default"], PeftConfig.from_pretrained(folder.path))
         if not difference:
             take_weights(model, folder.path)
@@ -74,11 +83,17 @@ def start(
             raise AlignError(f"{key}.adapter=continue: the adapter of {folder.path} differs: {difference}")
     home, said = folder.path, f"a new adapter on {folder.path}"
     if folder.base is not None:
+        check_mergeable(folder, key, why)
         base = out / "base"
         merged, _ = load_merged(folder, folder.kind, torch.float32)
         merged.save_pretrained(base)
+        copy_tokenizer(folder.path, base)
         home, said = str(base.resolve()), f"{said}, merged into {base} ({why})"
     model = _adapted(load_plain(home, head, dtype), for_task(peft, head, home), key)
+    if changes_the_base(peft):
+        home = _save_the_rest(model, out / "rest")
+        copy_tokenizer(folder.path, out / "rest")
+        said = f"{said}; what {peft.init_lora_weights} leaves of the base is saved in {out / 'rest'}"
     return Start(model, home, said, fresh=True)
 
 
@@ -93,6 +108,19 @@ def check_adapter(folder: Folder, key: str, peft: PeftConfig | None, adapter: st
     if adapter == "continue" and folder.base is None and folder.local:
         raise AlignError(
             f"{key}.adapter=continue: {folder.path} holds a whole model and no adapter\n  write {key}.adapter=auto"
+        )
+
+
+def check_mergeable(folder: Folder, key: str, why: str = "another start is asked for") -> None:
+    """Refuses to build on an adapter that no weights can hold; names the two ways out."""
+    if folder.base is None:
+        return
+    earlier = PeftConfig.from_pretrained(folder.path)
+    if not mergeable(earlier):
+        raise AlignError(
+            f"{key}: the adapter of {folder.path} cannot be merged ({route(earlier).why}), so nothing else can "
+            f"start on it: {why}\n  go on with the same method and settings (peft@{key}.peft of that stage), "
+            "or make that stage with a method that merges, such as lora"
         )
 
 
@@ -133,7 +161,7 @@ def settings_difference(mine: PeftConfig, theirs: PeftConfig) -> str:
     """Where two PEFT configurations of resolved targets differ, in words; '' where they agree."""
     if mine.peft_type != theirs.peft_type:
         return f"{theirs.peft_type.value} there, {mine.peft_type.value} asked for"
-    ours, saved = (_beside_a_head(config.modules_to_save) for config in (mine, theirs))
+    ours, saved = (_beside_a_head(getattr(config, "modules_to_save", None)) for config in (mine, theirs))
     if ours != saved:
         return f"modules_to_save is {saved} there, {ours} asked for"
     one, other = mine.to_dict(), theirs.to_dict()
@@ -152,12 +180,23 @@ def _adapted(model: PreTrainedModel, peft: PeftConfig, key: str) -> PeftModel:
         raise AlignError(f"{key}.peft: {type(peft).__name__} does not go with this model: {reason}") from error
 
 
+def _save_the_rest(model: PeftModel, folder: Path) -> str:
+    """Saves the base from which a new adapter has taken a part, and names it as the adapter's base; where it lies."""
+    plain = model.get_base_model()
+    apart = (".lora_", ".modules_to_save.", ".original_module.")
+    rest = {n.replace(".base_layer", ""): t for n, t in plain.state_dict().items() if not any(w in n for w in apart)}
+    plain.save_pretrained(folder, state_dict=rest)
+    settings = model.peft_config["default"]
+    settings.base_model_name_or_path, settings.init_lora_weights = str(folder.resolve()), True
+    return str(folder.resolve())
+
+
 def for_task(peft: PeftConfig, head: str, base: str) -> PeftConfig:
     config = copy.deepcopy(peft)
     config.task_type = TASK[head]
     config.base_model_name_or_path = base
     config.inference_mode = False
-    if head == CAUSAL and config.modules_to_save:
+    if head == CAUSAL and getattr(config, "modules_to_save", None):
         config.modules_to_save = _beside_a_head(config.modules_to_save) or None
     return config
 
@@ -169,6 +208,10 @@ def _beside_a_head(modules: Iterable[str] | None) -> list[str]:
 
 def take_weights(model: PeftModel, path: str, name: str = "default") -> None:
     """Puts the adapter saved at `path` into adapter `name` of `model`, whose head may be another and is kept."""
+    if prompted(model):
+        load_encoder(model, path, name)
+        _take_score(model, path, name)
+        return
     mine, theirs = get_peft_model_state_dict(model, adapter_name=name), load_peft_weights(path, device="cpu")
     heads = {key for key in mine if key.endswith("score.weight")}
     missing = mine.keys() - theirs.keys() - heads
@@ -176,6 +219,15 @@ def take_weights(model: PeftModel, path: str, name: str = "default") -> None:
         raise AlignError(f"the adapter of {path} lacks weights, such as {sorted(missing)[0]}")
     weights = {key: theirs.get(key, mine[key]) for key in mine}
     set_peft_model_state_dict(model, weights, adapter_name=name)
+
+
+def _take_score(model: PeftModel, path: str, name: str) -> None:
+    """The score head of the adapter at `path`, where both have one."""
+    score = getattr(model.get_base_model(), "score", None)
+    saved = [tensor for key, tensor in load_peft_weights(path, device="cpu").items() if key.endswith("score.weight")]
+    if saved and hasattr(score, "modules_to_save"):
+        with torch.no_grad():
+            score.modules_to_save[name].weight.copy_(saved[0])
 
 
 def _no_dropout(path: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
@@ -9,6 +10,12 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from align.errors import AlignError
 from align.roles.folder import base_home, tokenizer_home
 from align.surroundings import without_network
+
+
+def copy_tokenizer(path: str, folder: Path) -> None:
+    """The tokenizer at `path`, if there is one, into `folder` as it is."""
+    with suppress(OSError, ValueError):
+        AutoTokenizer.from_pretrained(tokenizer_home(path)).save_pretrained(folder)
 
 
 def load_tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:

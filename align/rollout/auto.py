@@ -8,6 +8,7 @@ from typing import Any
 from align import config
 from align.engine.installed import installed, require
 from align.errors import AlignError
+from align.peft.routes import check_servable
 from align.types import RolloutEngine
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM 0.32, CPU attention
@@ -70,15 +71,17 @@ def choose(
     on_cpu = policy.device.type == "cpu"
     model = policy.model.config.to_dict()
     check_rollout(options.engine, model, on_cpu)
-    reason = "asked for" if options.engine == "hf" else unserved(model, on_cpu)
+    method = policy.model.peft_config["default"] if policy.has_adapter else None
+    by_method = check_servable(method, options.engine, options.fallback)
+    reason = "asked for" if options.engine == "hf" else unserved(model, on_cpu) or by_method
     if not reason:
         from align.rollout.vllm import VLLMRollout
 
         share = {"auto": None, "true": True, "false": False}[str(options.share_weights).lower()]
         engine = VLLMRollout(base, policy, longest, options.batch_size, options.kv_cache_mib, share)
-        handed = "the adapter" if policy.has_adapter else "all weights"
+        handed = "the adapter" if engine.adapter else "all weights"
         if engine.shared:
-            sync = "; the adapter is handed over after each step" if policy.has_adapter else ", which no sync moves"
+            sync = "; the adapter is handed over after each step" if engine.adapter else ", which no sync moves"
             tell(f"rollouts by vLLM in this process, on the trainer's own weights{sync}")
         else:
             tell(

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
+from align.peft.prompts import length_of
 from align.types import Sampling
 
 STILL_WRITING = 0.8
@@ -33,23 +34,39 @@ def can_decode(model: PreTrainedModel) -> bool:
 
 
 def decode(
-    model: PreTrainedModel, ids_BP: Tensor, mask_BP: Tensor, sampler: Sampler, sampling: Sampling
+    model: PreTrainedModel,
+    ids_BP: Tensor,
+    mask_BP: Tensor,
+    sampler: Sampler,
+    sampling: Sampling,
+    before: Tensor | Cache | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """ids_BT and logp_BT, each row up to its first stop token; what lies behind is of no meaning."""
+    """ids_BT and logp_BT, each row up to its first stop token; what lies behind is of no meaning.
+
+    `before` stands before every row: embeddings of virtual tokens, or their keys and values.
+    """
     rows_B = torch.arange(len(ids_BP), device=ids_BP.device)
     ids_BT = ids_BP.new_zeros(len(ids_BP), sampling.max_new_tokens)
     logp_BT = torch.zeros(ids_BT.shape, device=ids_BP.device)
-    mask_BN = torch.cat([mask_BP.long(), torch.ones_like(ids_BT)], dim=1)
+    virtual = length_of(before)
+    mask_BN = torch.cat([ids_BP.new_ones(len(ids_BP), virtual), mask_BP.long(), torch.ones_like(ids_BT)], dim=1)
     takes = inspect.signature(model.forward).parameters
     more = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
     stop = torch.tensor(sampling.stop_ids, device=ids_BP.device)
     cache = _cache(model, mask_BN.shape[1])
-    writing_B, feed = torch.ones_like(rows_B, dtype=torch.bool), ids_BP
+    writing_B, feed = torch.ones_like(rows_B, dtype=torch.bool), {"input_ids": ids_BP}
+    if isinstance(before, Cache):
+        for number, layer in enumerate(before.layers):
+            cache.update(layer.keys, layer.values, number)
+    elif before is not None:
+        embeddings = model.get_input_embeddings()(ids_BP)
+        feed = {"inputs_embeds": torch.cat([before.to(embeddings.dtype), embeddings], dim=1)}
     for t in range(sampling.max_new_tokens):
-        known = ids_BP.shape[1] + t
+        known = virtual + ids_BP.shape[1] + t
         if "position_ids" in takes:
-            more["position_ids"] = (mask_BN[:, :known].cumsum(1) - 1).clamp(min=0)[:, -feed.shape[1] :]
-        output = model(input_ids=feed, attention_mask=mask_BN[:, :known], past_key_values=cache, use_cache=True, **more)
+            new = next(iter(feed.values())).shape[1]
+            more["position_ids"] = (mask_BN[:, :known].cumsum(1) - 1).clamp(min=0)[:, -new:]
+        output = model(**feed, attention_mask=mask_BN[:, :known], past_key_values=cache, use_cache=True, **more)
         chosen_B, logp_BT[rows_B, t] = sampler.draw(output.logits[:, -1])
         ids_BT[rows_B, t] = chosen_B
         writing_B = writing_B & ~torch.isin(chosen_B, stop)
@@ -61,7 +78,7 @@ def decode(
             cache.reorder_cache(stay)
             sampler.keep(stay.tolist())
             rows_B, mask_BN, chosen_B, writing_B = rows_B[stay], mask_BN[stay], chosen_B[stay], writing_B[stay]
-        feed = chosen_B[:, None]
+        feed = {"input_ids": chosen_B[:, None]}
     return ids_BT[:, : t + 1], logp_BT[:, : t + 1]
 
 

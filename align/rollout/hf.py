@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from align.errors import AlignError
 from align.rollout.decode import can_decode, decode
 from align.rollout.merged import merged
 from align.types import Generation, Policy, Sampling, SyncReceipt
@@ -58,9 +59,17 @@ class HFRollout:
         with self.policy.generating() as model:
             ids_BP, mask_BP = pad_left(prompts, self.pad_id, model.device)
             sampler = KeyedSampler(keys, sampling, model.device)
-            write = decode if can_decode(model) else self._generate
+            before = self.policy.opening(len(prompts))
             with merged(model, len(prompts)):
-                ids_BT, logp_BT = write(model, ids_BP, mask_BP, sampler, sampling)
+                if can_decode(model):
+                    ids_BT, logp_BT = decode(model, ids_BP, mask_BP, sampler, sampling, before)
+                elif before is None:
+                    ids_BT, logp_BT = self._generate(model, ids_BP, mask_BP, sampler, sampling)
+                else:
+                    raise AlignError(
+                        f"actor.peft: a {model.config.model_type} model prepares its inputs in its own way, which "
+                        "knows no virtual tokens\n  write another method, such as peft@actor.peft=lora"
+                    )
         return ids_BT.cpu(), logp_BT.cpu()
 
     def _generate(

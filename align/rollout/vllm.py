@@ -2,8 +2,6 @@
 
 vLLM keys its weights by an adapter's id and its prefix cache by name and path, so every version gets an
 id, a name and a folder of its own; anything less has been seen to serve the old policy without a word.
-On the way in and out vLLM changes this process (thread function, random state, environment, process
-group): all of it is put back. Seen on CPU; the GPU branch has not been run.
 
 Shapes: B rows, T response.
 """
@@ -11,35 +9,33 @@ Shapes: B rows, T response.
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import tempfile
 import time
 import weakref
-from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig
 from torch import Tensor
 
-from align import surroundings
-from align.errors import AlignError
+from align.errors import AlignError, StaleRolloutError
+from align.peft.routes import ADAPTER, LARGEST_RANK, MERGED, largest_rank, route
 from align.roles.modules import plain
+from align.rollout.canary import Canary
 from align.rollout.hf import to_generation
-from align.rollout.shared import SharedWeights, Unshareable, pairs_of, plain_weights, unwritten, why_own_copies
-from align.rollout.vllm_greedy import GREEDY_TEMPERATURE, greedy_at_a_temperature
-from align.rollout.vllm_process import memory_unbound, undone
+from align.rollout.shared import SharedWeights, Unshareable, places_of, why_own_copies
+from align.rollout.vllm_engine import Settings, shut_down, start_engine
+from align.rollout.vllm_greedy import GREEDY_TEMPERATURE
 from align.types import Generation, Policy, Sampling, SyncReceipt
 
-PREFILL = 256  # tokens at a time on CPU, where vLLM's LoRA gathers an adapter's matrices for every token
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM 0.32 can be started with
-MIB = 2**20
+RANKS = (8, 16, 32, 64, 128, 256, 320, LARGEST_RANK)  # that vLLM 0.32 can be started with
 
 
 class VLLMRollout:
-    """vLLM's engine serving the policy: its LoRA adapter on the base, or all its weights.
+    """vLLM's engine serving the policy: its LoRA adapter on the base, or all its weights with another adapter merged.
 
     With the trainer's own tensors where it can stand on them, else with a copy of the weights; `shared` says
     which, `why_apart` why.
@@ -64,98 +60,99 @@ class VLLMRollout:
         AlignError for what vLLM refuses, and where True cannot hold.
         """
         self.policy = policy
+        self.settings = Settings(base, longest, batch_size, kv_cache_mib)
         self.on_cpu = policy.device.type == "cpu"
         self.devices = [] if self.on_cpu else [policy.device]
         self.pad_id = policy.model.config.pad_token_id or 0
         self.request: Any = None
         self.weights: SharedWeights | None = None
         self.pushes = 0
-        self.why_apart = "asked for" if share_weights is False else why_own_copies(plain(policy.model), self.on_cpu)
-        self._start(base, policy, longest, batch_size, kv_cache_mib)
-        if not self.why_apart:
-            try:
-                self.weights = SharedWeights(plain(policy.model), self.model)
-            except Unshareable as error:
-                self.why_apart = str(error)
-                if policy.has_adapter:  # the engine has no weights yet
-                    self.close()
-                    self._start(base, policy, longest, batch_size, kv_cache_mib)
+        self.adapter = policy.has_adapter and route(policy.model.peft_config["default"]).mode == ADAPTER
+        """The adapter is handed over as it is; any other is merged."""
+        self.why_apart = "asked for" if share_weights is False else self._why_own_copies(policy)
+        self.canary = Canary(self, longest)
+        self._begin()
         if share_weights and self.why_apart:
             self.close()
             raise AlignError(
                 f"rollout.share_weights=true: vLLM cannot stand on the trainer's weights: {self.why_apart}\n"
                 "  write rollout.share_weights=auto"
             )
-        gc.collect()  # what vLLM had allocated for weights
 
     @property
     def shared(self) -> bool:
         return self.weights is not None
 
-    def _start(self, base: str, policy: Any, longest: int, batch_size: int, kv_cache_mib: int) -> None:
-        """vLLM's engine: with weights of its own only if they are read from disk, for an adapter on top."""
-        rank = _lora_rank(policy.model.peft_config["default"]) if policy.has_adapter else 0
-        own = bool(self.why_apart) and policy.has_adapter
-        surroundings.prepare()
-        with (
-            undone(),
-            memory_unbound() if self.on_cpu else nullcontext(),
-            nullcontext() if own or not self.on_cpu else plain_weights(),
-        ):
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-            import vllm
+    def _why_own_copies(self, policy: Any) -> str:
+        """Why the trainer's weights cannot be the engine's, as far as it is known before it starts."""
+        if policy.has_adapter and not self.adapter:
+            return f"the adapter is merged for it: {route(policy.model.peft_config['default']).why}"
+        return why_own_copies(plain(policy.model), self.on_cpu)
 
-            self._vllm = vllm
+    def _begin(self) -> None:
+        """A new engine, on the trainer's weights where it can be."""
+        self._start()
+        if not self.why_apart:
             try:
-                self.engine = vllm.LLM(
-                    model=base,
-                    dtype=str(_dtype(policy)).removeprefix("torch."),
-                    load_format="auto" if own else unwritten(),
-                    max_model_len=longest,
-                    max_num_seqs=batch_size,
-                    kv_cache_memory_bytes=kv_cache_mib * MIB,
-                    **(
-                        {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1, "max_cpu_loras": 1}
-                        if policy.has_adapter
-                        else {}
-                    ),
-                    generation_config="vllm",
-                    logprobs_mode="processed_logprobs",
-                    logits_processors=[greedy_at_a_temperature()],
-                    skip_tokenizer_init=True,
-                    enable_prefix_caching=False,
-                    disable_log_stats=True,
-                    use_tqdm_on_load=False,
-                    seed=0,
-                    **(_on_cpu(max(longest, batch_size)) if self.on_cpu else _beside_a_trainer()),
-                )
-            except ValueError as error:
-                raise AlignError(f"rollout=vllm: vLLM does not start on {base}: {error}\n  write rollout=hf") from error
-        client = self.engine.llm_engine.engine_core
-        client._finalizer.detach()  # it would destroy the process group whenever the engine is collected
-        self.core = client.engine_core
-        self.model = self.core.model_executor.driver_worker.worker.model_runner.model
-        self._end = weakref.finalize(self, _shut_down, self.core)
+                self.weights = SharedWeights(plain(self.policy.model), self.model)
+            except Unshareable as error:
+                self.why_apart = str(error)
+                if self.adapter:  # the engine has no weights yet
+                    self.close()
+                    self._start()
+        gc.collect()  # what vLLM had allocated for weights
+
+    def _start(self) -> None:
+        """An engine with weights of its own only if they are read from disk, for an adapter on top."""
+        rank = _lora_rank(self.policy.model.peft_config["default"]) if self.adapter else 0
+        own = bool(self.why_apart) and self.adapter
+        engine = start_engine(self.settings, _dtype(self.policy), rank, own, self.on_cpu)
+        self.engine, self.core, self.model = engine.llm, engine.core, engine.model
+        self._sampling_params = engine.parameters
+        self._end = weakref.finalize(self, shut_down, self.core)
         self.folder = tempfile.TemporaryDirectory(prefix="align-vllm-")
 
     def attach(self, policy: Policy) -> SyncReceipt:
+        if self.adapter:  # the base is served already
+            self.canary.learn(policy)
         return self.sync(policy)
 
     def sync(self, policy: Policy) -> SyncReceipt:
-        """Brings the engine to the policy's present weights; tells what moved and its hash.
+        """Brings the engine to the policy's present weights, and proves it; tells what moved and its hash.
 
-        Shared weights are there already, and are checked to be; a copy of all weights is made anew.
+        What fails the proof is handed over once more, then to a new engine; then StaleRolloutError says what is
+        likely wrong.
         """
+        receipt = self._hand_over(policy)
+        for again in (self._hand_over, self._rebuild, None):
+            if self.canary.right(policy):
+                return replace(receipt, gap=self.canary.gap)
+            if again:
+                receipt = again(policy)
+        raise StaleRolloutError(
+            f"vLLM does not serve the policy that is trained (version {policy.version}): {self.canary.cause}\n"
+            f"  its log-probabilities are up to {self.canary.gap:.3g} nats off, after a second push "
+            "and with a new engine\n  write rollout=hf"
+        )
+
+    def _rebuild(self, policy: Policy) -> SyncReceipt:
+        self.close()
+        self._begin()
+        return self._hand_over(policy)
+
+    def _hand_over(self, policy: Policy) -> SyncReceipt:
+        """Shared weights are there already, and are checked to be; a copy of all weights is made anew."""
         begun = time.perf_counter()
         size = 0
         self._check_shared()
-        if policy.has_adapter:
-            mode, size = "adapter", self._push_adapter(policy)
+        if self.adapter:
+            mode, size = ADAPTER, self._push_adapter(policy)
         elif self.shared:
             mode = "shared"
+            self.engine.reset_prefix_cache()
         else:
             try:
-                mode, size = "full", self._copy_weights(policy)
+                mode, size = MERGED if policy.has_adapter else "full", self._copy_weights(policy)
             except Unshareable as error:
                 raise AlignError(
                     f"rollout=vllm: the policy's weights do not fit vLLM's: {error}\n  write rollout=hf"
@@ -184,13 +181,15 @@ class VLLMRollout:
         return sum(file.stat().st_size for file in folder.glob("adapter_model*"))
 
     def _copy_weights(self, policy: Policy) -> int:
-        """Copies all weights into the engine's own; their size in bytes."""
+        """Copies all weights, an adapter merged in, into the engine's own; their size in bytes."""
         size = 0
         with torch.no_grad(), policy.generating() as model:
-            for pair in pairs_of(model, self.model):
-                whole = torch.cat([part.data for part in pair.parts])
-                pair.theirs.data[: len(whole)].copy_(whole)
-                size += whole.nbytes
+            places = places_of(model, self.model)
+            for name, tensor in policy.tensors(merged=True):
+                for place in places.get(name, ()):
+                    place.copy_(tensor)
+                    size += tensor.nbytes
+        self.engine.reset_prefix_cache()
         return size
 
     def _check_shared(self) -> None:
@@ -226,7 +225,7 @@ class VLLMRollout:
 
     def _parameters(self, key: int, sampling: Sampling) -> Any:
         """The untruncated distribution at a temperature, ended by the given ids alone."""
-        return self._vllm.SamplingParams(
+        return self._sampling_params(
             temperature=0.0 if sampling.greedy else sampling.temperature,
             extra_args={GREEDY_TEMPERATURE: sampling.temperature} if sampling.greedy else None,
             seed=key,
@@ -247,11 +246,6 @@ class VLLMRollout:
         self.engine.llm_engine.abort_request(leftovers, internal=True)
 
 
-def _shut_down(core: Any) -> None:
-    with undone():
-        core.shutdown()
-
-
 def _response(output: Any) -> tuple[Tensor, Tensor]:
     """ids_T and logp_T of one completion."""
     ids = list(output.token_ids)
@@ -265,27 +259,6 @@ def _dtype(policy: Any) -> torch.dtype:
     return frozen[0] if frozen else torch.float32
 
 
-def _lora_rank(adapter: PeftConfig) -> int:
+def _lora_rank(adapter: LoraConfig) -> int:
     """The smallest rank of `RANKS` that holds the adapter's."""
-    if not isinstance(adapter, LoraConfig):
-        raise AlignError(f"rollout=vllm: vLLM serves LoRA, not {adapter.peft_type.value}\n  write rollout=hf")
-    rank = max([adapter.r, *adapter.rank_pattern.values()])
-    if rank > RANKS[-1]:
-        raise AlignError(f"rollout=vllm: vLLM serves ranks up to {RANKS[-1]}, not {rank}\n  write rollout=hf")
-    return next(size for size in RANKS if size >= rank)
-
-
-def _on_cpu(least: int) -> dict[str, Any]:
-    """Prompts are read whole, and no more than `PREFILL` or `least` tokens of them at a time.
-
-    vLLM 0.32 fails on CPU where a row with a seed is read in two parts. Its block of 128 tokens would be wasted
-    on a short row.
-    """
-    tokens = {"max_num_batched_tokens": max(PREFILL, least), "enable_chunked_prefill": False}
-    return {"enforce_eager": True, "block_size": 32, **tokens}
-
-
-def _beside_a_trainer() -> dict[str, float]:
-    """On a GPU, of the memory the roles left free: vLLM checks for it, but takes weights and cache only."""
-    free, total = torch.cuda.mem_get_info()
-    return {"gpu_memory_utilization": 0.9 * free / total}
+    return next(size for size in RANKS if size >= largest_rank(adapter))

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align import config, ops
 from align.engine.plain import NotFinite
-from align.errors import AlignError
+from align.errors import AlignError, StaleRolloutError
 from align.policy_losses.clip import Clip
 from align.report.clock import Clock
 from align.rollout.keys import sample_key
@@ -95,6 +95,7 @@ class PPO:
                 self.engine, rows, self.sampling, seed=self.seed, purpose="train",
                 step=self.steps_done, samples=self.samples_per_prompt,
             ).to(self.roles.device)  # fmt: skip
+        self._check_version(rollout)
         with self.clock("score"):
             scores = self.roles.score(rollout, self._wanted())
         scores = self._old_logp(rollout, scores)
@@ -105,6 +106,7 @@ class PPO:
             metrics |= self.update(experience)
         with self.clock("sync"):
             self.receipt = self.engine.sync(self.roles.actor)
+        metrics |= {"sync/bytes": self.receipt.bytes, "sync/gap": self.receipt.gap}
         if self.adaptive_kl:
             self.kl_coef = self.adaptive_kl.update(metrics["objective/kl"], len(rollout))
         self.steps_done += 1
@@ -112,6 +114,15 @@ class PPO:
         rates = self.roles.rates()
         metrics |= {"lr" if role == "actor" else f"lr/{role}": rate for role, rate in rates.items()}
         return {**metrics, **logged, **self.clock.seconds(int(rollout.response_mask_BT.sum()))}
+
+    def _check_version(self, rollout: Rollout) -> None:
+        """Every row was written by the policy that is about to be trained."""
+        wrote, trains = set(rollout.version_B.tolist()), self.roles.actor.version
+        if wrote != {trains}:
+            raise StaleRolloutError(
+                f"step {self.steps_done}: rows were written by version {sorted(wrote)} of the policy, "
+                f"which is at {trains}"
+            )
 
     def score_texts(self, rollout: Rollout, scores: Scores) -> tuple[Scored, dict[str, float]]:
         """Scores of the completions, those that did not end dealt with; what the rewards log.

@@ -21,14 +21,17 @@ from align import config
 from align.data.encode import fitting_pairs
 from align.data.source import Source, Split
 from align.engine.cpu_linear import CpuLinear
+from align.peft.folder import save_model
+from align.peft.prompts import prompted
+from align.peft.stateful import planned
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL, SCORE
-from align.roles.modules import ScoreModule
+from align.roles.modules import ScoreModule, score_by_mask
 from align.roles.start import check_adapter, look, start
 from align.roles.tokenizer import load_tokenizer, pad_apart_from_eos
 from align.stages.pairs import compare, score_of_samples, swapped
 from align.stages.rollouts import as_rows
-from align.stages.trl_bridge import arguments, check_arguments, dataset, train
+from align.stages.trl_bridge import arguments, check_arguments, dataset, steps_of, train
 
 
 @dataclass
@@ -59,19 +62,22 @@ class RM:
             report.say(f"{left_out['too_long']} pairs left out: longer than rm.max_length={self.options.max_length}")
         if left_out["alike"]:
             report.say(f"{left_out['alike']} pairs left out: both answers alike, or one empty")
+        args = self._arguments(out)
         torch.manual_seed(self.seed)
         begun = start(
-            inputs["path"], key="rm", head=SCORE, peft=self.peft, adapter=self.options.adapter,
+            inputs["path"], key="rm", head=SCORE, peft=planned(self.peft, steps_of(args, len(rows)), "rm"),
+            adapter=self.options.adapter,
             out=out, dtype=self.dtype,
         )  # fmt: skip
         self.linear.apply(begun.model, report.say)
         report.write_card(cpu_linear=self.linear.facts())
         begun.model.config.pad_token_id = tokenizer.pad_token_id
         report.say(f"{begun.said}; {len(rows)} pairs")
-        args = self._arguments(out)
+        if prompted(begun.model):
+            score_by_mask(begun.model)
         trainer = RewardTrainer(begun.model, args, train_dataset=dataset(rows), processing_class=tokenizer)
         train(trainer, report)
-        begun.model.save_pretrained(out)
+        save_model(begun.model, out)
         tokenizer.save_pretrained(out)
         report.write_card(inputs=inputs, start=begun.said, base=begun.base, pairs=len(rows), left_out=left_out)
         module = ScoreModule(begun.model.eval(), self.dtype == torch.bfloat16).to(self.device)

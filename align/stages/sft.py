@@ -16,11 +16,13 @@ from align import config
 from align.data.encode import fitting_examples
 from align.data.source import Source
 from align.engine.cpu_linear import CpuLinear
+from align.peft.folder import save_model
+from align.peft.stateful import planned
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL, inspect
 from align.roles.start import check_adapter, start
 from align.roles.tokenizer import load_tokenizer
-from align.stages.trl_bridge import arguments, check_arguments, dataset, train
+from align.stages.trl_bridge import arguments, check_arguments, dataset, steps_of, train
 
 
 @dataclass
@@ -50,15 +52,16 @@ class SFT:
             report.say(
                 f"{left_out} rows left out: no token of the answer within sft.max_length={self.options.max_length}"
             )
+        args = self._arguments(out)
         torch.manual_seed(self.seed)
         begun = start(
-            inputs["path"], key="sft", head=CAUSAL, peft=self.peft, adapter=self.options.adapter,
+            inputs["path"], key="sft", head=CAUSAL, peft=planned(self.peft, steps_of(args, len(rows)), "sft"),
+            adapter=self.options.adapter,
             out=out, dtype=self.dtype, kinds=(CAUSAL,),
         )  # fmt: skip
         self.linear.apply(begun.model, report.say)
         report.write_card(cpu_linear=self.linear.facts())
         report.say(f"{begun.said}; {len(rows)} rows, {len(held_out)} held out")
-        args = self._arguments(out)
         trainer = SFTTrainer(
             begun.model, args, train_dataset=dataset(rows), eval_dataset=dataset(held_out) if held_out else None,
             processing_class=tokenizer,
@@ -68,7 +71,7 @@ class SFT:
         if held_out:
             facts["eval_loss"] = trainer.evaluate()["eval_loss"]
             report.say(f"held-out loss {facts['eval_loss']:.3f} nats a token")
-        begun.model.save_pretrained(out)
+        save_model(begun.model, out)
         tokenizer.save_pretrained(out)
         report.write_card(inputs=inputs, **facts)
 

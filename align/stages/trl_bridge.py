@@ -10,10 +10,12 @@ from typing import Any
 
 import datasets
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from peft import PeftModel
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from align.errors import AlignError
+from align.peft.stateful import extra_loss, on_step
 from align.report.report import StageReport
 
 OURS = {
@@ -86,14 +88,51 @@ class ReportCallback(TrainerCallback):
             self.tell(state.global_step, f"loss {float(values['loss']):.3f}{accuracy}")
 
 
+class MethodCallback(TrainerCallback):
+    """Tells the adapter's method of every optimizer step, while the gradients are there."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+        self.model = model
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        on_step(self.model, "default", state.global_step + 1)
+
+
+def add_extra_loss(trainer: Trainer) -> None:
+    """The adapter's method adds its own loss to the trainer's, once an optimizer step; not in evaluation."""
+    plain_loss = trainer.compute_loss
+
+    def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        found = plain_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        extra = extra_loss(trainer.model, "default") if trainer.model.training else None
+        if extra is None:
+            return found
+        if num_items_in_batch is not None:  # else the trainer divides
+            extra = extra / trainer.current_gradient_accumulation_steps
+        return (found[0] + extra, found[1]) if return_outputs else found + extra
+
+    trainer.compute_loss = compute_loss
+
+
+def steps_of(args: TrainingArguments, rows: int) -> int:
+    """Optimizer steps that training on `rows` makes, on one device."""
+    batches = math.ceil(rows / args.per_device_train_batch_size)
+    an_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+    return args.max_steps if args.max_steps > 0 else math.ceil(an_epoch * args.num_train_epochs)
+
+
 def train(trainer: Trainer, report: StageReport) -> None:
     """Trains, with the stage's progress bar and metrics in the place of TRL's own."""
     trainer.remove_callback(PrinterCallback)
     args = trainer.args
     an_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
     steps = args.max_steps if args.max_steps > 0 else math.ceil(an_epoch * args.num_train_epochs)
+    add_extra_loss(trainer)
     with report.steps(steps) as tell:
         trainer.add_callback(ReportCallback(report, tell))
+        trainer.add_callback(MethodCallback(trainer.model))
         trainer.train()
     trainer.model.eval()
     folder = Path(args.output_dir)

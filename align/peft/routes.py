@@ -1,0 +1,98 @@
+"""How a PEFT method's policy reaches vLLM: one function, one table (PEFT 0.21, vLLM 0.32).
+
+adapter    LoRA as vLLM knows it, handed over as it is
+merged     the adapter's weights merged into the base's, layer by layer, and all of them copied
+generate   not at all: transformers writes the rollouts
+refused    no rollout of it is the policy's
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peft import LoraConfig, PeftConfig
+
+from align.errors import AlignError
+
+ADAPTER, MERGED, GENERATE, REFUSED = "adapter", "merged", "generate", "refused"
+LARGEST_RANK = 512
+"""That vLLM can be started with."""
+
+INTO_WEIGHTS = {
+    "ADALORA", "BOFT", "C3A", "DELORA", "FOURIERFT", "GRALORA", "HIRA", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR",
+    "LORA", "MISS", "OFT", "RANDLORA", "ROAD", "SHIRA", "TRAINABLE_TOKENS", "VBLORA", "VERA", "WAVEFT",
+}  # fmt: skip
+"""Methods that change weights and nothing else, so that a plain model can be what they are."""
+
+TAKE_A_PART = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""Starts of LoRA that take a part out of the base's weights."""
+
+
+@dataclass(frozen=True)
+class Route:
+    mode: str
+    why: str = ""
+    """Why not a shorter way."""
+
+
+def route(method: PeftConfig) -> Route:
+    """The shortest right way of an actor with this method to vLLM."""
+    kind = method.peft_type.value
+    if kind == "LILY":
+        return Route(REFUSED, "LILY's output for one row depends on the other rows of a batch, and on tokens to come")
+    if method.is_prompt_learning:
+        return Route(GENERATE, f"vLLM is not handed the virtual tokens of {kind}")
+    if kind not in INTO_WEIGHTS:
+        return Route(GENERATE, f"{kind} computes more than a plain model's weights can hold")
+    if type(method) is not LoraConfig:
+        return Route(MERGED, f"vLLM serves LoRA, not {kind}")
+    if why := why_not_as_it_is(method):
+        return Route(MERGED, f"vLLM serves no LoRA with {why}")
+    return Route(ADAPTER)
+
+
+def mergeable(method: PeftConfig) -> bool:
+    """A plain model's weights can hold what the method computes."""
+    return route(method).mode in (ADAPTER, MERGED)
+
+
+def why_not_as_it_is(lora: LoraConfig) -> str:
+    """What of this LoRA vLLM does not serve ('' if it serves it)."""
+    unknown = {
+        "use_dora": lora.use_dora,
+        f"bias={lora.bias}": lora.bias != "none",
+        "lora_bias": lora.lora_bias,
+        "modules_to_save": set(lora.modules_to_save or ()) - {"score", "classifier"},
+        "trainable_token_indices": lora.trainable_token_indices,
+        "target_parameters": lora.target_parameters,
+        "layer_replication": lora.layer_replication,
+        f"r={largest_rank(lora)}": largest_rank(lora) > LARGEST_RANK,
+    }
+    return next((name for name, there in unknown.items() if there), "")
+
+
+def changes_the_base(method: PeftConfig) -> bool:
+    """A new adapter of this kind takes a part out of the base's weights: what is left is another base."""
+    start = getattr(method, "init_lora_weights", True)
+    return isinstance(start, str) and start.startswith(TAKE_A_PART)
+
+
+def largest_rank(lora: LoraConfig) -> int:
+    return max([lora.r, *lora.rank_pattern.values()])
+
+
+def check_servable(method: PeftConfig | None, engine: str, fallback: str) -> str:
+    """Why transformers writes the rollouts of an actor with this method though vLLM could run ('' if vLLM does).
+
+    Raises AlignError where `engine` vllm may not fall back, and for what nothing serves.
+    """
+    if method is None:
+        return ""
+    way = route(method)
+    if way.mode == REFUSED:
+        raise AlignError(f"actor.peft: no rollout can be the policy's: {way.why}\n  write another peft@actor.peft")
+    if fallback not in ("hf", "error"):
+        raise AlignError(f"rollout.fallback={fallback}: write hf or error")
+    if way.mode == GENERATE and engine != "hf" and fallback == "error":
+        raise AlignError(f"rollout={engine}: {way.why}\n  write rollout=auto (transformers writes then), or rollout=hf")
+    return way.why if way.mode == GENERATE else ""

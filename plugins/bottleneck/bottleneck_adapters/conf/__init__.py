@@ -1,0 +1,1 @@
+"""What this plugin adds to the configuration: one folder for each kind of plug."""

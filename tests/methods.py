@@ -1,0 +1,26 @@
+"""The methods of conf/peft and of the bottleneck plugin, as configuration builds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+from peft import PeftConfig
+
+from align.nodes import call
+
+CONF = Path(__file__).parents[1] / "conf" / "peft"
+PLUGIN = ["houlsby", "pfeiffer", "parallel"]
+METHODS = sorted({f.stem for f in CONF.glob("*.yaml")} - {"none"}) + PLUGIN
+ROUTES = {
+    "lora": "adapter", "lora_r1": "adapter", "rslora": "adapter", "pissa": "adapter",
+    **dict.fromkeys([*PLUGIN, "prompt", "p_tuning", "prefix", "p_tuning_v2"], "generate"),
+}  # fmt: skip
+"""Of the methods that are not merged."""
+
+
+def method(name: str, *settings: str) -> PeftConfig:
+    """The config of a method, with settings such as "peft.r=1"."""
+    module = "bottleneck_adapters.conf" if name in PLUGIN else "align.conf"
+    with initialize_config_module(module, version_base=None):
+        return call(compose(overrides=[f"+peft={name}", *settings]).peft, "peft")

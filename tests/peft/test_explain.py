@@ -1,0 +1,34 @@
+"""`align plugins --explain METHOD`."""
+
+import re
+
+import pytest
+from methods import METHODS
+
+from align.cli import main
+from align.errors import AlignError
+from align.methods import explain
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_explained(name):
+    text = explain([name])
+    assert text.startswith(f"peft={name}\n")
+    assert re.search(r"parameters  [\d,]+ of 738,176 \(\d+\.\d\d%\) of a llama model\n  rollouts ", text)
+
+
+def test_lora_on_a_model_of_ones_own(base):
+    text = explain(["lora", f"model={base}"])
+    assert "of a llama model" in text and "as it is" in text and "in one pass" in text
+
+
+def test_from_the_command_line(capsys):
+    main(["plugins", "--explain", "p_tuning"])
+    assert "transformers writes the rollouts" in capsys.readouterr().out
+
+
+def test_an_unknown_method_names_the_nearest():
+    with pytest.raises(AlignError, match="nearest: houlsby"):
+        explain(["hulsby"])
+    with pytest.raises(AlignError, match="one of: adalora"):
+        explain([])

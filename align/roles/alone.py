@@ -6,19 +6,18 @@ import tempfile
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
 
 from align.engine.cpu_linear import CpuLinear
 from align.engine.plain import PlainEngine
-from align.peft.routes import mergeable
 from align.roles.backbone import Backbone
 from align.roles.folder import CAUSAL, inspect
 from align.roles.policy import TrainedPolicy
 from align.roles.roles import Roles
 from align.roles.seating import Seating, Setting
 from align.roles.specs import Actor, Critic, Reference
-from align.roles.start import load_merged, load_plain
+from align.roles.start import load_frozen
 from align.roles.tokenizer import load_tokenizer, stop_ids
 
 
@@ -27,11 +26,7 @@ def load_policy(path: str, key: str, device: torch.device, linear: CpuLinear) ->
 
     Raises AlignError, naming `key`, where `path` holds no language model.
     """
-    folder = inspect(path, key, CAUSAL)
-    if folder.base and not mergeable(PeftConfig.from_pretrained(folder.path)):
-        model = PeftModel.from_pretrained(load_plain(folder.base, CAUSAL, torch.float32), folder.path).eval()
-    else:
-        model, _ = load_merged(folder, CAUSAL, torch.float32)
+    model = load_frozen(inspect(path, key, CAUSAL))
     linear.apply(model)
     return TrainedPolicy(model, PlainEngine(Backbone(model).to(device)), device)
 

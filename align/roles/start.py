@@ -157,6 +157,14 @@ def load_merged(folder: Folder, head: str, dtype: torch.dtype) -> tuple[PreTrain
     return wrapped.merge_and_unload(safe_merge=True).requires_grad_(False), f"{folder.path}, its adapter merged"
 
 
+def load_frozen(folder: Folder) -> PreTrainedModel | PeftModel:
+    """What a folder holds, in float32, to compute alone: an adapter is merged if it can be, else sits on its base."""
+    if folder.base and not mergeable(PeftConfig.from_pretrained(folder.path)):
+        model = PeftModel.from_pretrained(load_plain(folder.base, folder.kind, torch.float32), folder.path)
+        return model.requires_grad_(False).eval()
+    return load_merged(folder, folder.kind, torch.float32)[0]
+
+
 def settings_difference(mine: PeftConfig, theirs: PeftConfig) -> str:
     """Where two PEFT configurations of resolved targets differ, in words; '' where they agree."""
     if mine.peft_type != theirs.peft_type:

@@ -66,7 +66,7 @@ class VLLMRollout:
         self.pad_id = policy.model.config.pad_token_id or 0
         self.request: Any = None
         self.weights: SharedWeights | None = None
-        self.pushes = 0
+        self.pushes, self.version = 0, policy.version
         self.adapter = policy.has_adapter and route(policy.model.peft_config["default"]).mode == ADAPTER
         """The adapter is handed over as it is; any other is merged."""
         self.why_apart = "asked for" if share_weights is False else self._why_own_copies(policy)

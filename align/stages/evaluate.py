@@ -32,7 +32,7 @@ from align.roles.folder import CAUSAL, SCORE, inspect
 from align.roles.modules import ScoreModule
 from align.roles.policy import TrainedPolicy
 from align.roles.score import score_rollout
-from align.roles.start import load_merged
+from align.roles.start import load_frozen
 from align.roles.tokenizer import load_tokenizer, stop_ids
 from align.rollout.hf import HFRollout
 from align.stages.pairs import compare, swapped
@@ -118,7 +118,7 @@ class Evaluate:
     def _reward(self, inputs: dict[str, str]) -> ScoreModule | None:
         if "rm" not in inputs:
             return None
-        model, _ = load_merged(inspect(inputs["rm"], "reward.path", SCORE), SCORE, torch.float32)
+        model = load_frozen(inspect(inputs["rm"], "reward.path", SCORE))
         self.linear.apply(model)
         return ScoreModule(model).to(self.device)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from align.engine.plain import PlainEngine
 from align.errors import AlignError
+from align.peft.routes import route
 from align.roles.backbone import Backbone
 from align.roles.policy import TrainedPolicy
 from align.rollout.hf import HFRollout, pad_left
@@ -279,10 +280,6 @@ def test_an_engine_that_is_dropped_without_close_leaves_the_process_group(engine
     torch.distributed.all_reduce(torch.ones(1))
 
 
-def test_what_is_not_lora_is_refused_before_the_engine_starts(lora_model, base):
-    from align.rollout.vllm import VLLMRollout
-
-    model = lora_model(r=1024)
-    policy = TrainedPolicy(model, PlainEngine(Backbone(model), 1e-3), CPU)
-    with pytest.raises(AlignError, match=r"ranks up to 512, not 1024\n  write rollout=hf"):
-        VLLMRollout(base, policy, LONGEST)
+def test_a_rank_beyond_vllms_is_merged(lora_model):
+    way = route(lora_model(r=1024).peft_config["default"])
+    assert (way.mode, way.why) == ("merged", "vLLM serves no LoRA with r=1024")

@@ -55,6 +55,7 @@ def test_after_each_update_the_engine_is_the_trainer(engine, base, name):
     roles = made(name, base)
     frozen = {n: p for n, p in weights(roles.actor.model).items() if ".base_layer." in n}
     keys = list(range(len(PROMPTS)))
+    engine.sync(roles.actor)
     for _ in range(2):
         train(roles, who=("actor",))
         stale = gap(roles, engine.generate(PROMPTS, keys, Sampling(1.0, 8, (1,))))

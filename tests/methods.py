@@ -21,6 +21,6 @@ ROUTES = {
 
 def method(name: str, *settings: str) -> PeftConfig:
     """The config of a method, with settings such as "peft.r=1"."""
-    module = "bottleneck_adapters.conf" if name in PLUGIN else "align.conf"
+    module = "bottleneck_adapters_conf" if name in PLUGIN else "align.conf"
     with initialize_config_module(module, version_base=None):
         return call(compose(overrides=[f"+peft={name}", *settings]).peft, "peft")

@@ -111,14 +111,12 @@ FITTING = [
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, base, reward_base):
-    """A policy's adapter on the base, reward models' adapters on this base and on another, and a PEFT method more."""
+    """A policy's adapter on the base, reward models' adapters on this base and on another."""
     home = tmp_path_factory.mktemp("seats")
     write_data(home)
     adapter(home / "tuned", base, "CAUSAL_LM")
     adapter(home / "apart", reward_base, "SEQ_CLS")
     adapter(home / "scorer", base, "SEQ_CLS")
-    (home / "conf" / "peft").mkdir(parents=True)
-    (home / "conf" / "peft" / "ia3.yaml").write_text("_target_: peft.IA3Config\n")
     return home
 
 

@@ -35,11 +35,24 @@ def check_roles(build: Build, inputs: dict[str, str]) -> None:
     for name in ROLES:
         if not absent(cfg[name]):
             check_arguments(target_of(cfg[name], name), list(plain_values(cfg[name])), name)
-            peft(cfg[name].get("peft"), f"{name}.peft")
+            check_method(cfg, name)
     build.dtype()  # refuses bf16 where the CPU lacks it
     check_sharing(cfg, build.stages)
     check_trunk(cfg)
     check_folders(build, inputs)
+
+
+def check_method(cfg: DictConfig, role: str) -> None:
+    """A method with a state fits the run's optimizer steps, and is not under DeepSpeed where that cannot be."""
+    from align.peft.stateful import hooks_of, planned
+
+    method = peft(cfg[role].get("peft"), f"{role}.peft")
+    planned(method, cfg.ppo.steps * cfg.ppo.epochs * cfg.ppo.minibatches, role)
+    if hooks_of(method).needs_gradients and not absent(cfg[role].zero):
+        raise AlignError(
+            f"{role}.peft: {method.peft_type.value} reads gradients after a step, which DeepSpeed has dropped by then\n"
+            f"  write zero@{role}.zero=none"
+        )
 
 
 def check_sharing(cfg: DictConfig, stages: list[str]) -> None:

@@ -15,9 +15,7 @@ from align.config import Zero
 from align.engine.cpu_linear import CpuLinear
 from align.engine.lora import use_fast_loras
 from align.engine.schedule import Schedule
-from align.errors import AlignError
 from align.peft.checkpointing import recompute_layers
-from align.peft.stateful import hooks_of
 from align.roles.backbone import ACTOR, REWARD, Backbone
 from align.roles.critic import score_from
 from align.roles.folder import Folder
@@ -83,12 +81,6 @@ class Seating:
 
     def trains(self, role: str, plan: Plan, spec: Any) -> None:
         """`role` trains on `plan`'s backbone at the rate and schedule of its `spec`."""
-        name = plan.backbone.adapters[role]
-        if plan.zero is not None and name and hooks_of(plan.backbone.model.peft_config[name]).needs_gradients:
-            raise AlignError(
-                f"{role}.peft: this method reads gradients after a step, which DeepSpeed drops\n"
-                f"  write zero@{role}.zero=none"
-            )
         self.schedules[role] = Schedule(spec.learning_rate, spec.schedule, spec.warmup_steps)
         plan.rates[role] = self.schedules[role].rate(0, 1)
 

@@ -66,16 +66,17 @@ def one_base(config: PeftConfig) -> str:
 def count(config: PeftConfig, shape: PreTrainedConfig) -> tuple[int, int]:
     """Parameters that train, and those of the model; nothing is allocated where the method can do without."""
     config.task_type = "CAUSAL_LM"
-    for device in ("meta", "cpu"):
-        with torch.device(device):
-            model = AutoModelForCausalLM.from_config(shape)
-            whole = model.num_parameters()
-            try:
-                return get_peft_model(model, config).get_nb_trainable_parameters()[0], whole
-            except RuntimeError:  # BOFT computes with its weights at once
-                if device == "cpu":
-                    raise
-    raise AssertionError
+    try:
+        return _counted(config, shape, "meta")
+    except RuntimeError:  # BOFT computes with its weights at once
+        return _counted(config, shape, "cpu")
+
+
+def _counted(config: PeftConfig, shape: PreTrainedConfig, device: str) -> tuple[int, int]:
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(shape)
+        whole = model.num_parameters()
+        return get_peft_model(model, config).get_nb_trainable_parameters()[0], whole
 
 
 def made_by_pretrain() -> PreTrainedConfig:

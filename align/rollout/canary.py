@@ -10,11 +10,12 @@ Shapes: K prompts, P tokens, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.peft.switch import use_adapter
 from align.types import Policy, RolloutEngine, Sampling
@@ -86,6 +87,11 @@ class Canary:
     def _trainer(self, policy: Policy, base: bool = False) -> Tensor:
         """logp_KV of the token after each prompt, by the modules that train, or by the base under its adapter."""
         with policy.generating() as model, use_adapter(policy.backbone, None) if base else nullcontext():
-            rows = [torch.tensor([ids], device=model.device) for ids in self._prompts(policy)]
-            logits = [model(ids_1P, use_cache=False).logits[0, -1].float() for ids_1P in rows]
-        return torch.log_softmax(torch.stack(logits), dim=-1).cpu()
+            rows = [torch.tensor(ids, device=model.device) for ids in self._prompts(policy)]
+            ids_KP = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # on the right, where no real token sees it
+            last_K = torch.tensor([len(ids) - 1 for ids in rows], device=model.device)
+            keep, column_K = torch.unique(last_K, return_inverse=True)
+            some = "logits_to_keep" in inspect.signature(model.forward).parameters
+            logits_KXV = model(ids_KP, use_cache=False, **({"logits_to_keep": keep} if some else {})).logits
+            logits_KV = logits_KXV[torch.arange(len(rows)), column_K if some else last_K]
+        return torch.log_softmax(logits_KV.float(), dim=-1).cpu()

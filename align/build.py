@@ -15,7 +15,7 @@ from align import config
 from align.checks import absent, check
 from align.errors import AlignError
 from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, reward_nodes, target_of
-from align.preflight import MODEL_REWARD, check_roles
+from align.preflight import MODEL_REWARD, check_roles, optimizer_steps
 from align.stages.lineage import measured_linear
 from align.stages.pipeline import Sources
 
@@ -174,7 +174,7 @@ class Build:
 
         setting = Setting(
             device=self.device(), dtype=self.dtype(), engine=self.engine, out=out,
-            max_grad_norm=cfg.ppo.max_grad_norm, steps=cfg.ppo.steps * cfg.ppo.epochs * cfg.ppo.minibatches,
+            max_grad_norm=cfg.ppo.max_grad_norm, steps=optimizer_steps(cfg.ppo),
             gradient_checkpointing=cfg.ppo.gradient_checkpointing,
             linear=self.linear, tell=tell,
         )  # fmt: skip

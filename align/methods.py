@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrain
 from align.config import Pretrain
 from align.errors import AlignError
 from align.nodes import call
-from align.peft.routes import ADAPTER, GENERATE, MERGED, REFUSED, changes_the_base, route
+from align.peft.routes import ADAPTER, GENERATE, MERGED, REFUSED, changes_the_base, mergeable, route
 from align.peft.stateful import hooks_of, planned
 from align.peft.switch import routes_rows
 from align.plugins import plug_file, plugs
@@ -44,9 +44,7 @@ def explain(words: list[str]) -> str:
         "parameters": f"{trained:,} of {whole:,} ({trained / whole:.2%}) of a {shape.model_type} model",
         "rollouts": WAYS[way.mode] + (f" ({way.why})" if way.why else ""),
         "one base": one_base(config),
-        "next stage": "another method starts on it merged"
-        if way.mode in (ADAPTER, MERGED)
-        else "the same method alone",
+        "next stage": "another method starts on it merged" if mergeable(config) else "the same method alone",
     }
     return "\n".join([f"peft={asked[0]}", *(f"  {name:11} {text}" for name, text in lines.items())])
 

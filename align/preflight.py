@@ -42,12 +42,17 @@ def check_roles(build: Build, inputs: dict[str, str]) -> None:
     check_folders(build, inputs)
 
 
+def optimizer_steps(ppo: DictConfig) -> int:
+    """That a run of PPO makes."""
+    return ppo.steps * ppo.epochs * ppo.minibatches
+
+
 def check_method(cfg: DictConfig, role: str) -> None:
     """A method with a state fits the run's optimizer steps, and is not under DeepSpeed where that cannot be."""
     from align.peft.stateful import hooks_of, planned
 
     method = peft(cfg[role].get("peft"), f"{role}.peft")
-    planned(method, cfg.ppo.steps * cfg.ppo.epochs * cfg.ppo.minibatches, role)
+    planned(method, optimizer_steps(cfg.ppo), role)
     if hooks_of(method).needs_gradients and not absent(cfg[role].zero):
         raise AlignError(
             f"{role}.peft: {method.peft_type.value} reads gradients after a step, which DeepSpeed has dropped by then\n"

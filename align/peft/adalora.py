@@ -87,12 +87,6 @@ def whole_ranks(config: PeftConfig) -> Iterator[None]:
         config.rank_pattern = pattern
 
 
-def singular_values(model: PeftModel, name: str = "default") -> int:
-    """How many are left."""
-    values = [p for key, p in model.named_parameters() if "lora_E" in key and name in key.split(".")]
-    return sum(int((p != 0).sum()) for p in values)
-
-
 def _singular_vectors(model: PeftModel, name: str) -> list[Tensor]:
     mine = [(key, p) for key, p in model.named_parameters() if name in key.split(".")]
     return [p if "lora_A" in key else p.T for key, p in mine if "lora_A" in key or "lora_B" in key]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.utils import load_peft_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -73,8 +74,6 @@ def load_encoder(model: PeftModel, path: str, name: str = "default") -> None:
     if file.exists():
         encoder.load_state_dict(load_file(file))
         return
-    from peft.utils import load_peft_weights
-
     made = load_peft_weights(path, device="cpu")["prompt_embeddings"]
     if list(encoder.state_dict()) != ["embedding.weight"]:
         raise AlignError(

@@ -63,9 +63,8 @@ def start(
     """
     folder = look(path, key, kinds)
     check_adapter(folder, key, peft, adapter)
-    if peft is None or adapter == "new":
-        check_mergeable(folder, key)
     if peft is None:
+        check_mergeable(folder, key, "all weights are to train")
         model, said = load_merged(folder, head, torch.float32)
         return Start(model.requires_grad_(True), folder.base or folder.path, said or f"{folder.path}, all weights")
     why = f"{key}.adapter=new"
@@ -111,7 +110,7 @@ def check_adapter(folder: Folder, key: str, peft: PeftConfig | None, adapter: st
         )
 
 
-def check_mergeable(folder: Folder, key: str, why: str = "another start is asked for") -> None:
+def check_mergeable(folder: Folder, key: str, why: str) -> None:
     """Refuses to build on an adapter that no weights can hold; names the two ways out."""
     if folder.base is None:
         return

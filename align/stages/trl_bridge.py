@@ -118,7 +118,10 @@ def add_extra_loss(trainer: Trainer) -> None:
 
 def steps_of(args: TrainingArguments, rows: int) -> int:
     """Optimizer steps that training on `rows` makes, on one device."""
-    batches = math.ceil(rows / args.per_device_train_batch_size)
+    return _steps_of_batches(args, math.ceil(rows / args.per_device_train_batch_size))
+
+
+def _steps_of_batches(args: TrainingArguments, batches: int) -> int:
     an_epoch = math.ceil(batches / args.gradient_accumulation_steps)
     return args.max_steps if args.max_steps > 0 else math.ceil(an_epoch * args.num_train_epochs)
 
@@ -127,10 +130,8 @@ def train(trainer: Trainer, report: StageReport) -> None:
     """Trains, with the stage's progress bar and metrics in the place of TRL's own."""
     trainer.remove_callback(PrinterCallback)
     args = trainer.args
-    an_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(an_epoch * args.num_train_epochs)
     add_extra_loss(trainer)
-    with report.steps(steps) as tell:
+    with report.steps(_steps_of_batches(args, len(trainer.get_train_dataloader()))) as tell:
         trainer.add_callback(ReportCallback(report, tell))
         trainer.add_callback(MethodCallback(trainer.model))
         trainer.train()

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import AdaLoraConfig, get_peft_model
+from peft import AdaLoraConfig, PeftModel, get_peft_model
 from sharing import rollout, train
 from transformers import AutoModelForCausalLM
 
 from align.errors import AlignError
-from align.peft.adalora import AdaLora, adalora, singular_values
+from align.peft.adalora import AdaLora, adalora
 from align.peft.stateful import planned
 from align.roles.alone import load_roles
 
 SETTINGS = {"init_r": 6, "target_r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 LAYERS = 4
+
+
+def singular_values(model: PeftModel, name: str = "default") -> int:
+    """How many are left."""
+    values = [p for key, p in model.named_parameters() if "lora_E" in key and name in key.split(".")]
+    return sum(int((p != 0).sum()) for p in values)
 
 
 def test_ppo_prunes_to_the_budget_and_keeps_it(base):

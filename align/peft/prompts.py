@@ -47,8 +47,13 @@ def inputs_of(model: PreTrainedModel | PeftModel, name: str | None, ids_BL: Tens
         return {"input_ids": ids_BL}, 0
     if isinstance(before, Cache):
         return {"input_ids": ids_BL, "past_key_values": before}, 0
-    embeddings_BLD = model.get_base_model().get_input_embeddings()(ids_BL)
-    return {"inputs_embeds": torch.cat([before.to(embeddings_BLD.dtype), embeddings_BLD], dim=1)}, before.shape[1]
+    return {"inputs_embeds": embedded(model.get_base_model(), before, ids_BL)}, before.shape[1]
+
+
+def embedded(model: PreTrainedModel, before_BMD: Tensor, ids_BL: Tensor) -> Tensor:
+    """Embeddings of virtual tokens and, behind them, of rows of text: B x (M + L) x D."""
+    text_BLD = model.get_input_embeddings()(ids_BL)
+    return torch.cat([before_BMD.to(text_BLD.dtype), text_BLD], dim=1)
 
 
 def length_of(before: Tensor | Cache | None) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from align.peft.prompts import length_of
+from align.peft.prompts import embedded, length_of
 from align.types import Sampling
 
 STILL_WRITING = 0.8
@@ -59,8 +59,7 @@ def decode(
         for number, layer in enumerate(before.layers):
             cache.update(layer.keys, layer.values, number)
     elif before is not None:
-        embeddings = model.get_input_embeddings()(ids_BP)
-        feed = {"inputs_embeds": torch.cat([before.to(embeddings.dtype), embeddings], dim=1)}
+        feed = {"inputs_embeds": embedded(model, before, ids_BP)}
     for t in range(sampling.max_new_tokens):
         known = virtual + ids_BP.shape[1] + t
         if "position_ids" in takes:

@@ -241,7 +241,7 @@ class Build:
                 "stage1, stage2 or stage3" if trained else "stage3 or stage3_offload (a frozen model has no optimizer)"
             )
             raise AlignError(f"{key}: stage {zero.stage} is not possible here\n  write zero@{key}=none, {allowed}")
-        from align.engine.installed import require
+        from align.installed import require
 
         require("deepspeed", f"zero@{key}=stage{zero.stage}", f"zero@{key}=none")
         return zero

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrain
 
 from align.config import Pretrain
 from align.errors import AlignError
-from align.nodes import call
+from align.nodes import peft
 from align.peft.routes import ADAPTER, GENERATE, MERGED, REFUSED, changes_the_base, mergeable, route
 from align.peft.stateful import hooks_of, planned
 from align.peft.switch import routes_rows
@@ -28,7 +28,7 @@ STEPS = 1000  # a plan for methods that need one
 
 
 def explain(words: list[str]) -> str:
-    """The text for a method's name and, as model=FOLDER, the model; else for the one that pretrain makes."""
+    """The text for a method's name, its settings (r=8) and, as model=FOLDER, the model; else the one pretrain makes."""
     names = sorted(name for group, name, *_ in plugs() if group == "peft" and name != "none")
     models = [word.partition("=")[2] for word in words if word.startswith("model=")]
     asked = [word for word in words if "=" not in word]
@@ -37,7 +37,9 @@ def explain(words: list[str]) -> str:
         hint = f"nearest: {near[0]}" if near else f"one of: {', '.join(names)}"
         raise AlignError(f"align plugins --explain {' '.join(words)}: there is no such method\n  {hint}")
     shape = AutoConfig.from_pretrained(Path(models[0]).expanduser()) if models else made_by_pretrain()
-    config = planned(call(OmegaConf.load(plug_file("peft", asked[0])), "peft"), STEPS, "peft")
+    settings = OmegaConf.from_dotlist([word for word in words if "=" in word and not word.startswith("model=")])
+    node = OmegaConf.merge(OmegaConf.load(plug_file("peft", asked[0])), settings)
+    config = planned(peft(node, "peft"), STEPS, "peft")
     trained, whole = count(config, shape)
     way = route(config)
     lines = {

@@ -26,6 +26,8 @@ def call(node: DictConfig, key: str) -> Any:
     """What the `_target_` of a plug makes of its arguments; what it refuses is said with its key."""
     target = target_of(node, key)
     check_arguments(target, [str(name) for name in node], key)
+    if missing := sorted(OmegaConf.missing_keys(node)):
+        raise AlignError(f"{key}.{missing[0]} is not set\n  write {key}.{missing[0]}=VALUE")
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
@@ -96,8 +98,15 @@ def call_or_keep(node: DictConfig, key: str) -> Any:
 
 
 def peft(node: DictConfig | None, key: str) -> Any:
-    """A peft.PeftConfig, or None for full fine-tuning."""
-    return None if absent(node) else call(node, key)
+    """A peft.PeftConfig, or None for full fine-tuning. `quantize` is a word about its base, for any method."""
+    if absent(node):
+        return None
+    from align.peft.quantized import check_wanted, on_quantized
+
+    settings = OmegaConf.masked_copy(node, [str(name) for name in node if name != "quantize"])
+    method = on_quantized(call(settings, key), node.get("quantize"))
+    check_wanted(method, key)
+    return method
 
 
 def reward_nodes(node: DictConfig, key: str = "reward") -> Iterator[tuple[str, DictConfig]]:

@@ -75,7 +75,7 @@ def check_sharing(cfg: DictConfig, stages: list[str]) -> None:
         elif made_here and absent(cfg.rm.peft):
             why = "the reward model trains all its weights (peft@rm.peft=none)"
             why = f"it starts from the reward model, and {why}" if critic else why
-        elif method and (theirs := peft_type(method)) != (mine := peft_type(cfg.actor.peft)):
+        elif method and (theirs := peft(method, "peft").peft_type) != (mine := peft(cfg.actor.peft, "peft").peft_type):
             why = f"PEFT takes one method a model: the actor's is {mine.value}, the other's {theirs.value}"
         elif not critic and not absent(node.zero):
             why = f"the reward model has ZeRO settings of its own (zero@{key}.zero)"
@@ -91,11 +91,6 @@ def check_sharing(cfg: DictConfig, stages: list[str]) -> None:
             f"{second}.backbone=shared: the reward model of {first} sits on the actor's base already\n"
             f"  write {second}.backbone=own"
         )
-
-
-def peft_type(node: DictConfig) -> Any:
-    """The method that a `peft` node names."""
-    return call(node, "peft").peft_type
 
 
 def asked_to_share(cfg: DictConfig) -> list[tuple[str, str, DictConfig, str]]:
@@ -171,7 +166,8 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
     from align.peft.routes import check_servable
     from align.rewards.model import check_same_tokenizer
     from align.roles.folder import CAUSAL, SCORE, inspect
-    from align.roles.start import check_adapter, look
+    from align.roles.loading import look
+    from align.roles.start import check_adapter
     from align.roles.tokenizer import load_tokenizer
     from align.rollout.auto import check_context, check_rollout
 

@@ -51,6 +51,20 @@ def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenize
 
 
 @pytest.fixture(scope="session")
+def untied_base(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> str:
+    """As `base`, with a head of its own."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(_architecture(tokenizer, tie_word_embeddings=False))
+    return _saved(model, tokenizer, tmp_path_factory.mktemp("untied"))
+
+
+@pytest.fixture(scope="session")
+def base_of(base: str, untied_base: str) -> Callable[[str], str]:
+    """base_of(method) -> a base that it can sit on."""
+    return lambda name: untied_base if name == "trainable_tokens" else base
+
+
+@pytest.fixture(scope="session")
 def reward_base(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> str:
     """The folder of a random reward model: the same shape, with a score."""
     torch.manual_seed(1)
@@ -101,11 +115,10 @@ def _architecture(tokenizer: PreTrainedTokenizerBase, **more: int) -> LlamaConfi
         intermediate_size=128,
         max_position_embeddings=256,
         initializer_range=0.15,
-        tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **more,
+        **{"tie_word_embeddings": True, **more},
     )
 
 

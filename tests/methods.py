@@ -7,13 +7,15 @@ from pathlib import Path
 from hydra import compose, initialize_config_module
 from peft import PeftConfig
 
-from align.nodes import call
+from align.nodes import peft
 
 CONF = Path(__file__).parents[1] / "conf" / "peft"
 PLUGIN = ["houlsby", "pfeiffer", "parallel"]
+SETTINGS = {"trainable_tokens": [f"token_indices={[*range(5, 300, 3)]}".replace(" ", "")]}
+"""That a method cannot do without."""
 METHODS = sorted({f.stem for f in CONF.glob("*.yaml")} - {"none"}) + PLUGIN
 ROUTES = {
-    "lora": "adapter", "lora_r1": "adapter", "rslora": "adapter", "pissa": "adapter",
+    "lora": "adapter", "lora_r1": "adapter", "rslora": "adapter", "pissa": "adapter", "qlora": "adapter",
     **dict.fromkeys([*PLUGIN, "prompt", "p_tuning", "prefix", "p_tuning_v2"], "generate"),
 }  # fmt: skip
 """Of the methods that are not merged."""
@@ -23,4 +25,5 @@ def method(name: str, *settings: str) -> PeftConfig:
     """The config of a method, with settings such as "peft.r=1"."""
     module = "bottleneck_adapters_conf" if name in PLUGIN else "align.conf"
     with initialize_config_module(module, version_base=None):
-        return call(compose(overrides=[f"+peft={name}", *settings]).peft, "peft")
+        needed = [f"peft.{setting}" for setting in SETTINGS.get(name, ())]
+        return peft(compose(overrides=[f"+peft={name}", *needed, *settings]).peft, "peft")

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "align"
 LAYERS = [
-    {"ops", "types", "config", "errors", "surroundings"},
+    {"ops", "types", "config", "errors", "surroundings", "installed"},
     {"data", "peft"},
     {"engine"},
     {"roles"},

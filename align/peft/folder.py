@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from align.peft.adalora import whole_ranks
 from align.peft.prompts import prompted, save_encoder
@@ -21,7 +22,27 @@ def save_model(model: PreTrainedModel | PeftModel, directory: Path) -> None:
 
 def save_adapter(model: PeftModel, directory: Path) -> None:
     """The `default` adapter at the folder's root, as PEFT loads it; beside it the encoder of virtual tokens."""
-    with whole_ranks(model.peft_config["default"]):
+    config = model.peft_config["default"]
+    if score := bare_score(model):
+        _save_scored_base(config.base_model_name_or_path, score, directory / "base")
+        config.base_model_name_or_path = str((directory / "base").resolve())
+    with whole_ranks(config):
         model.save_pretrained(directory, selected_adapters=["default"])
     if prompted(model):
         save_encoder(model, directory)
+
+
+def bare_score(model: PeftModel) -> nn.Module | None:
+    """The score head that the adapter's method has no place for, and that would neither train nor be saved.
+
+    So it is with what has no `modules_to_save`: TrainableTokens, AdaptionPrompt (PEFT 0.21).
+    """
+    score = getattr(model.get_base_model(), "score", None)
+    return score if isinstance(score, nn.Linear) else None
+
+
+def _save_scored_base(path: str, score: nn.Module, directory: Path) -> None:
+    """Saves the base at `path` with a trained score head: the adapter's file cannot hold it."""
+    base = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
+    base.score.load_state_dict(score.state_dict())
+    base.save_pretrained(directory)

@@ -25,7 +25,7 @@ def merged_tensors(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
         layer.merge(safe_merge=True)
         try:
             for key, parameter in layer.get_base_layer().named_parameters(recurse=False):
-                yield f"{name}.{key}", parameter.data
+                yield plain_name(f"{name}.{key}"), parameter.data
         finally:
             if layer.get_base_layer() is not home:  # LN tuning swaps the whole layer
                 layer.unmerge()
@@ -34,5 +34,17 @@ def merged_tensors(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
             layer.merged_adapters.clear()
     inside = tuple(f"{name}." for name in layers)
     for name, parameter in base.named_parameters(remove_duplicate=False):
-        if not name.startswith(inside):
-            yield name, parameter.data
+        if not name.startswith(inside) and (known := plain_name(name)):
+            yield known, parameter.data
+
+
+def plain_name(name: str) -> str:
+    """The name in the plain model of a parameter under PEFT's `default` adapter; '' for one that has none there.
+
+    A module that trains in full (`modules_to_save`) stands in the place of its original.
+    """
+    if any(mark in name for mark in (".original_module.", ".lora_", "trainable_tokens_")):
+        return ""
+    for wrapper in (".base_layer", ".modules_to_save.default", ".token_adapter"):
+        name = name.replace(wrapper, "")
+    return "" if ".modules_to_save." in name else name

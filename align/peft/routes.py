@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from peft import LoraConfig, PeftConfig
 
 from align.errors import AlignError
+from align.peft.quantized import wanted
 
 ADAPTER, MERGED, GENERATE, REFUSED = "adapter", "merged", "generate", "refused"
 LARGEST_RANK = 512
@@ -44,20 +45,19 @@ def route(method: PeftConfig) -> Route:
         return Route(GENERATE, f"vLLM is not handed the virtual tokens of {kind}")
     if kind not in INTO_WEIGHTS:
         return Route(GENERATE, f"{kind} computes more than a plain model's weights can hold")
-    if type(method) is not LoraConfig:
-        return Route(MERGED, f"vLLM serves LoRA, not {kind}")
-    if why := why_not_as_it_is(method):
-        return Route(MERGED, f"vLLM serves no LoRA with {why}")
-    return Route(ADAPTER)
+    why = why_not_as_it_is(method) if type(method) is LoraConfig else f"vLLM serves LoRA, not {kind}"
+    if why and wanted(method):
+        return Route(GENERATE, f"{why}, and merged into quantised weights it would be rounded away")
+    return Route(MERGED, why) if why else Route(ADAPTER)
 
 
 def mergeable(method: PeftConfig) -> bool:
     """A plain model's weights can hold what the method computes."""
-    return route(method).mode in (ADAPTER, MERGED)
+    return method.peft_type.value in INTO_WEIGHTS
 
 
 def why_not_as_it_is(lora: LoraConfig) -> str:
-    """What of this LoRA vLLM does not serve ('' if it serves it)."""
+    """Why vLLM does not serve this LoRA ('' if it does)."""
     unknown = {
         "use_dora": lora.use_dora,
         f"bias={lora.bias}": lora.bias != "none",
@@ -68,7 +68,7 @@ def why_not_as_it_is(lora: LoraConfig) -> str:
         "layer_replication": lora.layer_replication,
         f"r={largest_rank(lora)}": largest_rank(lora) > LARGEST_RANK,
     }
-    return next((name for name, there in unknown.items() if there), "")
+    return next((f"vLLM serves no LoRA with {name}" for name, there in unknown.items() if there), "")
 
 
 def changes_the_base(method: PeftConfig) -> bool:

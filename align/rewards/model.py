@@ -13,10 +13,10 @@ from align.config import Zero
 from align.config.choices import REWARD_BACKBONES
 from align.errors import AlignError
 from align.roles.folder import SCORE, inspect
+from align.roles.loading import load_plain
 from align.roles.modules import ScoreModule
 from align.roles.score import score_rollout
 from align.roles.seating import Seating, Setting
-from align.roles.start import load_plain
 from align.roles.tokenizer import load_tokenizer
 from align.types import RewardState, Rollout, Scored, Texts
 

@@ -7,16 +7,19 @@ from pathlib import Path
 from peft import PeftConfig, PeftModel
 
 from align.peft.add import add_adapter, kept_trainable
+from align.peft.quantized import wanted
 from align.peft.routes import changes_the_base
 from align.peft.stateful import hooks_of
+from align.roles.adapter import for_task, settings_difference, take_weights
 from align.roles.folder import CAUSAL, Folder
-from align.roles.start import Start, for_task, settings_difference, take_weights
+from align.roles.start import Start
 
 
 def why_apart(actor: Start, folder: Folder, peft: PeftConfig | None, adapter: str = "auto") -> str:
     """Why a role that starts from `folder` with method `peft` cannot sit on the actor's base ('' if it can)."""
     mine = actor.model.peft_config["default"] if isinstance(actor.model, PeftModel) else None
-    return why_settings_apart(mine, actor.base, folder, peft, adapter)
+    same = actor.quantized_from and folder.base is None and wanted(peft) == wanted(mine)
+    return why_settings_apart(mine, actor.quantized_from if same else actor.base, folder, peft, adapter)
 
 
 def why_settings_apart(

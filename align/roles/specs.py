@@ -20,9 +20,10 @@ from align.peft.stateful import planned
 from align.roles.backbone import ACTOR, CRITIC, REFERENCE
 from align.roles.critic import saved_score, take_score, value_head
 from align.roles.folder import CAUSAL, SCORE
+from align.roles.loading import look
 from align.roles.modules import plain
 from align.roles.seating import Plan, Seating, Setting
-from align.roles.start import Start, look, start
+from align.roles.start import Start, start
 
 
 @dataclass

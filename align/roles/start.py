@@ -7,30 +7,22 @@ with the earlier adapter merged in float32, saved once as the new base.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.utils import load_peft_weights
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model
+from transformers import AutoConfig, PreTrainedModel
 
 from align.config.choices import ADAPTERS
 from align.errors import AlignError
-from align.peft.prompts import load_encoder, prompted
+from align.peft.folder import bare_score
+from align.peft.quantized import check_sits, is_quantized, on_quantized, told_by, wanted
 from align.peft.routes import changes_the_base, mergeable, route
-from align.roles.folder import CAUSAL, SCORE, Folder, inspect
+from align.roles.adapter import for_task, settings_difference, take_weights
+from align.roles.folder import CAUSAL, SCORE, Folder
+from align.roles.loading import load_merged, load_plain, look, save_quantized
 from align.roles.tokenizer import copy_tokenizer
-
-TASK = {CAUSAL: "CAUSAL_LM", SCORE: "SEQ_CLS"}
-NOT_SETTINGS = {
-    "task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version",
-    "modules_to_save", "exclude_modules", "runtime_config", "peft_type",
-    "total_step", "tinit", "tfinal", "init_lora_weights",
-}  # fmt: skip
 
 
 @dataclass
@@ -42,6 +34,8 @@ class Start:
     said: str
     fresh: bool = False
     """The adapter is new: nothing has trained it yet."""
+    quantized_from: str | None = None
+    """The plain model that `base` was made from, where it was quantised now."""
 
 
 def start(
@@ -68,7 +62,9 @@ def start(
         model, said = load_merged(folder, head, torch.float32)
         return Start(model.requires_grad_(True), folder.base or folder.path, said or f"{folder.path}, all weights")
     why = f"{key}.adapter=new"
-    if folder.base and adapter != "new":
+    if folder.base and wanted(peft) not in (None, told_by(folder.config())):
+        why = f"its base is not {wanted(peft)}"
+    elif folder.base and adapter != "new":
         settings = for_task(peft, head, folder.base)
         if changes_the_base(settings):
             settings.init_lora_weights = True  # the part has been taken out of this base
@@ -78,8 +74,8 @@ def start(
             take_weights(model, folder.path)
             return Start(model, folder.base, f"goes on with the adapter of {folder.path}")
         why = difference
-        if adapter == "continue":
-            raise AlignError(f"{key}.adapter=continue: the adapter of {folder.path} differs: {difference}")
+    if folder.base and adapter == "continue":
+        raise AlignError(f"{key}.adapter=continue: the adapter of {folder.path} differs: {why}")
     home, said = folder.path, f"a new adapter on {folder.path}"
     if folder.base is not None:
         check_mergeable(folder, key, why)
@@ -88,16 +84,26 @@ def start(
         merged.save_pretrained(base)
         copy_tokenizer(folder.path, base)
         home, said = str(base.resolve()), f"{said}, merged into {base} ({why})"
+    plain = home
+    if wanted(peft) and (folder.base or not told_by(folder.config())):  # merged weights are plain
+        home = save_quantized(home, folder.kind, wanted(peft), dtype, out / wanted(peft))
+        copy_tokenizer(folder.path, out / wanted(peft))
+        said = f"{said}; its weights as {wanted(peft)} are saved in {home}"
     model = _adapted(load_plain(home, head, dtype), for_task(peft, head, home), key)
     if changes_the_base(peft):
         home = _save_the_rest(model, out / "rest")
         copy_tokenizer(folder.path, out / "rest")
         said = f"{said}; what {peft.init_lora_weights} leaves of the base is saved in {out / 'rest'}"
-    return Start(model, home, said, fresh=True)
+    return Start(model, home, said, fresh=True, quantized_from=plain if home != plain else None)
 
 
 def check_adapter(folder: Folder, key: str, peft: PeftConfig | None, adapter: str) -> None:
-    """Refuses to continue where there is no adapter, or none is asked for."""
+    """Refuses to continue where there is no adapter, or none is asked for; and single tokens of a tied head."""
+    if peft is not None and peft.peft_type == PeftType.TRAINABLE_TOKENS and folder.local and _tied(folder):
+        raise AlignError(
+            f"{key}.peft: the head of {folder.base or folder.path} is its embedding (tie_word_embeddings): TRL (1.16) "
+            f"trains no single tokens of a head, PEFT (0.21) holds one set of them\n  write peft@{key}.peft=lora"
+        )
     if adapter not in ADAPTERS:
         raise AlignError(f"{key}.adapter={adapter}: write auto, continue or new")
     if adapter == "continue" and peft is None:
@@ -108,6 +114,10 @@ def check_adapter(folder: Folder, key: str, peft: PeftConfig | None, adapter: st
         raise AlignError(
             f"{key}.adapter=continue: {folder.path} holds a whole model and no adapter\n  write {key}.adapter=auto"
         )
+
+
+def _tied(folder: Folder) -> bool:
+    return bool(AutoConfig.from_pretrained(folder.base or folder.path).tie_word_embeddings)
 
 
 def check_mergeable(folder: Folder, key: str, why: str) -> None:
@@ -123,68 +133,17 @@ def check_mergeable(folder: Folder, key: str, why: str) -> None:
         )
 
 
-def look(path: str, key: str, kinds: tuple[str, ...]) -> Folder:
-    """The folder at `path`, which must be of one of the kinds."""
-    for kind in kinds[:-1]:
-        try:
-            return inspect(path, f"{key}.path", kind)
-        except AlignError:
-            continue
-    return inspect(path, f"{key}.path", kinds[-1])
-
-
-def load_plain(path: str, head: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The whole model at `path` with the wanted head, in evaluation mode and with no dropout; frozen."""
-    options: dict[str, Any] = {"dtype": dtype, **_no_dropout(path)}
-    if head == CAUSAL:
-        model = AutoModelForCausalLM.from_pretrained(path, **options)
-    else:
-        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **options)
-    return model.requires_grad_(False).eval()
-
-
-def load_merged(folder: Folder, head: str, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
-    """The model of a folder with its adapter, if it has one, merged in; and in words what was done."""
-    model = load_plain(folder.base or folder.path, head, dtype)
-    if folder.base is None:
-        return model, ""
-    if head == folder.kind:
-        wrapped = PeftModel.from_pretrained(model, folder.path)
-    else:
-        wrapped = get_peft_model(model, for_task(PeftConfig.from_pretrained(folder.path), head, folder.base))
-        take_weights(wrapped, folder.path)
-    return wrapped.merge_and_unload(safe_merge=True).requires_grad_(False), f"{folder.path}, its adapter merged"
-
-
-def load_frozen(folder: Folder) -> PreTrainedModel | PeftModel:
-    """What a folder holds, in float32, to compute alone: an adapter is merged if it can be, else sits on its base."""
-    if folder.base and not mergeable(PeftConfig.from_pretrained(folder.path)):
-        model = PeftModel.from_pretrained(load_plain(folder.base, folder.kind, torch.float32), folder.path)
-        return model.requires_grad_(False).eval()
-    return load_merged(folder, folder.kind, torch.float32)[0]
-
-
-def settings_difference(mine: PeftConfig, theirs: PeftConfig) -> str:
-    """Where two PEFT configurations of resolved targets differ, in words; '' where they agree."""
-    if mine.peft_type != theirs.peft_type:
-        return f"{theirs.peft_type.value} there, {mine.peft_type.value} asked for"
-    ours, saved = (_beside_a_head(getattr(config, "modules_to_save", None)) for config in (mine, theirs))
-    if ours != saved:
-        return f"modules_to_save is {saved} there, {ours} asked for"
-    one, other = mine.to_dict(), theirs.to_dict()
-    for name in sorted(one.keys() - NOT_SETTINGS):
-        ours, saved = (sorted(v) if isinstance(v, set | list) else v for v in (one[name], other.get(name)))
-        if ours != saved:
-            return f"{name} is {saved} there, {ours} asked for"
-    return ""
-
-
 def _adapted(model: PreTrainedModel, peft: PeftConfig, key: str) -> PeftModel:
+    if is_quantized(model):
+        check_sits(on_quantized(peft, told_by(model.config.to_dict())), f"{key}.peft")
     try:
-        return get_peft_model(model, peft)
+        adapted = get_peft_model(model, peft)
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise AlignError(f"{key}.peft: {type(peft).__name__} does not go with this model: {reason}") from error
+    if score := bare_score(adapted):
+        score.requires_grad_(True)
+    return adapted
 
 
 def _save_the_rest(model: PeftModel, folder: Path) -> str:
@@ -196,53 +155,3 @@ def _save_the_rest(model: PeftModel, folder: Path) -> str:
     settings = model.peft_config["default"]
     settings.base_model_name_or_path, settings.init_lora_weights = str(folder.resolve()), True
     return str(folder.resolve())
-
-
-def for_task(peft: PeftConfig, head: str, base: str) -> PeftConfig:
-    config = copy.deepcopy(peft)
-    config.task_type = TASK[head]
-    config.base_model_name_or_path = base
-    config.inference_mode = False
-    if head == CAUSAL and getattr(config, "modules_to_save", None):
-        config.modules_to_save = _beside_a_head(config.modules_to_save) or None
-    return config
-
-
-def _beside_a_head(modules: Iterable[str] | None) -> list[str]:
-    """The modules that train in full, without a score head, which comes and goes with the task."""
-    return sorted(set(modules or ()) - {"score", "classifier"})
-
-
-def take_weights(model: PeftModel, path: str, name: str = "default") -> None:
-    """Puts the adapter saved at `path` into adapter `name` of `model`, whose head may be another and is kept."""
-    if prompted(model):
-        load_encoder(model, path, name)
-        _take_score(model, path, name)
-        return
-    mine, theirs = get_peft_model_state_dict(model, adapter_name=name), load_peft_weights(path, device="cpu")
-    heads = {key for key in mine if key.endswith("score.weight")}
-    missing = mine.keys() - theirs.keys() - heads
-    if missing:
-        raise AlignError(f"the adapter of {path} lacks weights, such as {sorted(missing)[0]}")
-    weights = {key: theirs.get(key, mine[key]) for key in mine}
-    set_peft_model_state_dict(model, weights, adapter_name=name)
-
-
-def _take_score(model: PeftModel, path: str, name: str) -> None:
-    """The score head of the adapter at `path`, where both have one."""
-    score = getattr(model.get_base_model(), "score", None)
-    saved = [tensor for key, tensor in load_peft_weights(path, device="cpu").items() if key.endswith("score.weight")]
-    if saved and hasattr(score, "modules_to_save"):
-        with torch.no_grad():
-            score.modules_to_save[name].weight.copy_(saved[0])
-
-
-def _no_dropout(path: str) -> dict[str, float]:
-    """Every dropout rate of a model's config set to 0: PPO compares passes that must be the same function."""
-    config = AutoConfig.from_pretrained(path).to_dict()
-    rates = [name for name, value in config.items() if isinstance(value, float) and _is_dropout(name)]
-    return {name: 0.0 for name in rates if config[name] > 0}
-
-
-def _is_dropout(name: str) -> bool:
-    return "dropout" in name or name.endswith("pdrop")

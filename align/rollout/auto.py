@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from align import config
-from align.engine.installed import installed, require
 from align.errors import AlignError
+from align.installed import installed, require
 from align.peft.routes import check_servable
 from align.types import RolloutEngine
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from align.engine.linear import fast_matmul
+from align.peft.merging import plain_name
 
 
 class Unshareable(Exception):
@@ -97,7 +98,7 @@ def why_own_copies(model: nn.Module, on_cpu: bool) -> str:
 
 def pairs_of(ours: nn.Module, theirs: nn.Module) -> list[Pair]:
     """Each parameter of vLLM's model with those of the trainer's that stand in it."""
-    mine = {n.replace(".base_layer", ""): p for n, p in ours.named_parameters(remove_duplicate=False)}
+    mine = {known: p for n, p in ours.named_parameters(remove_duplicate=False) if (known := plain_name(n))}
     packed: dict[str, list[str]] = getattr(theirs, "packed_modules_mapping", None) or {}
     modules = dict(theirs.named_modules())
     found = []
@@ -117,7 +118,7 @@ def pairs_of(ours: nn.Module, theirs: nn.Module) -> list[Pair]:
 
 def places_of(ours: nn.Module, theirs: nn.Module) -> dict[str, list[Tensor]]:
     """Where in vLLM's tensors each of the trainer's parameters belongs, by its name in the plain model."""
-    names = {id(p): n.replace(".base_layer", "") for n, p in ours.named_parameters(remove_duplicate=False)}
+    names = {id(p): plain_name(n) for n, p in ours.named_parameters(remove_duplicate=False)}
     places: dict[str, list[Tensor]] = {}
     for pair in pairs_of(ours, theirs):
         rows = [len(part) for part in pair.parts]

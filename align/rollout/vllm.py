@@ -22,6 +22,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from align.errors import AlignError, StaleRolloutError
+from align.peft.quantized import is_quantized, plain_config, plain_tensors
 from align.peft.routes import ADAPTER, LARGEST_RANK, MERGED, largest_rank, route
 from align.roles.modules import plain
 from align.rollout.canary import Canary
@@ -60,6 +61,11 @@ class VLLMRollout:
         AlignError for what vLLM refuses, and where True cannot hold.
         """
         self.policy = policy
+        self.quantized = is_quantized(policy.model)
+        self.home = tempfile.TemporaryDirectory(prefix="align-vllm-")
+        if self.quantized:
+            base = self.home.name
+            plain_config(plain(policy.model)).save_pretrained(base)
         self.settings = Settings(base, longest, batch_size, kv_cache_mib)
         self.on_cpu = policy.device.type == "cpu"
         self.devices = [] if self.on_cpu else [policy.device]
@@ -92,6 +98,8 @@ class VLLMRollout:
     def _begin(self) -> None:
         """A new engine, on the trainer's weights where it can be."""
         self._start()
+        if self.quantized:
+            self._copy_base()
         if not self.why_apart:
             try:
                 self.weights = SharedWeights(plain(self.policy.model), self.model)
@@ -105,12 +113,12 @@ class VLLMRollout:
     def _start(self) -> None:
         """An engine with weights of its own only if they are read from disk, for an adapter on top."""
         rank = _lora_rank(self.policy.model.peft_config["default"]) if self.adapter else 0
-        own = bool(self.why_apart) and self.adapter
+        own = bool(self.why_apart) and self.adapter and not self.quantized
         engine = start_engine(self.settings, _dtype(self.policy), rank, own, self.on_cpu)
         self.engine, self.core, self.model = engine.llm, engine.core, engine.model
         self._sampling_params = engine.parameters
         self._end = weakref.finalize(self, shut_down, self.core)
-        self.folder = tempfile.TemporaryDirectory(prefix="align-vllm-")
+        self.folder = tempfile.TemporaryDirectory(prefix="align-vllm-")  # of its adapters
 
     def attach(self, policy: Policy) -> SyncReceipt:
         if self.adapter:  # the base is served already
@@ -192,6 +200,15 @@ class VLLMRollout:
         self.engine.reset_prefix_cache()
         return size
 
+    def _copy_base(self) -> None:
+        """Copies into the engine what the trainer's quantised weights stand for, once: they never move."""
+        ours, dtype = plain(self.policy.model), _dtype(self.policy)
+        with torch.device("meta"):
+            places = places_of(type(ours)._from_config(plain_config(ours), dtype=dtype), self.model)
+        for name, tensor in plain_tensors(ours, dtype):
+            for place in places.get(name, ()):
+                place.copy_(tensor)
+
     def _check_shared(self) -> None:
         """Lays the weights together again if something on the trainer's side has parted them, or raises."""
         if self.weights is None or self.weights.holds():
@@ -255,7 +272,7 @@ def _response(output: Any) -> tuple[Tensor, Tensor]:
 
 def _dtype(policy: Any) -> torch.dtype:
     """The dtype that the policy computes in: that of its frozen base."""
-    frozen = [p.dtype for p in policy.model.parameters() if not p.requires_grad]
+    frozen = [p.dtype for p in policy.model.parameters() if not p.requires_grad and p.is_floating_point()]
     return frozen[0] if frozen else torch.float32
 
 

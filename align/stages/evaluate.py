@@ -29,10 +29,10 @@ from align.report.report import StageReport
 from align.roles.alone import load_policy
 from align.roles.batching import by_length
 from align.roles.folder import CAUSAL, SCORE, inspect
+from align.roles.loading import load_frozen
 from align.roles.modules import ScoreModule
 from align.roles.policy import TrainedPolicy
 from align.roles.score import score_rollout
-from align.roles.start import load_frozen
 from align.roles.tokenizer import load_tokenizer, stop_ids
 from align.rollout.hf import HFRollout
 from align.stages.pairs import compare, swapped

@@ -26,12 +26,13 @@ from align.peft.prompts import prompted
 from align.peft.stateful import planned
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL, SCORE
+from align.roles.loading import look
 from align.roles.modules import ScoreModule, score_by_mask
-from align.roles.start import check_adapter, look, start
+from align.roles.start import check_adapter, start
 from align.roles.tokenizer import load_tokenizer, pad_apart_from_eos
 from align.stages.pairs import compare, score_of_samples, swapped
 from align.stages.rollouts import as_rows
-from align.stages.trl_bridge import arguments, check_arguments, dataset, steps_of, train
+from align.stages.trl_bridge import arguments, check_arguments, dataset, dtypes_kept, steps_of, train
 
 
 @dataclass
@@ -75,7 +76,8 @@ class RM:
         report.say(f"{begun.said}; {len(rows)} pairs")
         if prompted(begun.model):
             score_by_mask(begun.model)
-        trainer = RewardTrainer(begun.model, args, train_dataset=dataset(rows), processing_class=tokenizer)
+        with dtypes_kept(begun.model):
+            trainer = RewardTrainer(begun.model, args, train_dataset=dataset(rows), processing_class=tokenizer)
         train(trainer, report)
         save_model(begun.model, out)
         tokenizer.save_pretrained(out)

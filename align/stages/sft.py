@@ -22,7 +22,7 @@ from align.report.report import StageReport
 from align.roles.folder import CAUSAL, inspect
 from align.roles.start import check_adapter, start
 from align.roles.tokenizer import load_tokenizer
-from align.stages.trl_bridge import arguments, check_arguments, dataset, steps_of, train
+from align.stages.trl_bridge import arguments, check_arguments, dataset, dtypes_kept, steps_of, train
 
 
 @dataclass
@@ -62,10 +62,11 @@ class SFT:
         self.linear.apply(begun.model, report.say)
         report.write_card(cpu_linear=self.linear.facts())
         report.say(f"{begun.said}; {len(rows)} rows, {len(held_out)} held out")
-        trainer = SFTTrainer(
-            begun.model, args, train_dataset=dataset(rows), eval_dataset=dataset(held_out) if held_out else None,
-            processing_class=tokenizer,
-        )  # fmt: skip
+        with dtypes_kept(begun.model):
+            trainer = SFTTrainer(
+                begun.model, args, train_dataset=dataset(rows), eval_dataset=dataset(held_out) if held_out else None,
+                processing_class=tokenizer,
+            )  # fmt: skip
         train(trainer, report)
         facts = {"start": begun.said, "base": begun.base, "rows": len(rows), "left_out": left_out}
         if held_out:

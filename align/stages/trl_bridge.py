@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,15 @@ def arguments(
     except (TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise AlignError(f"{key}.args: trl.{cls.__name__} refuses them: {reason}") from error
+
+
+@contextmanager
+def dtypes_kept(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """What trains has the same tensors afterwards: TRL (1.16) rounds an adapter on quantised weights to bfloat16."""
+    before = [(p, p.data) for p in model.parameters() if p.requires_grad]
+    yield
+    for parameter, data in before:
+        parameter.data = data
 
 
 class ReportCallback(TrainerCallback):

@@ -12,14 +12,14 @@ from align.roles.alone import load_roles
 
 
 @pytest.fixture(scope="module")
-def trained(base, tmp_path_factory):
+def trained(base_of, tmp_path_factory):
     """trained(name) -> the folder of a policy that this method has moved, and its log-probabilities."""
     made: dict[str, tuple[str, torch.Tensor]] = {}
 
     def make(name: str) -> tuple[str, torch.Tensor]:
         if name not in made:
             torch.manual_seed(0)
-            roles = load_roles(base, method(name), learning_rate=1e-2, steps=3)[0]
+            roles = load_roles(base_of(name), method(name), learning_rate=1e-2, steps=3)[0]
             train(roles, who=("actor",))
             folder = tmp_path_factory.mktemp(name)
             roles.save(folder)

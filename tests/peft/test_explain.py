@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from methods import METHODS
+from methods import METHODS, SETTINGS
 
 from align.cli import main
 from align.errors import AlignError
@@ -12,7 +12,7 @@ from align.methods import explain
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_explained(name):
-    text = explain([name])
+    text = explain([name, *SETTINGS.get(name, ())])
     assert text.startswith(f"peft={name}\n")
     assert re.search(r"parameters  [\d,]+ of 738,176 \(\d+\.\d\d%\) of a llama model\n  rollouts ", text)
 
@@ -20,6 +20,12 @@ def test_every_method_is_explained(name):
 def test_lora_on_a_model_of_ones_own(base):
     text = explain(["lora", f"model={base}"])
     assert "of a llama model" in text and "as it is" in text and "in one pass" in text
+
+
+def test_settings_are_taken_as_they_are_typed():
+    assert " 15,360 of" in explain(["lora", "r=2"]) and " 7,680 of" in explain(["lora", "r=1"])
+    with pytest.raises(AlignError, match=r"peft.token_indices is not set\n  write peft.token_indices=VALUE"):
+        explain(["trainable_tokens"])
 
 
 def test_from_the_command_line(capsys):

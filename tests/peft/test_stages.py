@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_line import stand_in
-from methods import METHODS
+from methods import METHODS, SETTINGS
 
 import align
 
@@ -28,9 +28,11 @@ def metrics(stage: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_one_method_in_every_seat(here, base, name):
-    seats = [f"peft@{node}.peft={name}" for node in ("sft", "rm", "actor", "critic")]
-    align.run([*SMALL, f"model={base}", *seats])
+def test_one_method_in_every_seat(here, base_of, name):
+    nodes = ("sft", "rm", "actor", "critic")
+    seats = [f"peft@{node}.peft={name}" for node in nodes]
+    seats += [f"{node}.peft.{setting}" for node in nodes for setting in SETTINGS.get(name, ())]
+    align.run([*SMALL, f"model={base_of(name)}", *seats])
     run = here / "runs" / "tiny" / "latest"
     for stage in ("sft", "rm"):
         assert all(math.isfinite(row["loss"]) for row in metrics(run / stage) if "loss" in row)

@@ -46,7 +46,7 @@ def test_a_missing_vllm_is_said_first(monkeypatch):
 
 
 def test_asking_for_a_missing_vllm_is_refused_with_what_to_install(monkeypatch):
-    monkeypatch.setattr("align.engine.installed.installed", lambda package: False)
+    monkeypatch.setattr("align.installed.installed", lambda package: False)
     with pytest.raises(AlignError, match=r"rollout=vllm: vllm is not installed\n  pip install .* rollout=hf"):
         auto.check_rollout("vllm", LLAMA, on_cpu=True)
 

@@ -130,11 +130,11 @@ class Build:
         if name == "pretrain":
             extra = {"data": call(node.data, f"{name}.data")}
         elif name in ("sft", "rm"):
-            extra = {
-                "data": call(node.data, f"{name}.data"),
-                "peft": peft(node.peft, f"{name}.peft"),
-                "dtype": self.dtype(),
-            }
+            from align.peft.rates import rate
+
+            method = peft(node.peft, f"{name}.peft")
+            options.learning_rate = rate(options.learning_rate, method)
+            extra = {"data": call(node.data, f"{name}.data"), "peft": method, "dtype": self.dtype()}
             if name == "rm":
                 extra["max_new_tokens"] = cfg.rollout.max_new_tokens
         elif name == "ppo":
@@ -202,9 +202,13 @@ class Build:
     def role(self, name: str, inputs: dict[str, str]) -> Any:
         node = self.cfg[name]
         given: dict[str, Any] = {"path": inputs.get(name, "auto"), "zero": self.zero(node.zero, f"{name}.zero")}
+        values = plain_values(node)
         if "peft" in node:
+            from align.peft.rates import rate
+
             given["peft"] = peft(node.peft, f"{name}.peft")
-        return target_of(node, name)(**{**plain_values(node), **given})
+            values["learning_rate"] = rate(values["learning_rate"], given["peft"])
+        return target_of(node, name)(**{**values, **given})
 
     def reward(
         self, node: DictConfig, inputs: dict[str, str], setting: Setting | None, tokenizer: Any,

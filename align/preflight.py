@@ -49,10 +49,13 @@ def optimizer_steps(ppo: DictConfig) -> int:
 
 def check_method(cfg: DictConfig, role: str) -> None:
     """A method with a state fits the run's optimizer steps, and is not under DeepSpeed where that cannot be."""
+    from align.peft.rates import check_loraplus
     from align.peft.stateful import hooks_of, planned
 
     method = peft(cfg[role].get("peft"), f"{role}.peft")
     planned(method, optimizer_steps(cfg.ppo), role)
+    if "loraplus_lr_ratio" in cfg[role]:
+        check_loraplus(cfg[role].loraplus_lr_ratio, method, role)
     if hooks_of(method).needs_gradients and not absent(cfg[role].zero):
         raise AlignError(
             f"{role}.peft: {method.peft_type.value} reads gradients after a step, which DeepSpeed has dropped by then\n"

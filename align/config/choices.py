@@ -6,5 +6,7 @@ ADAPTERS = ("auto", "continue", "new")
 SCHEDULES = ("constant", "linear", "cosine")
 CRITIC_BACKBONES = ("auto", "own", "adapter", "head")
 REWARD_BACKBONES = ("auto", "shared", "own")
+FOR_LORA = "lora:"
+"""Before a learning rate that is LoRA's, and from which another method's follows."""
 MEASURED = "measured"
 """Where a `cpu_linear` that was `auto` comes from, in card.json."""

@@ -24,8 +24,10 @@ class Actor:
     """The policy PPO starts from; auto: this run's fine-tuned model, else its pretrained one, else `model`."""
     adapter: str = "auto"
     """As `sft.adapter`."""
-    learning_rate: float = 1e-5
-    """AdamW's rate; its peak, if `schedule` or `warmup_steps` moves it."""
+    learning_rate: Any = "lora:1e-5"
+    """AdamW's rate; its peak, if `schedule` or `warmup_steps` moves it. `lora:` as in `sft.learning_rate`."""
+    loraplus_lr_ratio: float | None = None
+    """As `sft.loraplus_lr_ratio`."""
     schedule: str = "constant"
     """The rate after warm-up: constant, linear or cosine; the last two fall to 0 over `ppo.steps`."""
     warmup_steps: int = 0
@@ -48,8 +50,10 @@ class Critic:
     adapter and all), own (a model of its own), or auto: adapter where it can be, else own."""
     trunk_gradient: float = 0.1
     """With critic=head, the share of the value's gradient that shapes the actor's trunk; 0: none."""
-    learning_rate: float = "${actor.learning_rate}"  # type: ignore[assignment]
+    learning_rate: Any = "${actor.learning_rate}"
     """As `actor.learning_rate`, which it is unless given."""
+    loraplus_lr_ratio: float | None = "${actor.loraplus_lr_ratio}"  # type: ignore[assignment]
+    """As `actor.loraplus_lr_ratio`."""
     schedule: str = "${actor.schedule}"
     """As `actor.schedule`."""
     warmup_steps: int = "${actor.warmup_steps}"  # type: ignore[assignment]

@@ -48,8 +48,11 @@ class SFT:
     """Which weights train: peft@sft.peft=lora, or none for all."""
     data: Any = None
     """Where demonstrations come from: data@sft.data=prompt_completion."""
-    learning_rate: float = 2e-4
-    """Peak rate: 5 % warm-up, then a cosine to 0. LoRA takes about ten times that of full fine-tuning."""
+    learning_rate: Any = "lora:2e-4"
+    """Peak rate: 5 % warm-up, then a cosine to 0. `lora:2e-4` is 2e-4 for LoRA and another method's own multiple of it,
+    such as a tenth for all weights (align/peft/rates.py)."""
+    loraplus_lr_ratio: float | None = None
+    """LoRA+: LoRA's B learns so many times as fast as its A; the paper takes 16."""
     epochs: float = 1.0
     """Passes over the data."""
     batch_size: int = 16
@@ -71,8 +74,10 @@ class RM:
     """As `sft.peft`: peft@rm.peft=lora."""
     data: Any = None
     """Where pairs come from: data@rm.data=preferences."""
-    learning_rate: float = 1e-4
+    learning_rate: Any = "lora:1e-4"
     """As `sft.learning_rate`."""
+    loraplus_lr_ratio: float | None = None
+    """As `sft.loraplus_lr_ratio`."""
     epochs: float = 1.0
     """Passes over the pairs."""
     batch_size: int = 16

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from align.config import Zero
-from align.engine.plain import NotFinite, adamw, by_role
+from align.engine.plain import NotFinite, adamw, by_role, rates_of, set_rate
 from align.errors import AlignError
 
 NEVER = 10**9
@@ -95,12 +95,10 @@ class DeepSpeedEngine:
 
     def rates(self) -> dict[str, float]:
         """The learning rate of each role."""
-        return {group["role"]: group["lr"] for group in self._groups()}
+        return rates_of(self._groups())
 
     def set_rate(self, role: str, rate: float) -> None:
-        for group in self._groups():
-            if group["role"] == role:
-                group["lr"] = rate
+        set_rate(self._groups(), role, rate)
 
     def _groups(self) -> list[dict[str, Any]]:
         return self.engine.optimizer.param_groups if self.trained else []

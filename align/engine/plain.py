@@ -28,12 +28,31 @@ def adamw(module: nn.Module, rates: Mapping[str, float]) -> torch.optim.AdamW:
 
     `module.trained(role)` names a role's parameters; ALL stands for everything that requires a gradient.
     """
-    groups = [
-        {"params": [p for p in module.parameters() if p.requires_grad] if role == ALL else module.trained(role),
-         "lr": rate, "role": role}
-        for role, rate in rates.items()
-    ]  # fmt: skip
+    groups = [group for role, rate in rates.items() for group in _groups(module, role, rate)]
     return torch.optim.AdamW(groups, betas=ADAM_BETAS, eps=ADAM_EPSILON, weight_decay=0.0, fused=True)
+
+
+def _groups(module: nn.Module, role: str, rate: float) -> list[dict[str, Any]]:
+    """What a role trains; LoRA's B apart, where the module says that it learns faster (`loraplus`, by role)."""
+    trained = [p for p in module.parameters() if p.requires_grad] if role == ALL else module.trained(role)
+    times = getattr(module, "loraplus", {}).get(role, 1.0)
+    faster = {id(p) for name, p in module.named_parameters() if times != 1 and ".lora_B." in name}
+    slow, fast = [p for p in trained if id(p) not in faster], [p for p in trained if id(p) in faster]
+    return [
+        {"params": part, "lr": rate * factor, "rate": rate, "times": factor, "role": role}
+        for part, factor in ((slow, 1.0), (fast, times)) if part
+    ]  # fmt: skip
+
+
+def rates_of(groups: list[dict[str, Any]]) -> dict[str, float]:
+    """The learning rate of each role."""
+    return {group["role"]: group["rate"] for group in groups}
+
+
+def set_rate(groups: list[dict[str, Any]], role: str, rate: float) -> None:
+    for group in groups:
+        if group["role"] == role:
+            group["rate"], group["lr"] = rate, rate * group["times"]
 
 
 def by_role(learning_rate: float | Mapping[str, float] | None) -> dict[str, float]:
@@ -91,12 +110,14 @@ class PlainEngine:
     def check(self) -> dict[str, Tensor]:
         """The norms of the gradients that wait for a step, by role; raises NotFinite."""
         norms: dict[str, Tensor] = {}
+        gradients: dict[str, list[Tensor]] = {}
         for group in self.optimizer.param_groups:
-            gradients = [p.grad for p in group["params"] if p.grad is not None]
-            if gradients:
-                norm = norms[group["role"]] = torch.nn.utils.get_total_norm(gradients)
+            gradients.setdefault(group["role"], []).extend(p.grad for p in group["params"] if p.grad is not None)
+        for role, found in gradients.items():
+            if found:
+                norm = norms[role] = torch.nn.utils.get_total_norm(found)
                 if not norm.isfinite():
-                    raise NotFinite(group["role"], float(norm))
+                    raise NotFinite(role, float(norm))
         self.norms = norms
         return norms
 
@@ -107,12 +128,10 @@ class PlainEngine:
 
     def rates(self) -> dict[str, float]:
         """The learning rate of each role."""
-        return {group["role"]: group["lr"] for group in self.optimizer.param_groups} if self.optimizer else {}
+        return rates_of(self.optimizer.param_groups) if self.optimizer else {}
 
     def set_rate(self, role: str, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            if group["role"] == role:
-                group["lr"] = rate
+        set_rate(self.optimizer.param_groups, role, rate)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

@@ -41,6 +41,7 @@ def load_roles(
     micro_batch_size: int = 8,
     out: str | None = None,
     steps: int | None = None,
+    loraplus_lr_ratio: float | None = None,
 ) -> tuple[Roles, PreTrainedTokenizerBase, tuple[int, ...]]:
     """Actor and reference (and a critic) from one model; its tokenizer; its stop ids.
 
@@ -58,9 +59,10 @@ def load_roles(
         Path(out),
         steps=steps,
     )
-    seats = Seating(setting, Actor(path, "auto", learning_rate, peft, None))
+    plus = {"loraplus_lr_ratio": loraplus_lr_ratio}
+    seats = Seating(setting, Actor(path, "auto", learning_rate, peft, None, **plus))
     Reference("auto", None).seat(seats)
     if critic is not None:
-        Critic(critic_path or path, "auto", learning_rate, peft, None, critic).seat(seats)
+        Critic(critic_path or path, "auto", learning_rate, peft, None, critic, **plus).seat(seats)
     tokenizer = load_tokenizer(path, "path")
     return seats.roles(micro_batch_size), tokenizer, stop_ids(path, tokenizer)

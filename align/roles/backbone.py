@@ -44,6 +44,8 @@ class Backbone(nn.Module):
         self.value_gradient = 1.0
         """How much of the value's gradient goes on into the trunk; 0 detaches."""
         self.score_head: nn.Module | None = None
+        self.loraplus: dict[str, float] = {}
+        """How many times as fast as the rest LoRA's B learns, by role."""
         self.plain_head = self._head_is_plain()
         self.steps: dict[str | None, int] = {}
         """Optimizer steps that each adapter has made."""

@@ -83,6 +83,8 @@ class Seating:
         """`role` trains on `plan`'s backbone at the rate and schedule of its `spec`."""
         self.schedules[role] = Schedule(spec.learning_rate, spec.schedule, spec.warmup_steps)
         plan.rates[role] = self.schedules[role].rate(0, 1)
+        if ratio := getattr(spec, "loraplus_lr_ratio", None):
+            plan.backbone.loraplus[role] = ratio
 
     def why_apart(self, folder: Folder, peft: PeftConfig | None, zero: Zero | None, adapter: str = "auto") -> str:
         """Why a role cannot sit on the actor's backbone ('' if it can, as far as its settings tell)."""

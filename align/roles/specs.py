@@ -35,6 +35,7 @@ class Actor:
     zero: Zero | None
     schedule: str = "constant"
     warmup_steps: int = 0
+    loraplus_lr_ratio: float | None = None
 
     def load(self, setting: Setting) -> Start:
         begun = start(
@@ -108,6 +109,7 @@ class Critic:
     trunk_gradient: float = 0.1
     schedule: str = "constant"
     warmup_steps: int = 0
+    loraplus_lr_ratio: float | None = None
 
     def seat(self, seats: Seating) -> None:
         """A value head on the actor's trunk, or with an adapter of its own on the actor's base, or on its own.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from align.config.choices import FOR_LORA
 from align.errors import AlignError
 
 
@@ -33,13 +34,35 @@ class Range:
 
 COUNT = Range(1)
 FROM_ZERO = Range(0)
-RATE = Range(0, 1, above=True)
-SHARE = Range(0, 1)
 
-TRAINED = {"learning_rate": RATE, "epochs": Range(0, above=True), "batch_size": COUNT, "max_length": Range(2)}
+
+class LearningRate(Range):
+    """A rate, or LoRA's (`lora:2e-4`), from which another method's follows."""
+
+    def holds(self, value: Any) -> bool:
+        if isinstance(value, str) and value.startswith(FOR_LORA):
+            try:
+                value = float(value.removeprefix(FOR_LORA))
+            except ValueError:
+                return False
+        return super().holds(value)
+
+    def words(self) -> str:
+        return f"{super().words()}, or {FOR_LORA}NUMBER"
+
+
+RATE = LearningRate(0, 1, above=True)
+SHARE = Range(0, 1)
+RATIO = Range(0, 1000, above=True)
+
+TRAINED = {
+    "learning_rate": RATE, "loraplus_lr_ratio": RATIO, "epochs": Range(0, above=True), "batch_size": COUNT,
+    "max_length": Range(2),
+}  # fmt: skip
 NUMBERS: dict[str, dict[str, Range]] = {
     "pretrain": {
-        "steps": COUNT, "batch_size": COUNT, "max_length": Range(2), "learning_rate": RATE, "weight_decay": FROM_ZERO,
+        "steps": COUNT, "batch_size": COUNT, "max_length": Range(2), "learning_rate": Range(0, 1, above=True),
+        "weight_decay": FROM_ZERO,
         "vocab_size": Range(260),  # 256 bytes, EOS, pad and two turn marks
         "hidden_size": COUNT, "layers": COUNT, "heads": COUNT, "intermediate_size": COUNT, "max_positions": Range(2),
     },
@@ -56,8 +79,10 @@ NUMBERS: dict[str, dict[str, Range]] = {
         "eval_every": FROM_ZERO, "eval_prompts": COUNT, "save_every": FROM_ZERO, "show_every": FROM_ZERO,
     },
     "evaluate": {"samples": COUNT, "batch_size": COUNT, "show": FROM_ZERO},
-    "actor": {"learning_rate": RATE, "warmup_steps": FROM_ZERO},
-    "critic": {"learning_rate": RATE, "warmup_steps": FROM_ZERO, "trunk_gradient": Range(0, 100)},
+    "actor": {"learning_rate": RATE, "loraplus_lr_ratio": RATIO, "warmup_steps": FROM_ZERO},
+    "critic": {
+        "learning_rate": RATE, "loraplus_lr_ratio": RATIO, "warmup_steps": FROM_ZERO, "trunk_gradient": Range(0, 100),
+    },
     "rollout": {
         "temperature": Range(0, 100, above=True), "max_new_tokens": COUNT, "samples_per_prompt": COUNT,
         "batch_size": COUNT, "kv_cache_mib": COUNT,

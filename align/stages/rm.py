@@ -23,6 +23,7 @@ from align.data.source import Source, Split
 from align.engine.cpu_linear import CpuLinear
 from align.peft.folder import save_model
 from align.peft.prompts import prompted
+from align.peft.rates import check_loraplus
 from align.peft.stateful import planned
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL, SCORE
@@ -32,7 +33,7 @@ from align.roles.start import check_adapter, start
 from align.roles.tokenizer import load_tokenizer, pad_apart_from_eos
 from align.stages.pairs import compare, score_of_samples, swapped
 from align.stages.rollouts import as_rows
-from align.stages.trl_bridge import arguments, check_arguments, dataset, dtypes_kept, steps_of, train
+from align.stages.trl_bridge import arguments, check_arguments, dataset, dtypes_kept, loraplus, steps_of, train
 
 
 @dataclass
@@ -50,6 +51,7 @@ class RM:
     def check(self, inputs: dict[str, str]) -> None:
         check_arguments(RewardConfig, self.options.args, "rm")
         self._arguments(Path("unused"))
+        check_loraplus(self.options.loraplus_lr_ratio, self.peft, "rm")
         self.data.check("rm")
         if "path" in inputs:
             check_adapter(look(inputs["path"], "rm", (CAUSAL, SCORE)), "rm", self.peft, self.options.adapter)
@@ -77,11 +79,17 @@ class RM:
         if prompted(begun.model):
             score_by_mask(begun.model)
         with dtypes_kept(begun.model):
-            trainer = RewardTrainer(begun.model, args, train_dataset=dataset(rows), processing_class=tokenizer)
+            trainer = RewardTrainer(
+                begun.model, args, train_dataset=dataset(rows), processing_class=tokenizer,
+                optimizers=(loraplus(begun.model, args, self.options.loraplus_lr_ratio), None),
+            )  # fmt: skip
         train(trainer, report)
         save_model(begun.model, out)
         tokenizer.save_pretrained(out)
-        report.write_card(inputs=inputs, start=begun.said, base=begun.base, pairs=len(rows), left_out=left_out)
+        report.write_card(
+            inputs=inputs, start=begun.said, base=begun.base, learning_rate=self.options.learning_rate,
+            pairs=len(rows), left_out=left_out,
+        )  # fmt: skip
         module = ScoreModule(begun.model.eval(), self.dtype == torch.bfloat16).to(self.device)
         report.write_card(**self.judge(module, split, tokenizer, report))
         self._measure(module, split, tokenizer, inputs["path"], report)

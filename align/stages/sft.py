@@ -17,12 +17,13 @@ from align.data.encode import fitting_examples
 from align.data.source import Source
 from align.engine.cpu_linear import CpuLinear
 from align.peft.folder import save_model
+from align.peft.rates import check_loraplus
 from align.peft.stateful import planned
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL, inspect
 from align.roles.start import check_adapter, start
 from align.roles.tokenizer import load_tokenizer
-from align.stages.trl_bridge import arguments, check_arguments, dataset, dtypes_kept, steps_of, train
+from align.stages.trl_bridge import arguments, check_arguments, dataset, dtypes_kept, loraplus, steps_of, train
 
 
 @dataclass
@@ -38,6 +39,7 @@ class SFT:
     def check(self, inputs: dict[str, str]) -> None:
         check_arguments(SFTConfig, self.options.args, "sft")
         self._arguments(Path("unused"))
+        check_loraplus(self.options.loraplus_lr_ratio, self.peft, "sft")
         self.data.check("sft")
         if "path" in inputs:
             check_adapter(inspect(inputs["path"], "sft.path", CAUSAL), "sft", self.peft, self.options.adapter)
@@ -66,9 +68,16 @@ class SFT:
             trainer = SFTTrainer(
                 begun.model, args, train_dataset=dataset(rows), eval_dataset=dataset(held_out) if held_out else None,
                 processing_class=tokenizer,
+                optimizers=(loraplus(begun.model, args, self.options.loraplus_lr_ratio), None),
             )  # fmt: skip
         train(trainer, report)
-        facts = {"start": begun.said, "base": begun.base, "rows": len(rows), "left_out": left_out}
+        facts = {
+            "learning_rate": self.options.learning_rate,
+            "start": begun.said,
+            "base": begun.base,
+            "rows": len(rows),
+            "left_out": left_out,
+        }
         if held_out:
             facts["eval_loss"] = trainer.evaluate()["eval_loss"]
             report.say(f"held-out loss {facts['eval_loss']:.3f} nats a token")

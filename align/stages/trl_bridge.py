@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import torch
 from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -71,6 +72,16 @@ def arguments(
     except (TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise AlignError(f"{key}.args: trl.{cls.__name__} refuses them: {reason}") from error
+
+
+def loraplus(model: PeftModel, args: TrainingArguments, ratio: float | None) -> torch.optim.Optimizer | None:
+    """AdamW by LoRA+, with the arguments' settings; None, for the trainer's own, where no ratio is given."""
+    if ratio is None:
+        return None
+    return create_loraplus_optimizer(
+        model, torch.optim.AdamW, lr=args.learning_rate, loraplus_lr_ratio=ratio,
+        betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon, weight_decay=args.weight_decay,
+    )  # fmt: skip
 
 
 @contextmanager

@@ -1,0 +1,33 @@
+"""Learning rates by method: what a rate for LoRA is for another method, and LoRA+.
+
+`lora:2e-4` as a learning rate means: 2e-4 for LoRA, and for another method what it wants where LoRA wants that.
+"""
+
+from __future__ import annotations
+
+from peft import PeftConfig
+
+from align.config.choices import FOR_LORA
+from align.errors import AlignError
+
+FULL = 0.1
+"""Of LoRA's rate, for all weights: Schulman et al. 2025, thinkingmachines.ai/blog/lora, find 10 times for LoRA."""
+TIMES_LORA: dict[str, float] = {}
+"""Of LoRA's rate, by PEFT's name of the method, 1 where it is not here: the best of a sweep by held-out loss on
+experiment=tiny's fine-tuning (docs/log.md)."""
+
+
+def rate(value: float | str, method: PeftConfig | None) -> float:
+    """The learning rate that a setting means for a method (None: all weights)."""
+    if not isinstance(value, str):
+        return value
+    return float(value.removeprefix(FOR_LORA)) * (
+        FULL if method is None else TIMES_LORA.get(method.peft_type.value, 1.0)
+    )
+
+
+def check_loraplus(ratio: float | None, method: PeftConfig | None, key: str) -> None:
+    """Raises AlignError where LoRA+ (Hayou et al. 2024, arXiv 2402.12354) finds no B that could learn faster than A."""
+    if ratio is not None and (method is None or method.peft_type.value != "LORA"):
+        what = "all weights train" if method is None else f"{method.peft_type.value} has no B beside an A"
+        raise AlignError(f"{key}.loraplus_lr_ratio={ratio:g}: {what}\n  write peft@{key}.peft=lora, or null")

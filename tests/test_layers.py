@@ -20,7 +20,7 @@ LAYERS = [
     {"preflight"},
     {"build"},
     {"explain", "plugins"},
-    {"composing", "help", "methods"},
+    {"composing", "export", "help", "methods"},
     {"cli"},
     {"__init__", "__main__"},
 ]

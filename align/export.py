@@ -1,0 +1,125 @@
+"""`align export RUN --to DIR --merge`: a policy and its adapter as one plain model, for transformers and vLLM."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from peft import PeftConfig, PeftModel
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from align.errors import AlignError
+from align.peft.merging import merged_tensors
+from align.peft.quantized import dequantized, is_quantized
+from align.peft.routes import mergeable, route
+from align.roles.folder import CAUSAL, SCORE, Folder
+from align.roles.loading import load_plain, look
+from align.roles.tokenizer import copy_tokenizer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+POLICIES = ("ppo", "sft", "pretrain")
+LOST = 0.1
+"""Of the update rounded away, from which on the export warns."""
+SHOWN = 5
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise AlignError(
+            f"align export: {message}\n  write align export FOLDER --to DIR --merge [--dtype fp32|bf16|fp16]"
+        )
+
+
+def export(words: list[str]) -> Path:
+    """Does what the words after `align export` say; where the model lies. Raises AlignError before it writes."""
+    parser = _Parser(prog="align export", add_help=False)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--merge", action="store_true")
+    parser.add_argument("--dtype", choices=DTYPES)
+    given = parser.parse_args(words)
+    folder, out = look(str(policy_of(given.run.expanduser())), "export", (CAUSAL, SCORE)), given.to.expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise AlignError(f"align export: {out} is there already\n  write --to with a new folder")
+    if folder.base and not given.merge:
+        raise AlignError(f"align export: {folder.path} is an adapter on {folder.base} as it is\n  write --merge")
+    if folder.base and not mergeable(earlier := PeftConfig.from_pretrained(folder.path)):
+        raise AlignError(
+            f"align export: the adapter of {folder.path} cannot be merged: {route(earlier).why}\n"
+            f"  load it as it is: PeftModel.from_pretrained(base, {folder.path!r})"
+        )
+    lost = merge(folder, out, DTYPES.get(given.dtype))
+    copy_tokenizer(folder.path, out)
+    report(lost, folder, out)
+    return out
+
+
+def policy_of(path: Path) -> Path:
+    """A stage's folder as it is; of a run's folder the last policy."""
+    if (path / "config.json").exists() or (path / "adapter_config.json").exists():
+        return path
+    return next((path / stage for stage in POLICIES if (path / stage / "card.json").exists()), path)
+
+
+def merge(folder: Folder, out: Path, dtype: torch.dtype | None) -> dict[str, float]:
+    """Saves the plain model; by parameter, which share of the update its dtype rounds away.
+
+    Merged in float32, tensor by tensor, and saved in `dtype`, by default the base's own.
+    """
+    model = load_plain(folder.base or folder.path, folder.kind, torch.float32)
+    if is_quantized(model):
+        model = dequantized(model, torch.float32)
+    dtype = dtype or _own_dtype(folder)
+    before = {name: p.data for name, p in model.named_parameters(remove_duplicate=False)}
+    state, lost = {name: tensor.to(dtype) for name, tensor in before.items()}, {}
+    if folder.base:
+        wrapped = PeftModel.from_pretrained(model, folder.path)
+        for name, tensor in merged_tensors(wrapped):
+            state[name] = tensor.to(dtype, copy=True)
+            if (share := rounded_away(before[name], tensor, state[name])) is not None:
+                lost[name] = share
+        model = wrapped.unload()
+    model.to(dtype).save_pretrained(out, state_dict=state)
+    return lost
+
+
+def rounded_away(before: Tensor, after: Tensor, saved: Tensor) -> float | None:
+    """|realised - wanted| / |wanted| of an update, in Frobenius norms; None where there is none.
+
+    Realised is what stands in the file less the base in the file's dtype.
+    """
+    wanted = (after - before).double()
+    if not wanted.any():
+        return None
+    realised = saved.double() - before.to(saved.dtype).double()
+    return float((realised - wanted).norm() / wanted.norm())
+
+
+def report(lost: dict[str, float], folder: Folder, out: Path) -> None:
+    """Says where the model lies and what was rounded away; all layers stand in export.json."""
+    (out / "export.json").write_text(json.dumps({"from": folder.path, "rounded_away": lost}, indent=2) + "\n")
+    console = Console()
+    console.print(
+        f"{folder.path} merged into {out}" if folder.base else f"{folder.path} copied to {out}", soft_wrap=True
+    )
+    if not lost or not any(lost.values()):
+        return
+    table = Table(
+        "layer", "share of its update rounded away", title=f"the {SHOWN} worst of {len(lost)} (export.json has all)"
+    )
+    for name, share in sorted(lost.items(), key=lambda item: -item[1])[:SHOWN]:
+        table.add_row(name, f"{share:.2%}")
+    console.print(table)
+    if max(lost.values()) > LOST:
+        console.print("much of the update is finer than this dtype: write --dtype fp32, or serve the adapter as it is")
+
+
+def _own_dtype(folder: Folder) -> torch.dtype:
+    """The dtype that the base's config.json names; float32 where it names none that a plain model is saved in."""
+    named = folder.config().get("dtype") or folder.config().get("torch_dtype")
+    return {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}.get(named, torch.float32)

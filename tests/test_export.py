@@ -1,0 +1,112 @@
+"""`align export RUN --to DIR --merge`: the same policy in a plain model, or a clear refusal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from methods import method
+from sharing import train
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from align.cli import main
+from align.errors import AlignError
+from align.export import export, rounded_away
+from align.roles.alone import load_roles
+from align.roles.folder import CAUSAL, inspect
+from align.roles.loading import load_frozen
+
+IDS = torch.arange(3, 43).view(2, 20)
+
+
+@pytest.fixture
+def trained(base_of, tmp_path):
+    """trained(method) -> the folder of a policy that it has moved."""
+
+    def make(name: str) -> str:
+        torch.manual_seed(0)
+        roles, *_ = load_roles(base_of(name), method(name), learning_rate=1e-2, steps=3, out=str(tmp_path / "made"))
+        for _ in range(3):
+            train(roles, who=("actor",))
+        roles.save(tmp_path / "ppo")
+        (tmp_path / "ppo" / "card.json").write_text("{}")
+        return str(tmp_path / "ppo")
+
+    return make
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "qlora", "pissa", "ln_tuning", "trainable_tokens"])
+def test_a_plain_model_is_the_policy(trained, name, tmp_path, capsys):
+    folder = trained(name)
+    main(["export", folder, "--to", str(tmp_path / "plain"), "--merge"])
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    assert plain.dtype == torch.float32 and "merged into" in capsys.readouterr().out
+    policy = load_frozen(inspect(folder, "path", CAUSAL))
+    torch.testing.assert_close(logits(plain), logits(policy), rtol=0, atol=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "plain").eos_token
+
+
+def test_what_bfloat16_rounds_away_is_said_by_layer(trained, tmp_path, capsys):
+    folder = trained("lora")
+    export([folder, "--to", str(tmp_path / "plain"), "--merge", "--dtype", "bf16"])
+    lost = json.loads((tmp_path / "plain" / "export.json").read_text())["rounded_away"]
+    assert len(lost) == 14 and all(0.001 < share < 0.5 for share in lost.values())
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "plain").dtype == torch.bfloat16
+    out = capsys.readouterr().out
+    assert "the 5 worst of 14" in out and f"{max(lost.values()):.2%}" in out
+
+
+def test_the_share_by_hand():
+    """In bfloat16 1 + 1/1024 is 1: all of that update is lost; 1 + 1/64 is kept; of both together a known part."""
+    before = torch.ones(2)
+    after = torch.tensor([1 + 1 / 1024, 1 + 1 / 64])
+    assert rounded_away(before[:1], after[:1], after[:1].bfloat16()) == 1.0
+    assert rounded_away(before[1:], after[1:], after[1:].bfloat16()) == 0.0
+    expected = (1 / 1024) / (1 / 1024**2 + 1 / 64**2) ** 0.5
+    assert rounded_away(before, after, after.bfloat16()) == pytest.approx(expected)
+    assert rounded_away(before, before, before) is None
+
+
+def test_a_runs_folder_gives_its_last_policy(trained, tmp_path):
+    folder = trained("lora")
+    shutil.copytree(folder, tmp_path / "run" / "sft")
+    shutil.move(folder, tmp_path / "run" / "ppo")
+    export([str(tmp_path / "run"), "--to", str(tmp_path / "plain"), "--merge"])
+    assert json.loads((tmp_path / "plain" / "export.json").read_text())["from"] == str(tmp_path / "run" / "ppo")
+
+
+def test_a_reward_model_keeps_its_score(reward_base, tmp_path):
+    export([reward_base, "--to", str(tmp_path / "plain")])
+    before, after = (
+        AutoModelForSequenceClassification.from_pretrained(path) for path in (reward_base, tmp_path / "plain")
+    )
+    assert torch.equal(before.score.weight, after.score.weight)
+
+
+def test_bad_words(trained, base, tmp_path):
+    lora = trained("lora")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    new = str(tmp_path / "new")
+    for words, message in [
+        ([lora], r"required: --to\n  write align export FOLDER --to DIR --merge"),
+        ([lora, "--to", new], r"is an adapter on .* as it is\n  write --merge"),
+        ([lora, "--to", str(tmp_path / "full"), "--merge"], r"is there already\n  write --to with a new folder"),
+        ([lora, "--to", new, "--merge", "--dtype", "int8"], r"invalid choice: 'int8'"),
+        ([str(tmp_path / "nowhere"), "--to", new, "--merge"], r"there is no folder"),
+    ]:
+        with pytest.raises(AlignError, match=message):
+            export(words)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_cannot_merge_is_refused(trained, tmp_path):
+    with pytest.raises(AlignError, match=r"cannot be merged: .*\n  load it as it is: PeftModel.from_pretrained"):
+        export([trained("houlsby"), "--to", str(tmp_path / "plain"), "--merge"])

@@ -172,12 +172,14 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
     from align.roles.loading import look
     from align.roles.start import check_adapter
     from align.roles.tokenizer import load_tokenizer
+    from align.roles.trial import check_fits
     from align.rollout.auto import check_context, check_rollout
 
     cfg, folders = build.cfg, {}
     for key, node in reward_nodes(cfg.reward):
         if node._target_ == MODEL_REWARD and node.path != "auto":
             folders[key] = inspect(node.path, f"{key}.path", SCORE)
+            check_fits(folders[key], key)
     for role, kinds in (("actor", (CAUSAL,)), ("critic", (CAUSAL, SCORE)), ("reference", (CAUSAL,))):
         if role in inputs:
             node = cfg[role]

@@ -12,18 +12,27 @@ from align.errors import AlignError
 
 FULL = 0.1
 """Of LoRA's rate, for all weights: Schulman et al. 2025, thinkingmachines.ai/blog/lora, find 10 times for LoRA."""
-TIMES_LORA: dict[str, float] = {}
+TIMES_LORA = {"ADALORA": 3.0, "PREFIX_TUNING": 3.0, "P_TUNING": 3.0}
 """Of LoRA's rate, by PEFT's name of the method, 1 where it is not here: the best of a sweep by held-out loss on
-experiment=tiny's fine-tuning (docs/log.md)."""
+experiment=tiny's fine-tuning (docs/log.md). A config of one's own says it by an attribute `times_lora`."""
+BARE_PREFIX = 10.0
+"""Prefixes without an encoder, in the same sweep."""
 
 
 def rate(value: float | str, method: PeftConfig | None) -> float:
     """The learning rate that a setting means for a method (None: all weights)."""
     if not isinstance(value, str):
         return value
-    return float(value.removeprefix(FOR_LORA)) * (
-        FULL if method is None else TIMES_LORA.get(method.peft_type.value, 1.0)
-    )
+    return float(value.removeprefix(FOR_LORA)) * times_lora(method)
+
+
+def times_lora(method: PeftConfig | None) -> float:
+    """How many times LoRA's rate a method wants."""
+    if method is None:
+        return FULL
+    if getattr(method, "prefix_projection", True) is False:
+        return BARE_PREFIX
+    return getattr(method, "times_lora", TIMES_LORA.get(method.peft_type.value, 1.0))
 
 
 def check_loraplus(ratio: float | None, method: PeftConfig | None, key: str) -> None:

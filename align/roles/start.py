@@ -23,6 +23,7 @@ from align.roles.adapter import for_task, settings_difference, take_weights
 from align.roles.folder import CAUSAL, SCORE, Folder
 from align.roles.loading import load_merged, load_plain, look, save_quantized
 from align.roles.tokenizer import copy_tokenizer
+from align.roles.trial import check_fits, check_method
 
 
 @dataclass
@@ -98,7 +99,7 @@ def start(
 
 
 def check_adapter(folder: Folder, key: str, peft: PeftConfig | None, adapter: str) -> None:
-    """Refuses to continue where there is no adapter, or none is asked for; and single tokens of a tied head."""
+    """Refuses to continue where there is no adapter, or none is asked for; and a method that the model cannot have."""
     if peft is not None and peft.peft_type == PeftType.TRAINABLE_TOKENS and folder.local and _tied(folder):
         raise AlignError(
             f"{key}.peft: the head of {folder.base or folder.path} is its embedding (tie_word_embeddings): TRL (1.16) "
@@ -114,6 +115,9 @@ def check_adapter(folder: Folder, key: str, peft: PeftConfig | None, adapter: st
         raise AlignError(
             f"{key}.adapter=continue: {folder.path} holds a whole model and no adapter\n  write {key}.adapter=auto"
         )
+    check_fits(folder, key)
+    if peft is not None:
+        check_method(folder, peft, key)
 
 
 def _tied(folder: Folder) -> bool:

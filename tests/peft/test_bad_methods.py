@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 from command_line import PPO, SFT, refused, stand_in, write_data
+from methods import method
+from peft import get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 WRONG = [
     ("unknown field", f"{SFT} peft@sft.peft=oft +sft.peft.blocks=3", ["sft.peft", "blocks"]),
@@ -11,8 +14,54 @@ WRONG = [
     (
         "targets that match nothing",
         f"{SFT} peft@sft.peft=ia3 sft.peft.target_modules=[nowhere] sft.peft.feedforward_modules=[]",
-        ["sft.peft", "nowhere", "not found"],
+        ["sft.peft.target_modules", "nowhere matches nothing", "q_proj"],
     ),
+    (
+        "one target of two that matches nothing",
+        f"{SFT} peft@sft.peft=lora sft.peft.target_modules=[q_proj,v_projj]",
+        ["sft.peft.target_modules: v_projj matches nothing", "nearest: v_proj", "o_proj, gate_proj"],
+    ),
+    (
+        "a module that is to train in full and is not there",
+        f"{PPO} peft@actor.peft=lora +actor.peft.modules_to_save=[lm_heat]",
+        ["actor.peft.modules_to_save: lm_heat matches nothing", "lm_head"],
+    ),
+    (
+        "a pattern that matches nothing",
+        f"{PPO} peft@critic.peft=lora critic.peft.target_modules=.*zz",
+        ["critic.peft", "not found in the base model", "its linear layers: q_proj"],
+    ),
+    (
+        "a layer that is not there",
+        f"{SFT} peft@sft.peft=lora sft.peft.target_modules=[q_proj] +sft.peft.layers_to_transform=[7]",
+        ["sft.peft", "its linear layers: q_proj"],
+    ),
+    (
+        "weights that a method cannot sit on",
+        f"{SFT} peft@sft.peft=loha +sft.peft.quantize=nf4",
+        ["sft.peft: PEFT has no LOHA for a base of quantised weights", "write peft@sft.peft=qlora"],
+    ),
+    (
+        "a start that takes a part out of quantised weights",
+        f"{PPO} peft@actor.peft=qlora +actor.peft.init_lora_weights=pissa",
+        ["actor.peft: init_lora_weights=pissa needs a base in full precision"],
+    ),
+    (
+        "codes that are not known",
+        f"{SFT} peft@sft.peft=qlora sft.peft.quantize=nf5",
+        ["sft.peft.quantize=nf5", "nf4 or fp4"],
+    ),
+    (
+        "LoRA+ without LoRA",
+        f"{PPO} peft@actor.peft=houlsby actor.loraplus_lr_ratio=16",
+        ["actor.loraplus_lr_ratio=16", "write peft@actor.peft=lora, or null"],
+    ),
+    (
+        "tokens of a tied head",
+        f"{SFT} peft@sft.peft=trainable_tokens sft.peft.token_indices=[5]",
+        ["tie_word_embeddings"],
+    ),
+    ("no tokens given", f"{SFT} peft@sft.peft=trainable_tokens", ["sft.peft.token_indices is not set"]),
     (
         "steps that contradict the plan of SFT",
         f"{SFT} peft@sft.peft=adalora sft.peft.total_step=7 sft.args.max_steps=3",
@@ -52,3 +101,23 @@ def folder(tmp_path_factory):
 def test_a_method_that_cannot_be_is_refused(folder, base, capsys, monkeypatch, arguments, words):
     for _ in stand_in(folder, monkeypatch):
         refused(capsys, arguments.format(base=base), words)
+
+
+@pytest.fixture(scope="module")
+def stranger(base, tmp_path_factory):
+    """The folder of an adapter that names a base of another shape than it was made on."""
+    folder = tmp_path_factory.mktemp("stranger")
+    config = AutoConfig.from_pretrained(base)
+    config.intermediate_size = 96
+    made = get_peft_model(AutoModelForCausalLM.from_config(config), method("lora"))
+    made.peft_config["default"].task_type, made.peft_config["default"].base_model_name_or_path = "CAUSAL_LM", base
+    made.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("command", [f"{SFT} sft.path={{stranger}}", f"{PPO} actor.path={{stranger}}"])
+def test_an_adapter_of_another_base_shows_name_and_shapes(folder, base, stranger, capsys, monkeypatch, command):
+    words = ["was made on another base", "down_proj.lora_A.weight is (16, 96) there and would be (16, 128) here"]
+    for _ in stand_in(folder, monkeypatch):
+        refused(capsys, command.format(base=base, stranger=stranger), words)

@@ -19,7 +19,18 @@ from align.stages.ranges import check_numbers
 
 @pytest.mark.parametrize(
     "value, name, expected",
-    [(3e-4, "lora", 3e-4), (3e-4, None, 3e-4), ("lora:3e-4", "lora", 3e-4), ("lora:3e-4", "qlora", 3e-4)],
+    [
+        (3e-4, "lora", 3e-4),
+        (3e-4, None, 3e-4),
+        (3e-4, "houlsby", 3e-4),
+        ("lora:3e-4", "lora", 3e-4),
+        ("lora:3e-4", "qlora", 3e-4),
+        ("lora:3e-4", "adalora", 9e-4),
+        ("lora:3e-4", "houlsby", 9e-4),
+        ("lora:3e-4", "parallel", 3e-4),
+        ("lora:3e-4", "prefix", 9e-4),
+        ("lora:3e-4", "p_tuning_v2", 3e-3),
+    ],
 )
 def test_a_number_is_itself_and_loras_rate_is_loras(value, name, expected):
     assert rate(value, name and method(name)) == pytest.approx(expected)

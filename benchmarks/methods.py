@@ -1,0 +1,155 @@
+"""Every PEFT method through all stages: what trains, how it reaches the rollouts, what it scores, what it takes.
+
+    python benchmarks/methods.py --out DIR       # about an hour on one core; writes DIR/methods.json and methods.md
+    python benchmarks/methods.py --out DIR --methods lora houlsby --others
+
+Ten methods in every seat (SFT, reward model, actor, critic) of the whole of experiment=tiny, from one pretrained model;
+all others three steps a stage. What is in DIR already is not run again. The rates are experiment=tiny's for LoRA and
+what they are for each method by align/peft/rates.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+WHOLE = ("none", "lora", "adalora", "qlora", "prefix", "p_tuning", "p_tuning_v2", "houlsby", "pfeiffer", "parallel")
+OTHERS = (
+    "lora_r1", "rslora", "dora", "pissa", "ia3", "oft", "boft", "loha", "lokr", "vera", "miss", "ln_tuning", "prompt",
+    "trainable_tokens",
+)  # fmt: skip
+SEATS = ("sft", "rm", "actor", "critic")
+NEEDED = {
+    "adalora": ["zero@actor.zero=none"],  # it reads gradients that DeepSpeed has dropped
+    "trainable_tokens": [f"{seat}.peft.token_indices=[{','.join(map(str, range(4, 64)))}]" for seat in SEATS],
+}
+FEW = ["debug=default", "zero@actor.zero=none"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--methods", nargs="*", default=WHOLE)
+    parser.add_argument("--others", nargs="*", default=OTHERS)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    os.chdir(args.out)
+    base = Path("runs/base/latest/pretrain").resolve()
+    if not base.exists():
+        run(["experiment=tiny", "stages=[pretrain]", "evaluate.judge=null", "name=base"])
+    untied = with_a_head_of_its_own(base)
+    file = Path("methods.json")
+    found = json.loads(file.read_text()) if file.exists() else {}
+    for method in [*args.methods, *args.others]:
+        if method not in found:
+            few = method not in args.methods
+            found[method] = through(method, untied if method == "trainable_tokens" else base, few)
+            file.write_text(json.dumps(found, indent=2) + "\n")
+            print(method, found[method], flush=True)
+    Path("methods.md").write_text(tables(found, args.methods))
+
+
+def through(method: str, base: Path, few: bool) -> dict:
+    """One method in every seat; figures of its run."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    words = [f"peft@{seat}.peft={method}" for seat in SEATS] + NEEDED.get(method, []) + (FEW if few else [])
+    run(["experiment=tiny", "stages=[sft,rm,ppo]", f"model={base}", f"name={method}", *words])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    folder = Path("runs") / method / "latest"
+    summary = json.loads((folder / "summary.json").read_text())
+    steps = [json.loads(line) for line in (folder / "ppo" / "metrics.jsonl").read_text().splitlines()]
+    cards = {stage: json.loads((folder / stage / "card.json").read_text()) for stage in ("sft", "rm", "ppo")}
+    return {
+        "share": share(method, base), "engine": summary["rollout_engine"], "route": route(method),
+        "sft_score": (summary["true_score"] or {}).get("sft"), "score": (summary["true_score"] or {}).get("ppo"),
+        "accuracy": cards["rm"].get("eval_accuracy"), "kl": summary["kl"],
+        "kl_at_0": next(row["objective/kl"] for row in steps if "objective/kl" in row),
+        "bytes": next((row["sync/bytes"] for row in reversed(steps) if "sync/bytes" in row), 0),
+        "seconds": summary["seconds"],
+        "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+    }  # fmt: skip
+
+
+def run(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "align", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"align {' '.join(words)}:\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}")
+
+
+def settings(method: str):
+    from omegaconf import OmegaConf
+
+    from align.nodes import peft
+    from align.peft.stateful import planned
+    from align.plugins import plug_file
+
+    node = OmegaConf.load(plug_file("peft", method))
+    if method == "trainable_tokens":
+        node.token_indices = list(range(4, 64))
+    return planned(peft(node, "peft"), 1000, "peft")
+
+
+def share(method: str, base: Path) -> float:
+    """Of all parameters of the language model, those that train."""
+    from transformers import AutoConfig
+
+    from align.methods import count
+
+    if method == "none":
+        return 1.0
+    trained, whole = count(settings(method), AutoConfig.from_pretrained(base))
+    return trained / whole
+
+
+def route(method: str) -> str:
+    from align.peft.routes import route
+
+    return "full" if method == "none" else route(settings(method)).mode
+
+
+def with_a_head_of_its_own(base: Path) -> Path:
+    """The same model, whose head is a copy of its embedding: single tokens cannot train in a tied one."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path("untied").resolve()
+    if not folder.exists():
+        model = AutoModelForCausalLM.from_pretrained(base)
+        config = AutoConfig.from_pretrained(base)
+        config.tie_word_embeddings = False
+        state = {**model.state_dict(), "lm_head.weight": model.get_input_embeddings().weight.detach().clone()}
+        type(model).from_pretrained(None, config=config, state_dict=state).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+def tables(found: dict, whole: list[str]) -> str:
+    """Markdown: the methods that went through the whole experiment, and the others."""
+    full = {m: row for m, row in found.items() if m in whole}
+    few = {m: row for m, row in found.items() if m not in whole}
+    first = table(
+        ["SFT score", "reward accuracy", "PPO score", "KL", "CPU s"], full,
+        lambda r: [
+            f"{r['sft_score']:.2f}", f"{r['accuracy']:.3f}", f"{r['score']:.2f}", f"{r['kl']:.1f}", f"{r['cpu']:.0f}",
+        ],
+    )  # fmt: skip
+    return first + "\n" + table(["KL at step 0"], few, lambda r: [f"{r['kl_at_0']:.0e}"])
+
+
+def table(columns: list[str], rows: dict, cells: Callable[[dict], list[str]]) -> str:
+    head = ["method", "trains", "rollouts", "bytes a sync", "seconds (sft, rm, ppo)", *columns]
+    lines = [head, ["---"] * len(head)]
+    for method, row in rows.items():
+        took = ", ".join(f"{row['seconds'][stage]:.0f}" for stage in ("sft", "rm", "ppo"))
+        way = f"{row['route']}, {row['engine']}"
+        lines.append([method, f"{row['share']:.2%}", way, f"{row['bytes']:,.0f}", took, *cells(row)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -58,17 +58,17 @@ def load_merged(folder: Folder, head: str, dtype: torch.dtype) -> tuple[PreTrain
     return wrapped.merge_and_unload(safe_merge=True).requires_grad_(False), f"{folder.path}, its adapter merged"
 
 
-def load_frozen(folder: Folder) -> PreTrainedModel | PeftModel:
-    """What a folder holds, in float32, to compute alone: an adapter is merged if it can be, else sits on its base.
+def load_frozen(folder: Folder, dtype: torch.dtype = torch.float32) -> PreTrainedModel | PeftModel:
+    """What a folder holds, to compute alone: an adapter is merged in float32 if it can be, else sits on its base.
 
     Quantised weights stay so.
     """
     if folder.base is None:
-        return load_plain(folder.path, folder.kind, torch.float32)
+        return load_plain(folder.path, folder.kind, dtype)
     if quantized.told_by(folder.config()) or not mergeable(PeftConfig.from_pretrained(folder.path)):
-        model = PeftModel.from_pretrained(load_plain(folder.base, folder.kind, torch.float32), folder.path)
+        model = PeftModel.from_pretrained(load_plain(folder.base, folder.kind, dtype), folder.path)
         return model.requires_grad_(False).eval()
-    return load_merged(folder, folder.kind, torch.float32)[0]
+    return load_merged(folder, folder.kind, torch.float32)[0].to(dtype)
 
 
 def _no_dropout(path: str) -> dict[str, float]:

@@ -20,7 +20,7 @@ from align.peft.stateful import planned
 from align.roles.backbone import ACTOR, CRITIC, REFERENCE
 from align.roles.critic import saved_score, take_score, value_head
 from align.roles.folder import CAUSAL, SCORE
-from align.roles.loading import look
+from align.roles.loading import load_frozen, look
 from align.roles.modules import plain
 from align.roles.seating import Plan, Seating, Setting
 from align.roles.start import Start, start
@@ -86,12 +86,8 @@ class Reference:
                 if not apart:
                     seats.setting.tell(f"reference: {said}, frozen, on the actor's base")
                     return
-        other = start(
-            self.path, key="reference", head=CAUSAL, peft=None, adapter="auto",
-            out=seats.setting.out, dtype=seats.setting.dtype, kinds=(CAUSAL,),
-        )  # fmt: skip
-        seats.setting.tell(f"reference: {other.said}, frozen")
-        self._frozen(seats, other.model)
+        seats.setting.tell(f"reference: {folder.path}, frozen")
+        self._frozen(seats, load_frozen(folder, seats.setting.dtype))
 
     def _frozen(self, seats: Seating, model: PeftModel) -> None:
         adapter = "default" if isinstance(model, PeftModel) else None

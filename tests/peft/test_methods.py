@@ -48,6 +48,7 @@ def test_the_reference_is_the_policy_at_step_0_and_never_moves(roles):
     assert float((before.logp_BT - before.ref_logp_BT).abs().max()) < 1e-6
     norms = train(roles, 3)
     assert all(norm["actor"] > 0 and norm["critic"] > 0 for norm in norms)
+    train(roles, 47, who=("actor",))
     after = roles.score(rollout(), {"logp", "ref_logp"})
     assert torch.equal(after.ref_logp_BT, before.ref_logp_BT)
     assert float((after.logp_BT - before.logp_BT).abs().max()) > 1e-4

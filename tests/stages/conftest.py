@@ -47,7 +47,10 @@ def setting(tmp_path: Path) -> Setting:
 
 @pytest.fixture
 def make_ppo(base: str, lora: LoraConfig, setting: Setting, tokenizer) -> Callable[..., PPO]:
-    """make_ppo(path, peft, critic, critic_path, reward, learning_rate, samples, **options of config.PPO)"""
+    """make_ppo(path, peft, critic, critic_path, reward, learning_rate, samples, …, **options of config.PPO)
+
+    `rollout` makes an engine for the actor.
+    """
 
     def make(
         path: str = base,
@@ -59,6 +62,7 @@ def make_ppo(base: str, lora: LoraConfig, setting: Setting, tokenizer) -> Callab
         samples: int = 1,
         stop_ids: tuple[int, ...] | None = None,
         temperature: float = 1.0,
+        rollout: Callable[..., Any] | None = None,
         **options: Any,
     ) -> PPO:
         torch.manual_seed(0)  # LoRA's own start is random
@@ -71,7 +75,7 @@ def make_ppo(base: str, lora: LoraConfig, setting: Setting, tokenizer) -> Callab
         roles = seats.roles(chosen.micro_batch_size)
         sampling = Sampling(temperature, 12, stop_ids or (tokenizer.eos_token_id,))
         advantage = GAE(chosen.gamma, chosen.lam) if critic else RLOO()
-        engine = HFRollout(tokenizer.pad_token_id, 64)
+        engine = rollout(roles.actor) if rollout else HFRollout(tokenizer.pad_token_id, 64)
         return PPO(roles, engine, reward or Length(), advantage, tokenizer, sampling, chosen, samples)
 
     return make

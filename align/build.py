@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from align import config
 from align.checks import absent, check
 from align.errors import AlignError
-from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, reward_nodes, target_of
+from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, reward_nodes, sources, target_of
 from align.preflight import MODEL_REWARD, check_roles, optimizer_steps
 from align.stages.lineage import measured_linear
 from align.stages.pipeline import Sources
@@ -131,7 +131,7 @@ class Build:
             extra = {"data": call(node.data, f"{name}.data")}
         elif name in ("sft", "rm"):
             extra = {
-                "data": call(node.data, f"{name}.data"),
+                "data": (sources if name == "sft" else call)(node.data, f"{name}.data"),
                 "peft": peft(node.peft, f"{name}.peft"),
                 "dtype": self.dtype(),
             }

@@ -47,9 +47,16 @@ class SFT:
     peft: Any = None
     """Which weights train: peft@sft.peft=lora, or none for all."""
     data: Any = None
-    """Where demonstrations come from: data@sft.data=prompt_completion."""
-    learning_rate: float = 2e-4
-    """Peak rate: 5 % warm-up, then a cosine to 0. LoRA takes about ten times that of full fine-tuning."""
+    """Where demonstrations come from: data@sft.data=prompt_completion; sft.data.path=[a.jsonl,b.jsonl]: one adapter
+    each, as `parallel_adapters` has it."""
+    parallel_adapters: int | None = None
+    """Adapters (LoRA, houlsby, pfeiffer, parallel) trained at once on one frozen base, a pass for the rows of all: each
+    becomes what a run of its own makes, in sft/adapter_0, sft/adapter_1, …; the best on held-out rows is the stage's
+    result. By itself, parallel_adapters=4 takes `seed` and the three after it; unset: as many as `learning_rate` or
+    `data.path` list, else 1. With dropout each draws other masks than alone."""
+    learning_rate: Any = 2e-4
+    """Peak rate: 5 % warm-up, then a cosine to 0. LoRA takes about ten times that of full fine-tuning. [1e-4,3e-4]: one
+    adapter each, side by side, with the same seed."""
     epochs: float = 1.0
     """Passes over the data."""
     batch_size: int = 16

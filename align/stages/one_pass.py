@@ -70,7 +70,7 @@ def learner(model: PeftModel, name: str, seat: str, trainer: SFTTrainer) -> Lear
     if trainer.aux_loss_enabled:
         raise AlignError(
             "sft: the experts' balance is one for all rows, and adapters side by side have losses of their own\n"
-            "  write sft.args.router_aux_loss_coef=0 and sft.parallel_adapters=1"
+            "  write sft.args.router_aux_loss_coef=0, or sft.parallel_adapters=1"
         )
     trainer.remove_callback(PrinterCallback)
     torch.manual_seed(trainer.args.seed)  # accelerate's sampler takes it for its own

@@ -73,8 +73,8 @@ class SFT:
         if len(found) > 1:
             check_method(self.options, found, self.peft)
         args = self._arguments(found[0], Path("unused"))
-        for member in found:
-            member.data.check("sft")
+        for source in {id(member.data): member.data for member in found}.values():
+            source.check("sft")
         if len(found) > 1:
             check_run(args, found)
         if "path" in inputs:
@@ -84,7 +84,10 @@ class SFT:
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         tokenizer = load_tokenizer(inputs["path"], "sft.path")
         found = members(self.options, self.data, self.seed)
-        tasks = [self._task(member, tokenizer, out, report) for member in found]
+        tasks = [self._task(member, tokenizer, out) for member in found]
+        for count in dict.fromkeys(task.left_out for task in tasks if task.left_out):
+            longest = self.options.max_length
+            report.say(f"{count} rows left out: no token of the answer within sft.max_length={longest}")
         first = tasks[0]
         method = planned(self.peft, steps_of(first.args, len(first.rows)), "sft")
         torch.manual_seed(found[0].seed)
@@ -97,7 +100,9 @@ class SFT:
             add_trained(begun.model, seat, task.member.seed, begun.fresh)
         self.linear.apply(begun.model, report.say)
         report.write_card(cpu_linear=self.linear.facts())
-        report.say(f"{begun.said}; {len(first.rows)} rows, {len(first.held_out)} held out")
+        sizes = dict.fromkeys(f"{len(task.rows)} rows, {len(task.held_out)} held out" for task in tasks)
+        together = f" ({len(tasks)} side by side)" if len(tasks) > 1 else ""
+        report.say(f"{begun.said}{together}; {'; '.join(sizes)}")
         with dtypes_kept(begun.model):
             trainers = [task.trainer(begun.model, tokenizer) for task in tasks]
         facts = {"start": begun.said, "base": begun.base}
@@ -108,12 +113,10 @@ class SFT:
             facts |= _train_many(dict(zip(seats, trainers, strict=True)), tasks, begun, tokenizer, out, report)
         report.write_card(inputs=inputs, **facts)
 
-    def _task(self, member: Member, tokenizer: PreTrainedTokenizerBase, out: Path, report: StageReport) -> Task:
+    def _task(self, member: Member, tokenizer: PreTrainedTokenizerBase, out: Path) -> Task:
         split, longest = member.data.load("sft", member.seed), self.options.max_length
         rows, left_out = fitting_examples(split.train, tokenizer, longest, "sft")
         held_out, _ = fitting_examples(split.eval, tokenizer, longest, "sft") if split.eval else ([], 0)
-        if left_out:
-            report.say(f"{left_out} rows left out: no token of the answer within sft.max_length={longest}")
         return Task(member, self._arguments(member, out), rows, held_out, left_out)
 
     def _arguments(self, member: Member, out: Path) -> SFTConfig:
@@ -155,4 +158,4 @@ def _train_many(
     best = min(told, key=lambda one: math.inf if math.isnan(one["eval_loss"]) else one["eval_loss"])
     shutil.copytree(out / best["name"], out, dirs_exist_ok=True)
     report.say(f"{best['name']} is the best and the stage's result, in {out}; the others lie beside it")
-    return {"adapters": told, "best": best["name"], "eval_loss": best["eval_loss"]}
+    return {"adapters": told, "best": best["name"], **{key: best[key] for key in ("rows", "left_out", "eval_loss")}}

@@ -22,7 +22,7 @@ ARGS = {
     "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "max_steps", "lr_scheduler_type",
     "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "gradient_accumulation_steps", "gradient_checkpointing",
     "per_device_eval_batch_size", "completion_only_loss", "assistant_only_loss", "pad_to_multiple_of", "pad_token",
-    "eos_token", "dataset_num_proc", "dataset_text_field", "data_seed", "dataloader_drop_last",
+    "eos_token", "dataset_num_proc", "dataset_text_field", "data_seed", "dataloader_drop_last", "router_aux_loss_coef",
 }  # fmt: skip
 """Arguments of SFTConfig that mean the same for adapters side by side."""
 NEEDS_LOSS = ("reduce_lr_on_plateau", "greedy")
@@ -81,10 +81,10 @@ def check_method(options: config.SFT, found: list[Member], method: PeftConfig | 
 
 def check_run(args: Any, found: list[Member]) -> None:
     """Raises AlignError without held-out rows to choose by, and for several processes."""
-    for one in found:
+    for one in {id(member.data): member for member in found}.values():
         if not one.data.load("sft", one.seed).eval:
             raise AlignError(
-                f"sft.data: no row of {one.differs} is held out, and the best adapter is chosen by them\n"
+                f"sft.data: no rows are held out ({one.differs}), and they choose the best of {len(found)} adapters\n"
                 "  write sft.data.eval_share=0.05, or sft.data.eval_path=FILE"
             )
     if args.world_size > 1:

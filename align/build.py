@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from align import config
 from align.checks import absent, check
 from align.errors import AlignError
-from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, reward_nodes, target_of
+from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, reward_nodes, sources, target_of
 from align.preflight import MODEL_REWARD, check_roles, optimizer_steps
 from align.stages.lineage import measured_linear
 from align.stages.pipeline import Sources
@@ -132,9 +132,10 @@ class Build:
         elif name in ("sft", "rm"):
             from align.peft.rates import rate
 
-            method = peft(node.peft, f"{name}.peft")
-            options.learning_rate = rate(options.learning_rate, method)
-            extra = {"data": call(node.data, f"{name}.data"), "peft": method, "dtype": self.dtype()}
+            method, rates = peft(node.peft, f"{name}.peft"), options.learning_rate
+            options.learning_rate = [rate(r, method) for r in rates] if isinstance(rates, list) else rate(rates, method)
+            data = (sources if name == "sft" else call)(node.data, f"{name}.data")
+            extra = {"data": data, "peft": method, "dtype": self.dtype()}
             if name == "rm":
                 extra["max_new_tokens"] = cfg.rollout.max_new_tokens
         elif name == "ppo":

@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from align.checks import absent
+from align.config import FileData
 from align.errors import AlignError
 from align.rewards.place import import_failed_at
 
@@ -36,6 +37,14 @@ def call(node: DictConfig, key: str) -> Any:
             raise cause from None
         reason = (str(cause).splitlines() or [type(cause).__name__])[0]
         raise AlignError(f"{key}: {node._target_} refuses its arguments: {reason}") from error
+
+
+def sources(node: DictConfig, key: str) -> Any:
+    """What `call` makes of a node of data; a list of them where its `path` is a list of files."""
+    paths = node.get("path") if node.get("_target_") == FileData._target_ else None
+    if not OmegaConf.is_list(paths) or not paths:
+        return call(node, key)
+    return [call(OmegaConf.merge(node, {"path": path}), key) for path in paths]
 
 
 def target_of(node: DictConfig | None, key: str) -> Callable:

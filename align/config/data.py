@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -12,8 +13,8 @@ class FileData:
     _target_: str = "align.data.files.FileData"
     format: str = MISSING
     """Meaning of a row: text, prompts, prompt_completion, conversational, preferences, dialogues."""
-    path: str | None = "${data.path}"
-    """A json or jsonl file (also .gz), or the name of a data set on the hub."""
+    path: Any = "${data.path}"
+    """A json or jsonl file (also .gz), or the name of a data set on the hub; of SFT a list, too: one adapter each."""
     split: str = "train"
     """Split of a data set from the hub."""
     eval_path: str | None = None

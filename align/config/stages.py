@@ -47,10 +47,17 @@ class SFT:
     peft: Any = None
     """Which weights train: peft@sft.peft=lora, or none for all."""
     data: Any = None
-    """Where demonstrations come from: data@sft.data=prompt_completion."""
+    """Where demonstrations come from: data@sft.data=prompt_completion; sft.data.path=[a.jsonl,b.jsonl]: one adapter
+    each, as `parallel_adapters` has it."""
+    parallel_adapters: int | None = None
+    """Adapters (LoRA, houlsby, pfeiffer, parallel) trained at once on one frozen base, a pass for the rows of all: each
+    becomes what a run of its own makes, in sft/adapter_0, sft/adapter_1, …; the best on held-out rows is the stage's
+    result. By itself, parallel_adapters=4 takes `seed` and the three after it; unset: as many as `learning_rate` or
+    `data.path` list, else 1. With dropout each draws other masks than alone."""
     learning_rate: Any = "lora:2e-4"
     """Peak rate: 5 % warm-up, then a cosine to 0. `lora:2e-4` is 2e-4 for LoRA and another method's own multiple of it,
-    such as a tenth for all weights (align/peft/rates.py)."""
+    such as a tenth for all weights (align/peft/rates.py). [1e-4,3e-4]: one adapter each, side by
+    side, with the same seed."""
     loraplus_lr_ratio: float | None = None
     """LoRA+: LoRA's B learns so many times as fast as its A; the paper takes 16."""
     epochs: float = 1.0

@@ -45,6 +45,10 @@ class FileData:
                 f"{purpose}.data.path is not set: write {purpose}.data.path=FILE (or data.path=FILE, which all "
                 "stages take over)"
             )
+        if isinstance(self.path, list):
+            raise AlignError(
+                f"{purpose}.data.path={self.path}: write one file, {purpose}.data.path=FILE (SFT alone takes a list)"
+            )
         if self.eval_path is not None:
             return self._two_files(purpose)
         rows = self._read(self.path, f"{purpose}.data.path", purpose)

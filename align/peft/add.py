@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
 
 from align.peft.prompts import copy_encoder, prompted
 from align.peft.switch import use_adapter
@@ -60,4 +61,24 @@ def add_frozen_copy(model: PeftModel, name: str) -> None:
     if config.is_prompt_learning:
         copy_encoder(model, name)
         return
+    _copy_weights(model, name)
+
+
+def add_trained(model: PeftModel, name: str, seed: int, fresh: bool) -> None:
+    """Adds an adapter with the settings of `default`, which trains, too.
+
+    `fresh`: it starts as `default` would have after `torch.manual_seed(seed)`; else with the weights that it has.
+    """
+    torch.manual_seed(seed)
+    add_adapter(model, name, model.peft_config["default"], trained=True)
+    if not fresh:
+        _copy_weights(model, name)
+
+
+def trained_of(model: PeftModel, name: str) -> list[nn.Parameter]:
+    """The parameters of adapter `name` that train."""
+    return [p for path, p in model.named_parameters() if p.requires_grad and name in path.split(".")]
+
+
+def _copy_weights(model: PeftModel, name: str) -> None:
     set_peft_model_state_dict(model, get_peft_model_state_dict(model, adapter_name="default"), adapter_name=name)

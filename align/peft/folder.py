@@ -20,14 +20,17 @@ def save_model(model: PreTrainedModel | PeftModel, directory: Path) -> None:
         model.save_pretrained(directory)
 
 
-def save_adapter(model: PeftModel, directory: Path) -> None:
-    """The `default` adapter at the folder's root, as PEFT loads it; beside it the encoder of virtual tokens."""
-    config = model.peft_config["default"]
+def save_adapter(model: PeftModel, directory: Path, name: str = "default") -> None:
+    """The adapter at the folder's root, as PEFT loads it; beside it the encoder of virtual tokens.
+
+    One with another name than `default` must have the folder's: that is where PEFT puts it.
+    """
+    config = model.peft_config[name]
     if score := bare_score(model):
         _save_scored_base(config.base_model_name_or_path, score, directory / "base")
         config.base_model_name_or_path = str((directory / "base").resolve())
     with whole_ranks(config):
-        model.save_pretrained(directory, selected_adapters=["default"])
+        model.save_pretrained(directory if name == "default" else directory.parent, selected_adapters=[name])
     if prompted(model):
         save_encoder(model, directory)
 

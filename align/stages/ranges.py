@@ -66,7 +66,7 @@ NUMBERS: dict[str, dict[str, Range]] = {
         "vocab_size": Range(260),  # 256 bytes, EOS, pad and two turn marks
         "hidden_size": COUNT, "layers": COUNT, "heads": COUNT, "intermediate_size": COUNT, "max_positions": Range(2),
     },
-    "sft": TRAINED,
+    "sft": {**TRAINED, "parallel_adapters": COUNT},
     "rm": {**TRAINED, "norm_samples": FROM_ZERO},
     "ppo": {
         "steps": COUNT, "batch_size": COUNT, "minibatches": COUNT, "micro_batch_size": COUNT,
@@ -88,6 +88,8 @@ NUMBERS: dict[str, dict[str, Range]] = {
         "batch_size": COUNT, "kv_cache_mib": COUNT,
     },
 }  # fmt: skip
+LISTED = {"sft": ("learning_rate",)}
+"""Numbers that may be a list instead."""
 PPO_WORDS = {
     "kl_in": ("reward", "loss"), "kl_estimator": ("auto", "k1", "k2", "k3"), "old_logp": ("auto", "trainer", "engine"),
     "importance_correction": ("none", "token", "sequence"), "importance_how": ("truncate", "mask"),
@@ -101,7 +103,11 @@ def check_numbers(key: str, values: Mapping[str, Any]) -> None:
     """Every number of the node `key` alone; what is not set, or not there, is left to its owner."""
     for name, wanted in NUMBERS.get(key, {}).items():
         value = values.get(name)
-        if value is not None and not wanted.holds(value):
+        if name in LISTED.get(key, ()):
+            each = value if isinstance(value, list) and value else [value]
+            if not all(wanted.holds(one) for one in each):
+                raise AlignError(f"{key}.{name}={value}: write {wanted.words()}, or a list of such, an adapter each")
+        elif value is not None and not wanted.holds(value):
             raise AlignError(f"{key}.{name}={value}: write {wanted.words()}")
 
 

@@ -1,35 +1,67 @@
 """Stage `sft`: supervised fine-tuning by TRL's SFTTrainer, in full or with a PEFT method.
 
 align stages=[sft] model=FOLDER data@sft.data=prompt_completion sft.data.path=demos.jsonl
+
+Several adapters at once, in one pass each step, by seed, rate or data set:
+
+align stages=[sft] model=FOLDER sft.data.path=demos.jsonl sft.learning_rate=[1e-4,3e-4,1e-3]
 """
 
 from __future__ import annotations
 
+import math
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from align import config
 from align.data.encode import fitting_examples
 from align.data.source import Source
 from align.engine.cpu_linear import CpuLinear
-from align.peft.folder import save_model
+from align.peft.add import add_trained
+from align.peft.folder import save_adapter, save_model
 from align.peft.rates import check_loraplus
 from align.peft.stateful import planned
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL, inspect
-from align.roles.start import check_adapter, start
+from align.roles.start import Start, check_adapter, start
 from align.roles.tokenizer import load_tokenizer
+from align.stages.one_pass import learner, train_together
+from align.stages.side_by_side import Member, check_method, check_run, members
 from align.stages.trl_bridge import arguments, check_arguments, dataset, dtypes_kept, loraplus, steps_of, train
+
+
+@dataclass
+class Task:
+    """What one adapter, or the whole model, learns from, and how."""
+
+    member: Member
+    args: SFTConfig
+    rows: list[dict]
+    held_out: list[dict]
+    left_out: int
+
+    def trainer(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> SFTTrainer:
+        held_out = dataset(self.held_out) if self.held_out else None
+        return SFTTrainer(
+            model, self.args, train_dataset=dataset(self.rows), eval_dataset=held_out, processing_class=tokenizer
+        )
+
+    def facts(self) -> dict[str, Any]:
+        return {"rows": len(self.rows), "left_out": self.left_out}
 
 
 @dataclass
 class SFT:
     options: config.SFT
-    data: Source
+    data: Source | list[Source]
+    """A list: an adapter for each."""
     peft: PeftConfig | None
     seed: int
     device: torch.device
@@ -38,52 +70,98 @@ class SFT:
 
     def check(self, inputs: dict[str, str]) -> None:
         check_arguments(SFTConfig, self.options.args, "sft")
-        self._arguments(Path("unused"))
         check_loraplus(self.options.loraplus_lr_ratio, self.peft, "sft")
-        self.data.check("sft")
+        found = members(self.options, self.data, self.seed)
+        if len(found) > 1:
+            check_method(self.options, found, self.peft)
+        args = self._arguments(found[0], Path("unused"))
+        for source in {id(member.data): member.data for member in found}.values():
+            source.check("sft")
+        if len(found) > 1:
+            check_run(args, found)
         if "path" in inputs:
             check_adapter(inspect(inputs["path"], "sft.path", CAUSAL), "sft", self.peft, self.options.adapter)
             load_tokenizer(inputs["path"], "sft.path")
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         tokenizer = load_tokenizer(inputs["path"], "sft.path")
-        split = self.data.load("sft", self.seed)
-        rows, left_out = fitting_examples(split.train, tokenizer, self.options.max_length, "sft")
-        held_out, _ = fitting_examples(split.eval, tokenizer, self.options.max_length, "sft") if split.eval else ([], 0)
-        if left_out:
-            report.say(
-                f"{left_out} rows left out: no token of the answer within sft.max_length={self.options.max_length}"
-            )
-        args = self._arguments(out)
-        torch.manual_seed(self.seed)
+        found = members(self.options, self.data, self.seed)
+        tasks = [self._task(member, tokenizer, out) for member in found]
+        for count in dict.fromkeys(task.left_out for task in tasks if task.left_out):
+            longest = self.options.max_length
+            report.say(f"{count} rows left out: no token of the answer within sft.max_length={longest}")
+        first = tasks[0]
+        method = planned(self.peft, steps_of(first.args, len(first.rows)), "sft")
+        torch.manual_seed(found[0].seed)
         begun = start(
-            inputs["path"], key="sft", head=CAUSAL, peft=planned(self.peft, steps_of(args, len(rows)), "sft"),
-            adapter=self.options.adapter,
-            out=out, dtype=self.dtype, kinds=(CAUSAL,),
+            inputs["path"], key="sft", head=CAUSAL, peft=method, adapter=self.options.adapter, out=out,
+            dtype=self.dtype, kinds=(CAUSAL,),
         )  # fmt: skip
+        seats = ["default", *(f"adapter_{i}" for i in range(1, len(tasks)))]
+        for seat, task in zip(seats[1:], tasks[1:], strict=True):
+            add_trained(begun.model, seat, task.member.seed, begun.fresh)
         self.linear.apply(begun.model, report.say)
         report.write_card(cpu_linear=self.linear.facts())
-        report.say(f"{begun.said}; {len(rows)} rows, {len(held_out)} held out")
+        sizes = dict.fromkeys(f"{len(task.rows)} rows, {len(task.held_out)} held out" for task in tasks)
+        together = f" ({len(tasks)} side by side)" if len(tasks) > 1 else ""
+        report.say(f"{begun.said}{together}; {'; '.join(sizes)}")
         with dtypes_kept(begun.model):
-            trainer = SFTTrainer(
-                begun.model, args, train_dataset=dataset(rows), eval_dataset=dataset(held_out) if held_out else None,
-                processing_class=tokenizer,
-                optimizers=(loraplus(begun.model, args, self.options.loraplus_lr_ratio), None),
-            )  # fmt: skip
-        train(trainer, report)
-        facts = {
-            "learning_rate": self.options.learning_rate,
-            "start": begun.said,
-            "base": begun.base,
-            "rows": len(rows),
-            "left_out": left_out,
-        }
-        if held_out:
-            facts["eval_loss"] = trainer.evaluate()["eval_loss"]
-            report.say(f"held-out loss {facts['eval_loss']:.3f} nats a token")
-        save_model(begun.model, out)
-        tokenizer.save_pretrained(out)
+            trainers = [task.trainer(begun.model, tokenizer) for task in tasks]
+        facts = {"start": begun.said, "base": begun.base}
+        if len(tasks) == 1:
+            facts |= _train_one(trainers[0], first, begun, out, report)
+            tokenizer.save_pretrained(out)
+        else:
+            facts |= _train_many(dict(zip(seats, trainers, strict=True)), tasks, begun, tokenizer, out, report)
         report.write_card(inputs=inputs, **facts)
 
-    def _arguments(self, out: Path) -> SFTConfig:
-        return arguments(SFTConfig, "sft", self.options, out, self.seed, self.device, self.dtype == torch.bfloat16)
+    def _task(self, member: Member, tokenizer: PreTrainedTokenizerBase, out: Path) -> Task:
+        split, longest = member.data.load("sft", member.seed), self.options.max_length
+        rows, left_out = fitting_examples(split.train, tokenizer, longest, "sft")
+        held_out, _ = fitting_examples(split.eval, tokenizer, longest, "sft") if split.eval else ([], 0)
+        return Task(member, self._arguments(member, out), rows, held_out, left_out)
+
+    def _arguments(self, member: Member, out: Path) -> SFTConfig:
+        bf16 = self.dtype == torch.bfloat16
+        return arguments(SFTConfig, "sft", member.options, out, member.seed, self.device, bf16)
+
+
+def _train_one(trainer: SFTTrainer, task: Task, begun: Start, out: Path, report: StageReport) -> dict[str, Any]:
+    """Trains, evaluates and saves what a run has alone; facts for its card."""
+    trainer.optimizer = loraplus(begun.model, task.args, task.member.options.loraplus_lr_ratio)
+    train(trainer, report)
+    facts = {"learning_rate": task.args.learning_rate, **task.facts()}
+    if task.held_out:
+        facts["eval_loss"] = trainer.evaluate()["eval_loss"]
+        report.say(f"held-out loss {facts['eval_loss']:.3f} nats a token")
+    save_model(begun.model, out)
+    return facts
+
+
+def _train_many(
+    trainers: dict[str, SFTTrainer], tasks: list[Task], begun: Start, tokenizer: PreTrainedTokenizerBase, out: Path,
+    report: StageReport,
+) -> dict[str, Any]:  # fmt: skip
+    """Trains the adapters, by their names in the model, in one pass; saves each, and the best at the root of `out`."""
+    model: PeftModel = begun.model
+    learners = [
+        learner(model, f"adapter_{i}", seat, trainer, tasks[i].member.options.loraplus_lr_ratio)
+        for i, (seat, trainer) in enumerate(trainers.items())
+    ]
+    train_together(model, learners, report)
+    told = []
+    for one, task in zip(learners, tasks, strict=True):
+        loss, folder = one.held_out_loss(model), out / one.name
+        save_adapter(model, folder, one.seat)
+        tokenizer.save_pretrained(folder)
+        report.metrics(one.steps, {f"{one.name}/eval_loss": loss})
+        report.say(f"{one.name} ({task.member.differs}): held-out loss {loss:.3f} nats a token")
+        options = task.member.options
+        told.append(
+            {"name": one.name, "seed": task.member.seed, "learning_rate": options.learning_rate, **task.facts()}
+            | {"differs": task.member.differs, "eval_loss": loss}
+        )
+    best = min(told, key=lambda one: math.inf if math.isnan(one["eval_loss"]) else one["eval_loss"])
+    shutil.copytree(out / best["name"], out, dirs_exist_ok=True)
+    report.say(f"{best['name']} is the best and the stage's result, in {out}; the others lie beside it")
+    return {"adapters": told, "best": best["name"], **{key: best[key] for key in ("rows", "left_out", "eval_loss")}}

@@ -140,10 +140,11 @@ def add_extra_loss(trainer: Trainer) -> None:
 
 def steps_of(args: TrainingArguments, rows: int) -> int:
     """Optimizer steps that training on `rows` makes, on one device."""
-    return _steps_of_batches(args, math.ceil(rows / args.per_device_train_batch_size))
+    return steps_of_batches(args, math.ceil(rows / args.per_device_train_batch_size))
 
 
-def _steps_of_batches(args: TrainingArguments, batches: int) -> int:
+def steps_of_batches(args: TrainingArguments, batches: int) -> int:
+    """Optimizer steps of as many batches an epoch."""
     an_epoch = math.ceil(batches / args.gradient_accumulation_steps)
     return args.max_steps if args.max_steps > 0 else math.ceil(an_epoch * args.num_train_epochs)
 
@@ -153,12 +154,15 @@ def train(trainer: Trainer, report: StageReport) -> None:
     trainer.remove_callback(PrinterCallback)
     args = trainer.args
     add_extra_loss(trainer)
-    with report.steps(_steps_of_batches(args, len(trainer.get_train_dataloader()))) as tell:
+    with report.steps(steps_of_batches(args, len(trainer.get_train_dataloader()))) as tell:
         trainer.add_callback(ReportCallback(report, tell))
         trainer.add_callback(MethodCallback(trainer.model))
         trainer.train()
     trainer.model.eval()
-    folder = Path(args.output_dir)
+    remove_if_empty(Path(args.output_dir))
+
+
+def remove_if_empty(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):  # no checkpoint was asked for
         folder.rmdir()
 

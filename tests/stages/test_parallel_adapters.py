@@ -102,7 +102,7 @@ def test_each_step_is_one_pass_for_the_rows_of_all(here, base):
 def test_rates_side_by_side_share_the_seed(here, base):
     plus = "sft.loraplus_lr_ratio=4"
     together = sft(base, "sft.learning_rate=[1e-3,5e-4]", plus)
-    check_same(together, 0, sft(base, name="first"))
+    check_same(together, 0, sft(base, plus, name="first"))
     check_same(together, 1, sft(base, "sft.learning_rate=5e-4", plus, name="second"))
     assert [one["seed"] for one in card(together)["adapters"]] == [0, 0]
 

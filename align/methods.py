@@ -13,13 +13,25 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrain
 from align.config import Pretrain
 from align.errors import AlignError
 from align.nodes import peft
-from align.peft.routes import ADAPTER, GENERATE, MERGED, REFUSED, changes_the_base, mergeable, route
+from align.peft.routes import (
+    ADAPTER,
+    CONVERTED,
+    EMBEDDINGS,
+    GENERATE,
+    MERGED,
+    REFUSED,
+    changes_the_base,
+    mergeable,
+    route,
+)
 from align.peft.stateful import hooks_of, planned
 from align.peft.switch import routes_rows
 from align.plugins import plug_file, plugs
 
 WAYS = {
     ADAPTER: "adapter: vLLM serves it as it is",
+    CONVERTED: "converted: vLLM serves the LoRA that it equals",
+    EMBEDDINGS: "embeddings: vLLM is handed the virtual tokens, which stand before each prompt",
     MERGED: "merged: vLLM gets all weights after each step",
     GENERATE: "generate: transformers writes the rollouts",
     REFUSED: "refused in PPO",

@@ -16,7 +16,9 @@ SETTINGS = {"trainable_tokens": [f"token_indices={[*range(5, 300, 3)]}".replace(
 METHODS = sorted({f.stem for f in CONF.glob("*.yaml")} - {"none"}) + PLUGIN
 ROUTES = {
     "lora": "adapter", "lora_r1": "adapter", "rslora": "adapter", "pissa": "adapter", "qlora": "adapter",
-    **dict.fromkeys([*PLUGIN, "prompt", "p_tuning", "prefix", "p_tuning_v2"], "generate"),
+    **dict.fromkeys(["adalora", "loha", "miss", "vera"], "converted"),
+    **dict.fromkeys(["prompt", "p_tuning"], "embeddings"),
+    **dict.fromkeys([*PLUGIN, "prefix", "p_tuning_v2"], "generate"),
 }  # fmt: skip
 """Of the methods that are not merged."""
 

@@ -1,9 +1,14 @@
 """How a PEFT method's policy reaches vLLM: one function, one table (PEFT 0.21, vLLM 0.32).
 
-adapter    LoRA as vLLM knows it, handed over as it is
-merged     the adapter's weights merged into the base's, layer by layer, and all of them copied
-generate   not at all: transformers writes the rollouts
-refused    no rollout of it is the policy's
+adapter     LoRA as vLLM knows it, handed over as it is
+converted   an adapter that equals a LoRA to rounding (align.peft.conversion), handed over as that LoRA
+embeddings  virtual tokens, handed over as embeddings that stand before each prompt's
+merged      the adapter's weights merged into the base's, layer by layer, and all of them copied
+generate    not at all: transformers writes the rollouts
+refused     no rollout of it is the policy's
+
+MiSS of init_weights=bat is merged: its change of a weight depends on the weight, and has its whole rank. So is what
+would need a larger rank than vLLM can be started with, such as LoHa of more than 22.
 """
 
 from __future__ import annotations
@@ -13,9 +18,11 @@ from dataclasses import dataclass
 from peft import LoraConfig, PeftConfig
 
 from align.errors import AlignError
+from align.peft.conversion import other_than_lora, rank_of
 from align.peft.quantized import wanted
 
-ADAPTER, MERGED, GENERATE, REFUSED = "adapter", "merged", "generate", "refused"
+ADAPTER, CONVERTED, EMBEDDINGS = "adapter", "converted", "embeddings"
+MERGED, GENERATE, REFUSED = "merged", "generate", "refused"
 LARGEST_RANK = 512
 """That vLLM can be started with."""
 
@@ -24,6 +31,9 @@ INTO_WEIGHTS = {
     "LORA", "MISS", "OFT", "RANDLORA", "ROAD", "SHIRA", "TRAINABLE_TOKENS", "VBLORA", "VERA", "WAVEFT",
 }  # fmt: skip
 """Methods that change weights and nothing else, so that a plain model can be what they are."""
+
+VIRTUAL_TOKENS = {"P_TUNING", "PROMPT_TUNING"}
+"""Methods whose every row begins with the same embeddings, and which are nothing else."""
 
 TAKE_A_PART = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Starts of LoRA that take a part out of the base's weights."""
@@ -41,14 +51,18 @@ def route(method: PeftConfig) -> Route:
     kind = method.peft_type.value
     if kind == "LILY":
         return Route(REFUSED, "LILY's output for one row depends on the other rows of a batch, and on tokens to come")
+    if kind in VIRTUAL_TOKENS:
+        return Route(EMBEDDINGS)
     if method.is_prompt_learning:
-        return Route(GENERATE, f"vLLM is not handed the virtual tokens of {kind}")
+        return Route(GENERATE, f"vLLM is not handed what {kind} puts before a text")
     if kind not in INTO_WEIGHTS:
         return Route(GENERATE, f"{kind} computes more than a plain model's weights can hold")
-    why = why_not_as_it_is(method) if type(method) is LoraConfig else f"vLLM serves LoRA, not {kind}"
+    why = why_not_lora(method)
     if why and wanted(method):
         return Route(GENERATE, f"{why}, and merged into quantised weights it would be rounded away")
-    return Route(MERGED, why) if why else Route(ADAPTER)
+    if why:
+        return Route(MERGED, why)
+    return Route(ADAPTER if type(method) is LoraConfig else CONVERTED)
 
 
 def mergeable(method: PeftConfig) -> bool:
@@ -56,29 +70,33 @@ def mergeable(method: PeftConfig) -> bool:
     return method.peft_type.value in INTO_WEIGHTS
 
 
-def why_not_as_it_is(lora: LoraConfig) -> str:
-    """Why vLLM does not serve this LoRA ('' if it does)."""
+def why_not_lora(method: PeftConfig) -> str:
+    """Why vLLM does not serve this method as LoRA, by itself or converted ('' if it does)."""
+    if type(method) is not LoraConfig and (other := other_than_lora(method)):
+        return f"vLLM serves LoRA, not {other}"
+    has = vars(method).get
     unknown = {
-        "use_dora": lora.use_dora,
-        f"bias={lora.bias}": lora.bias != "none",
-        "lora_bias": lora.lora_bias,
-        "modules_to_save": set(lora.modules_to_save or ()) - {"score", "classifier"},
-        "trainable_token_indices": lora.trainable_token_indices,
-        "target_parameters": lora.target_parameters,
-        "layer_replication": lora.layer_replication,
-        f"r={largest_rank(lora)}": largest_rank(lora) > LARGEST_RANK,
+        "use_dora": has("use_dora"),
+        f"bias={has('bias')}": has("bias", "none") != "none",
+        "lora_bias": has("lora_bias"),
+        "modules_to_save": set(has("modules_to_save") or ()) - {"score", "classifier"},
+        "trainable_token_indices": has("trainable_token_indices"),
+        "target_parameters": has("target_parameters"),
+        "layer_replication": has("layer_replication"),
+        f"r={lora_rank(method)}": lora_rank(method) > LARGEST_RANK,
     }
     return next((f"vLLM serves no LoRA with {name}" for name, there in unknown.items() if there), "")
+
+
+def lora_rank(method: PeftConfig) -> int:
+    """The largest rank of what vLLM would serve: of a LoRA, or of the one that the method equals."""
+    return max([method.r, *method.rank_pattern.values()]) if type(method) is LoraConfig else rank_of(method)
 
 
 def changes_the_base(method: PeftConfig) -> bool:
     """A new adapter of this kind takes a part out of the base's weights: what is left is another base."""
     start = getattr(method, "init_lora_weights", True)
     return isinstance(start, str) and start.startswith(TAKE_A_PART)
-
-
-def largest_rank(lora: LoraConfig) -> int:
-    return max([lora.r, *lora.rank_pattern.values()])
 
 
 def check_servable(method: PeftConfig | None, engine: str, fallback: str) -> str:

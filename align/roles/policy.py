@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 
 from align.peft.adalora import whole_ranks
 from align.peft.checkpointing import no_recomputing
+from align.peft.conversion import save_as_lora
 from align.peft.folder import save_adapter
 from align.peft.merging import merged_tensors
 from align.peft.prompts import opening
@@ -66,6 +67,11 @@ class TrainedPolicy:
         """The trained adapter alone, as PEFT's `default`, which lies at the folder's root."""
         with self.engine.gathered():
             save_adapter(self.model, directory)
+
+    def save_as_lora(self, directory: Path) -> None:
+        """The trained adapter as the LoRA that it equals (align.peft.conversion)."""
+        with self.engine.gathered():
+            save_as_lora(self.model, directory)
 
     def tensors(self, merged: bool = False) -> Iterator[tuple[str, Tensor]]:
         """What is trained, by name: the adapter's tensors, or all weights in full fine-tuning.

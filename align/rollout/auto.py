@@ -8,10 +8,11 @@ from typing import Any
 from align import config
 from align.errors import AlignError
 from align.installed import installed, require
-from align.peft.routes import check_servable
+from align.peft.routes import ADAPTER, CONVERTED, EMBEDDINGS, check_servable
 from align.types import RolloutEngine
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM 0.32, CPU attention
+HANDED = {ADAPTER: "the adapter is", CONVERTED: "the adapter is, as LoRA,", EMBEDDINGS: "the virtual tokens are"}
 
 
 def unserved(model: dict[str, Any], on_cpu: bool) -> str:
@@ -79,14 +80,12 @@ def choose(
 
         share = {"auto": None, "true": True, "false": False}[str(options.share_weights).lower()]
         engine = VLLMRollout(base, policy, longest, options.batch_size, options.kv_cache_mib, share)
-        handed = "the adapter" if engine.adapter else "all weights"
+        handed = f"{HANDED.get(engine.mode, 'all weights are')} handed over after each step"
         if engine.shared:
-            sync = "; the adapter is handed over after each step" if engine.adapter else ", which no sync moves"
+            sync = f"; {handed}" if engine.on_base else ", which no sync moves"
             tell(f"rollouts by vLLM in this process, on the trainer's own weights{sync}")
         else:
-            tell(
-                f"rollouts by vLLM in this process, on a copy of the weights ({engine.why_apart}); {handed} handed over"
-            )
+            tell(f"rollouts by vLLM in this process, on a copy of the weights ({engine.why_apart}); {handed}")
         return engine
     from align.rollout.hf import HFRollout
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from align.peft.prompts import inputs_of
 from align.peft.switch import use_adapter
 from align.types import Policy, RolloutEngine, Sampling
 
@@ -91,7 +92,8 @@ class Canary:
             ids_KP = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # on the right, where no real token sees it
             last_K = torch.tensor([len(ids) - 1 for ids in rows], device=model.device)
             keep, column_K = torch.unique(last_K, return_inverse=True)
+            inputs, before = inputs_of(policy.backbone, None if base else "default", ids_KP)
             some = "logits_to_keep" in inspect.signature(model.forward).parameters
-            logits_KXV = model(ids_KP, use_cache=False, **({"logits_to_keep": keep} if some else {})).logits
-            logits_KV = logits_KXV[torch.arange(len(rows)), column_K if some else last_K]
+            logits_KXV = model(**inputs, use_cache=False, **({"logits_to_keep": before + keep} if some else {})).logits
+            logits_KV = logits_KXV[torch.arange(len(rows)), column_K if some else before + last_K]
         return torch.log_softmax(logits_KV.float(), dim=-1).cpu()

@@ -1,7 +1,4 @@
-"""Rollouts by vLLM in this process, which is handed the adapter after every update.
-
-vLLM keys its weights by an adapter's id and its prefix cache by name and path, so every version gets an
-id, a name and a folder of its own; anything less has been seen to serve the old policy without a word.
+"""Rollouts by vLLM in this process, which is handed after every update what it does not share with the trainer.
 
 Shapes: B rows, T response.
 """
@@ -9,34 +6,36 @@ Shapes: B rows, T response.
 from __future__ import annotations
 
 import gc
-import shutil
 import tempfile
 import time
 import weakref
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from torch import Tensor
 
 from align.errors import AlignError, StaleRolloutError
-from align.peft.quantized import is_quantized, plain_config, plain_tensors
-from align.peft.routes import ADAPTER, LARGEST_RANK, MERGED, largest_rank, route
+from align.peft.quantized import is_quantized, plain_config
+from align.peft.routes import ADAPTER, CONVERTED, EMBEDDINGS, LARGEST_RANK, MERGED, lora_rank, route
 from align.roles.modules import plain
 from align.rollout.canary import Canary
 from align.rollout.hf import to_generation
-from align.rollout.shared import SharedWeights, Unshareable, places_of, why_own_copies
+from align.rollout.shared import SharedWeights, Unshareable, why_own_copies
+from align.rollout.vllm_adapters import Adapters
 from align.rollout.vllm_engine import Settings, shut_down, start_engine
 from align.rollout.vllm_greedy import GREEDY_TEMPERATURE
+from align.rollout.vllm_prompts import Prompts, check_embeddings
+from align.rollout.vllm_weights import copy_base, copy_weights
 from align.types import Generation, Policy, Sampling, SyncReceipt
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, LARGEST_RANK)  # that vLLM 0.32 can be started with
+FULL = "full"
+"""The mode of a policy without an adapter."""
 
 
 class VLLMRollout:
-    """vLLM's engine serving the policy: its LoRA adapter on the base, or all its weights with another adapter merged.
+    """vLLM's engine serving the policy: its adapter on the base (align.peft.routes), or all its weights.
 
     With the trainer's own tensors where it can stand on them, else with a copy of the weights; `shared` says
     which, `why_apart` why.
@@ -66,15 +65,15 @@ class VLLMRollout:
         if self.quantized:
             base = self.home.name
             plain_config(plain(policy.model)).save_pretrained(base)
-        self.settings = Settings(base, longest, batch_size, kv_cache_mib)
+        self.mode = route(policy.model.peft_config["default"]).mode if policy.has_adapter else FULL
+        """How the policy reaches the engine, by align.peft.routes, or "full"."""
+        virtual = policy.model.peft_config["default"].num_virtual_tokens if self.mode == EMBEDDINGS else 0
+        self.settings = Settings(base, longest + virtual, batch_size, kv_cache_mib, embeddings=bool(virtual))
         self.on_cpu = policy.device.type == "cpu"
         self.devices = [] if self.on_cpu else [policy.device]
         self.pad_id = policy.model.config.pad_token_id or 0
-        self.request: Any = None
         self.weights: SharedWeights | None = None
-        self.pushes, self.version = 0, policy.version
-        self.adapter = policy.has_adapter and route(policy.model.peft_config["default"]).mode == ADAPTER
-        """The adapter is handed over as it is; any other is merged."""
+        self.version = policy.version
         self.why_apart = "asked for" if share_weights is False else self._why_own_copies(policy)
         self.canary = Canary(self, longest)
         self._begin()
@@ -89,9 +88,14 @@ class VLLMRollout:
     def shared(self) -> bool:
         return self.weights is not None
 
+    @property
+    def on_base(self) -> bool:
+        """The engine's weights are the base's and stay so: what trains is handed over apart from them."""
+        return self.mode in (ADAPTER, CONVERTED, EMBEDDINGS)
+
     def _why_own_copies(self, policy: Any) -> str:
         """Why the trainer's weights cannot be the engine's, as far as it is known before it starts."""
-        if policy.has_adapter and not self.adapter:
+        if self.mode == MERGED:
             return f"the adapter is merged for it: {route(policy.model.peft_config['default']).why}"
         return why_own_copies(plain(policy.model), self.on_cpu)
 
@@ -99,29 +103,32 @@ class VLLMRollout:
         """A new engine, on the trainer's weights where it can be."""
         self._start()
         if self.quantized:
-            self._copy_base()
+            copy_base(plain(self.policy.model), self.model, _dtype(self.policy))
         if not self.why_apart:
             try:
                 self.weights = SharedWeights(plain(self.policy.model), self.model)
             except Unshareable as error:
                 self.why_apart = str(error)
-                if self.adapter:  # the engine has no weights yet
+                if self.on_base:  # the engine has no weights yet
                     self.close()
                     self._start()
+        if self.mode == EMBEDDINGS:
+            check_embeddings(self.policy, self.model)
         gc.collect()  # what vLLM had allocated for weights
 
     def _start(self) -> None:
-        """An engine with weights of its own only if they are read from disk, for an adapter on top."""
-        rank = _lora_rank(self.policy.model.peft_config["default"]) if self.adapter else 0
-        own = bool(self.why_apart) and self.adapter and not self.quantized
+        """An engine with weights of its own only if they are read from disk, as a base that stays."""
+        rank = lora_rank(self.policy.model.peft_config["default"]) if self.mode in (ADAPTER, CONVERTED) else 0
+        rank = next(size for size in (0, *RANKS) if size >= rank)
+        own = bool(self.why_apart) and self.on_base and not self.quantized
         engine = start_engine(self.settings, _dtype(self.policy), rank, own, self.on_cpu)
         self.engine, self.core, self.model = engine.llm, engine.core, engine.model
         self._sampling_params = engine.parameters
         self._end = weakref.finalize(self, shut_down, self.core)
-        self.folder = tempfile.TemporaryDirectory(prefix="align-vllm-")  # of its adapters
+        self.adapters, self.prompts = Adapters(self.engine), Prompts()
 
     def attach(self, policy: Policy) -> SyncReceipt:
-        if self.adapter:  # the base is served already
+        if self.on_base:  # and it is served already
             self.canary.learn(policy)
         return self.sync(policy)
 
@@ -151,63 +158,31 @@ class VLLMRollout:
     def _hand_over(self, policy: Policy) -> SyncReceipt:
         """Shared weights are there already, and are checked to be; a copy of all weights is made anew."""
         begun = time.perf_counter()
-        size = 0
         self._check_shared()
-        if self.adapter:
-            mode, size = ADAPTER, self._push_adapter(policy)
-        elif self.shared:
-            mode = "shared"
-            self.engine.reset_prefix_cache()
+        mode = "shared" if self.shared and not self.on_base else self.mode
+        if self.mode in (ADAPTER, CONVERTED):
+            size = self._push_adapter(policy)  # under a name of its own, which the prefix cache knows it by
         else:
-            try:
-                mode, size = MERGED if policy.has_adapter else "full", self._copy_weights(policy)
-            except Unshareable as error:
-                raise AlignError(
-                    f"rollout=vllm: the policy's weights do not fit vLLM's: {error}\n  write rollout=hf"
-                ) from error
+            size = self._take_whole(policy)
+            self.engine.reset_prefix_cache()
         self.version = policy.version
         return SyncReceipt(policy.version, mode, size, time.perf_counter() - begun, policy.hash())
 
     def _push_adapter(self, policy: Policy) -> int:
-        """Hands over the adapter as a new one and drops the old; its size in bytes."""
-        from vllm.lora.request import LoRARequest
+        return self.adapters.push(policy.save_adapter if self.mode == ADAPTER else policy.save_as_lora)
 
-        self.pushes += 1
-        name = f"policy-{self.pushes}"
-        folder = Path(self.folder.name) / name
-        policy.save_adapter(folder)
-        request = LoRARequest(name, self.pushes, str(folder))
+    def _take_whole(self, policy: Policy) -> int:
+        """Virtual tokens, or all weights that are not the trainer's own; their size in bytes."""
+        if self.mode == EMBEDDINGS:
+            return self.prompts.take(policy)
+        if self.shared:
+            return 0
         try:
-            self.engine.llm_engine.add_lora(request)
-        except ValueError as error:
-            shutil.rmtree(folder)
-            raise AlignError(f"rollout=vllm: vLLM refuses the actor's adapter: {error}\n  write rollout=hf") from error
-        if self.request is not None:
-            self.engine.llm_engine.remove_lora(self.request.lora_int_id)
-            shutil.rmtree(self.request.lora_path)
-        self.request = request
-        return sum(file.stat().st_size for file in folder.glob("adapter_model*"))
-
-    def _copy_weights(self, policy: Policy) -> int:
-        """Copies all weights, an adapter merged in, into the engine's own; their size in bytes."""
-        size = 0
-        with torch.no_grad(), policy.generating() as model:
-            places = places_of(model, self.model)
-            for name, tensor in policy.tensors(merged=True):
-                for place in places.get(name, ()):
-                    place.copy_(tensor)
-                    size += tensor.nbytes
-        self.engine.reset_prefix_cache()
-        return size
-
-    def _copy_base(self) -> None:
-        """Copies into the engine what the trainer's quantised weights stand for, once: they never move."""
-        ours, dtype = plain(self.policy.model), _dtype(self.policy)
-        with torch.device("meta"):
-            places = places_of(type(ours)._from_config(plain_config(ours), dtype=dtype), self.model)
-        for name, tensor in plain_tensors(ours, dtype):
-            for place in places.get(name, ()):
-                place.copy_(tensor)
+            return copy_weights(policy, self.model)
+        except Unshareable as error:
+            raise AlignError(
+                f"rollout=vllm: the policy's weights do not fit vLLM's: {error}\n  write rollout=hf"
+            ) from error
 
     def _check_shared(self) -> None:
         """Lays the weights together again if something on the trainer's side has parted them, or raises."""
@@ -223,11 +198,11 @@ class VLLMRollout:
     def generate(self, prompts: list[list[int]], keys: list[int], sampling: Sampling) -> Generation:
         """One response a prompt, `keys[i]` being row i's seed; in the order given."""
         self._check_shared()
-        inputs = [{"prompt_token_ids": ids} for ids in prompts]
+        inputs = self.prompts.inputs(self.policy, prompts)
         parameters = [self._parameters(key, sampling) for key in keys]
         try:
             with torch.random.fork_rng(self.devices):  # vLLM draws from the state, seeds or not
-                outputs = self.engine.generate(inputs, parameters, lora_request=self.request, use_tqdm=False)
+                outputs = self.engine.generate(inputs, parameters, lora_request=self.adapters.request, use_tqdm=False)
         except BaseException:
             self._abort_leftovers()
             raise
@@ -237,8 +212,8 @@ class VLLMRollout:
     def close(self) -> None:
         """Ends the engine and deletes its adapters; may be called twice. A dropped engine ends by itself."""
         self._end()
-        self.engine = self.core = self.model = self.weights = self.request = None
-        self.folder.cleanup()
+        self.adapters.close()
+        self.engine = self.core = self.model = self.weights = None
 
     def _parameters(self, key: int, sampling: Sampling) -> Any:
         """The untruncated distribution at a temperature, ended by the given ids alone."""
@@ -274,8 +249,3 @@ def _dtype(policy: Any) -> torch.dtype:
     """The dtype that the policy computes in: that of its frozen base."""
     frozen = [p.dtype for p in policy.model.parameters() if not p.requires_grad and p.is_floating_point()]
     return frozen[0] if frozen else torch.float32
-
-
-def _lora_rank(adapter: LoraConfig) -> int:
-    """The smallest rank of `RANKS` that holds the adapter's."""
-    return next(size for size in RANKS if size >= largest_rank(adapter))

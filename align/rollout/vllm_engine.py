@@ -35,6 +35,8 @@ class Settings:
     """Rows at a time."""
     kv_cache_mib: int = 128
     prefix_caching: bool = False
+    embeddings: bool = False
+    """Prompts may be embeddings."""
 
 
 @dataclass
@@ -76,6 +78,7 @@ def start_engine(settings: Settings, dtype: torch.dtype, rank: int, own_weights:
                 logits_processors=[greedy_at_a_temperature()],
                 skip_tokenizer_init=True,
                 enable_prefix_caching=settings.prefix_caching,
+                enable_prompt_embeds=settings.embeddings,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 seed=0,

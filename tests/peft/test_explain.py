@@ -29,7 +29,7 @@ def test_settings_are_taken_as_they_are_typed():
 
 
 def test_from_the_command_line(capsys):
-    main(["plugins", "--explain", "p_tuning"])
+    main(["plugins", "--explain", "prefix"])
     assert "transformers writes the rollouts" in capsys.readouterr().out
 
 

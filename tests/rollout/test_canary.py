@@ -22,9 +22,9 @@ pytestmark = pytest.mark.vllm
 pytest.importorskip("vllm")
 
 
-def cached(*args):
+def cached(*args, **more):
     """Settings with vLLM's prefix cache, which align leaves off."""
-    return dataclasses.replace(Settings(*args), prefix_caching=True)
+    return dataclasses.replace(Settings(*args, **more), prefix_caching=True)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def ask_with(engine, name: str, number: int, folder: Path):
 
     request = LoRARequest(name, number, str(folder))
     engine.engine.llm_engine.add_lora(request)
-    engine.request = request
+    engine.adapters.request = request
 
 
 def skipped(engine, policy) -> int:
@@ -76,35 +76,35 @@ def skipped(engine, policy) -> int:
 
 
 def same_id(engine, policy) -> int:
-    folder = Path(engine.folder.name) / f"again-{policy.version}"
+    folder = Path(engine.adapters.folder.name) / f"again-{policy.version}"
     policy.save_adapter(folder)
-    ask_with(engine, folder.name, engine.request.lora_int_id, folder)
+    ask_with(engine, folder.name, engine.adapters.request.lora_int_id, folder)
     return 1
 
 
 def same_name_and_path(engine, policy) -> int:
-    folder = Path(engine.request.lora_path)
+    folder = Path(engine.adapters.request.lora_path)
     policy.save_adapter(folder)
-    engine.pushes += 1
-    engine.engine.llm_engine.remove_lora(engine.request.lora_int_id)
-    ask_with(engine, engine.request.lora_name, engine.pushes, folder)
+    engine.adapters.pushes += 1
+    engine.engine.llm_engine.remove_lora(engine.adapters.request.lora_int_id)
+    ask_with(engine, engine.adapters.request.lora_name, engine.adapters.pushes, folder)
     return 1
 
 
 def other_names(engine, policy) -> int:
     size = type(engine)._push_adapter(engine, policy)
-    folder = Path(engine.folder.name) / f"other-{engine.pushes}"
+    folder = Path(engine.adapters.folder.name) / f"other-{engine.adapters.pushes}"
     policy.save_adapter(folder)
     file = folder / "adapter_model.safetensors"
     save_file({k.replace(".layers.", ".blocks."): v for k, v in load_file(file).items()}, file, {"format": "pt"})
-    engine.pushes += 1
-    ask_with(engine, folder.name, engine.pushes, folder)
+    engine.adapters.pushes += 1
+    ask_with(engine, folder.name, engine.adapters.pushes, folder)
     return size
 
 
 def unnamed(engine, policy) -> int:
     size = type(engine)._push_adapter(engine, policy)
-    engine.request = None
+    engine.adapters.request = None
     return size
 
 

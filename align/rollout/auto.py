@@ -12,6 +12,7 @@ from align.peft.routes import ADAPTER, CONVERTED, EMBEDDINGS, check_servable
 from align.types import RolloutEngine
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM 0.32, CPU attention
+COST = "rollout.batch_size rows at a time; what they take is seconds/generate in metrics.jsonl"
 HANDED = {ADAPTER: "the adapter is", CONVERTED: "the adapter is, as LoRA,", EMBEDDINGS: "the virtual tokens are"}
 
 
@@ -89,5 +90,6 @@ def choose(
         return engine
     from align.rollout.hf import HFRollout
 
-    tell(f"rollouts by transformers: {reason}")
+    cost = f" ({COST})" if reason == by_method else ""
+    tell(f"rollouts by transformers: {reason}{cost}")
     return HFRollout(tokenizer.pad_token_id, options.batch_size)

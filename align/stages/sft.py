@@ -24,10 +24,11 @@ from align import config
 from align.data.encode import fitting_examples
 from align.data.source import Source
 from align.engine.cpu_linear import CpuLinear
+from align.errors import AlignError
 from align.peft.add import add_trained
 from align.peft.folder import save_adapter, save_model
 from align.peft.rates import check_loraplus
-from align.peft.stateful import planned
+from align.peft.stateful import NONE, hooks_of, planned
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL, inspect
 from align.roles.start import Start, check_adapter, start
@@ -71,6 +72,7 @@ class SFT:
     def check(self, inputs: dict[str, str]) -> None:
         check_arguments(SFTConfig, self.options.args, "sft")
         check_loraplus(self.options.loraplus_lr_ratio, self.peft, "sft")
+        check_packing(self.options.args, self.peft)
         found = members(self.options, self.data, self.seed)
         if len(found) > 1:
             check_method(self.options, found, self.peft)
@@ -124,6 +126,15 @@ class SFT:
     def _arguments(self, member: Member, out: Path) -> SFTConfig:
         bf16 = self.dtype == torch.bfloat16
         return arguments(SFTConfig, "sft", member.options, out, member.seed, self.device, bf16)
+
+
+def check_packing(args: dict[str, Any], method: PeftConfig | None) -> None:
+    """Raises AlignError for a method that plans by optimizer steps where packing makes their number unknown."""
+    if args.get("packing") and hooks_of(method) is not NONE and args.get("max_steps", -1) <= 0:
+        raise AlignError(
+            f"sft.args.packing=true: {method.peft_type.value} plans by the number of optimizer steps, which packing "
+            "changes\n  write +sft.args.max_steps=N as well, or leave packing out"
+        )
 
 
 def _train_one(trainer: SFTTrainer, task: Task, begun: Start, out: Path, report: StageReport) -> dict[str, Any]:

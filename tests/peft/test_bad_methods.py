@@ -73,6 +73,11 @@ WRONG = [
         ["actor.peft.total_step=7", "2 optimizer steps"],
     ),
     (
+        "steps that packing changes",
+        f"{SFT} peft@sft.peft=adalora sft.args.packing=true",
+        ["sft.args.packing=true", "ADALORA plans by the number", "max_steps=N"],
+    ),
+    (
         "AdaLoRA under DeepSpeed",
         f"{PPO} peft@actor.peft=adalora zero@actor.zero=stage2",
         ["actor.peft", "ADALORA", "write zero@actor.zero=none"],

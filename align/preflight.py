@@ -205,10 +205,12 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
         }  # fmt: skip
     else:
         return
-    check_context(model, cfg.ppo.max_prompt_tokens, cfg.rollout.max_new_tokens, where(key, base))
+    method = peft(cfg.actor.peft, "actor.peft")
+    virtual = getattr(method, "num_virtual_tokens", 0)
+    check_context(model, cfg.ppo.max_prompt_tokens, cfg.rollout.max_new_tokens, where(key, base), virtual)
     target_of(cfg.rollout, "rollout")
     check_rollout(cfg.rollout.engine, model, build.device().type == "cpu")
-    check_servable(peft(cfg.actor.peft, "actor.peft"), cfg.rollout.engine, cfg.rollout.fallback)
+    check_servable(method, cfg.rollout.engine, cfg.rollout.fallback)
 
 
 def check_bases(cfg: DictConfig, folders: dict[str, Folder]) -> None:

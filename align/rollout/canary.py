@@ -25,6 +25,8 @@ LENGTHS = (3, 3, 40, 40)
 """Of the prompts: within one block of a key-value cache, and beyond."""
 FLOOR = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Nats that two kernels may differ by on a token, however little they differed before."""
+LOUD = {torch.float32: 1e-2, torch.bfloat16: 1.0}
+"""Nats that no two kernels differ by on a token: the weights are others."""
 NOW, BEFORE, BASE = "now", "before", "base"
 CAUSES = {
     BEFORE: "it serves the policy of the sync before: an id, name or path was used twice, a cache was kept, or a push "
@@ -48,11 +50,15 @@ class Canary:
     """What is likely wrong, after a check that failed."""
     logp_KV: dict[str, Tensor] = field(default_factory=dict)
 
-    def learn(self, policy: Policy) -> None:
-        """Before anything is handed over: how far the engine's kernels are from the trainer's on the plain base."""
+    def learn(self, policy: Policy) -> bool:
+        """Before anything is handed over: how far the engine's kernels are from the trainer's on the plain base.
+
+        False where that is so far that the engine's base is another, and the canary would be deaf.
+        """
         self.logp_KV[BASE] = self._trainer(policy, base=True)
         token_K, engine_K = self._written(policy)
         self.noise = float((self._of(BASE, token_K) - engine_K).abs().max())
+        return self.noise < LOUD.get(policy.backbone.dtype, LOUD[torch.bfloat16])
 
     def right(self, policy: Policy) -> bool:
         """After a sync: whether the engine serves the policy of now."""

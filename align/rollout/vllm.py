@@ -25,7 +25,7 @@ from align.rollout.shared import SharedWeights, Unshareable, why_own_copies
 from align.rollout.vllm_adapters import Adapters
 from align.rollout.vllm_engine import Settings, shut_down, start_engine
 from align.rollout.vllm_greedy import GREEDY_TEMPERATURE
-from align.rollout.vllm_prompts import Prompts, check_embeddings
+from align.rollout.vllm_prompts import Prompts
 from align.rollout.vllm_weights import copy_base, copy_weights
 from align.types import Generation, Policy, Sampling, SyncReceipt
 
@@ -77,6 +77,8 @@ class VLLMRollout:
         self.why_apart = "asked for" if share_weights is False else self._why_own_copies(policy)
         self.canary = Canary(self, longest)
         self._begin()
+        if self.on_base:
+            self._learn_base()
         if share_weights and self.why_apart:
             self.close()
             raise AlignError(
@@ -112,8 +114,6 @@ class VLLMRollout:
                 if self.on_base:  # the engine has no weights yet
                     self.close()
                     self._start()
-        if self.mode == EMBEDDINGS:
-            check_embeddings(self.policy, self.model)
         gc.collect()  # what vLLM had allocated for weights
 
     def _start(self) -> None:
@@ -127,9 +127,24 @@ class VLLMRollout:
         self._end = weakref.finalize(self, shut_down, self.core)
         self.adapters, self.prompts = Adapters(self.engine), Prompts()
 
+    def _learn_base(self) -> None:
+        """Proves the base, which is served already; where its tensors fit vLLM's but mean something else there, such
+        as BLOOM's queries, keys and values (vLLM 0.32), a new engine reads it from disk."""
+        if self.canary.learn(self.policy):
+            return
+        if self.shared:
+            self.why_apart = f"vLLM has the weights of a {self.policy.model.config.model_type} model in another order"
+            self.close()
+            self._begin()
+            if self.canary.learn(self.policy):
+                return
+        self.close()
+        raise StaleRolloutError(
+            f"vLLM does not serve the base that is trained on: its log-probabilities are {self.canary.noise:.3g} nats "
+            "off\n  write rollout=hf"
+        )
+
     def attach(self, policy: Policy) -> SyncReceipt:
-        if self.on_base:  # and it is served already
-            self.canary.learn(policy)
         return self.sync(policy)
 
     def sync(self, policy: Policy) -> SyncReceipt:

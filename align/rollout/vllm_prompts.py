@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from align.errors import AlignError
 from align.peft.prompts import embedded
 from align.types import Policy
 
@@ -36,19 +35,3 @@ class Prompts:
         with policy.generating() as model:
             rows = [torch.tensor([ids], device=model.device) for ids in prompts]
             return [{"prompt_embeds": embedded(model, self.virtual_MD[None], ids_1L)[0].cpu()} for ids_1L in rows]
-
-
-@torch.no_grad()
-def check_embeddings(policy: Policy, theirs: nn.Module) -> None:
-    """Raises AlignError where vLLM's model takes embeddings at another point of the computation than the trainer's.
-
-    So with BLOOM, which normalises them: before that point in transformers, behind it in vLLM.
-    """
-    with policy.generating() as model:
-        ids_L = torch.arange(min(64, model.config.vocab_size), device=model.device)
-        ours_LD, theirs_LD = model.get_input_embeddings()(ids_L), theirs.embed_input_ids(ids_L)
-    if not torch.allclose(ours_LD, theirs_LD, rtol=1e-5, atol=0):
-        raise AlignError(
-            f"rollout=vllm: vLLM embeds tokens of a {model.config.model_type} model in another way, so that virtual "
-            "tokens cannot stand before them\n  write another method, such as peft@actor.peft=lora, or rollout=hf"
-        )

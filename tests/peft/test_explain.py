@@ -28,9 +28,22 @@ def test_settings_are_taken_as_they_are_typed():
         explain(["trainable_tokens"])
 
 
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("vera", "vLLM serves the LoRA that it equals"),
+        ("dora", "merged: vLLM gets all weights after each step (vLLM serves no LoRA with use_dora)"),
+        ("prompt", "vLLM is handed the virtual tokens, which stand before each prompt"),
+        ("prefix", "transformers writes the rollouts (vLLM is not handed what PREFIX_TUNING puts before a text)"),
+    ],
+)
+def test_how_vllm_gets_it(name, way):
+    assert way in explain([name])
+
+
 def test_from_the_command_line(capsys):
-    main(["plugins", "--explain", "prefix"])
-    assert "transformers writes the rollouts" in capsys.readouterr().out
+    main(["plugins", "--explain", "p_tuning"])
+    assert "embeddings: vLLM is handed the virtual tokens" in capsys.readouterr().out
 
 
 def test_an_unknown_method_names_the_nearest():

@@ -72,3 +72,9 @@ def test_prompt_and_response_must_fit_the_models_positions():
     auto.check_context({}, 10**6, 40, "actor.path")
     with pytest.raises(AlignError, match=r"100 positions of actor.path\n  write ppo.max_prompt_tokens=60 or less"):
         auto.check_context(LLAMA, 61, 40, "actor.path")
+
+
+def test_virtual_tokens_take_positions_too():
+    auto.check_context(LLAMA, 40, 40, "actor.path", virtual_tokens=20)
+    with pytest.raises(AlignError, match=r"20 virtual tokens, .* 100 positions .*\n  write ppo.max_prompt_tokens=40"):
+        auto.check_context(LLAMA, 41, 40, "actor.path", virtual_tokens=20)

@@ -14,7 +14,7 @@ import torch
 from methods import METHODS, ROUTES, method
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from sharing import train, weights
+from sharing import train
 
 from align.errors import AlignError, StaleRolloutError
 from align.peft.quantized import on_quantized
@@ -89,7 +89,7 @@ def follow(roles: Roles, engine: VLLMRollout, mode: str) -> list[int]:
         assert gap(roles, engine.generate(PROMPTS, KEYS, replace(SAMPLED, greedy=True))) < 1e-4
         assert (receipt.mode, receipt.version) == (mode, roles.actor.version)
         sizes.append(receipt.bytes)
-    after = weights(roles.actor.model)
+    after = dict(roles.actor.model.named_parameters())
     assert all(torch.equal(after[n], p) for n, p in frozen.items())
     return sizes
 
@@ -104,14 +104,14 @@ def test_after_each_update_the_engine_is_the_trainer(engines, base_of, name):
 
 @pytest.fixture
 def started(base, monkeypatch):
-    """started(roles) -> an engine with vLLM's prefix cache, on the trainer's own weights."""
+    """started(roles, **options) -> an engine with vLLM's prefix cache, on the trainer's own weights."""
     from align.rollout import vllm
 
     engines = []
     monkeypatch.setattr(vllm, "Settings", lambda *args, **more: Settings(*args, **more, prefix_caching=True))
 
-    def start(roles: Roles, base: str = base) -> VLLMRollout:
-        engines.append(vllm.VLLMRollout(base, roles.actor, 80, batch_size=8, kv_cache_mib=16))
+    def start(roles: Roles, **more: bool) -> VLLMRollout:
+        engines.append(vllm.VLLMRollout(base, roles.actor, 80, batch_size=8, kv_cache_mib=16, **more))
         return engines[-1]
 
     yield start
@@ -157,6 +157,20 @@ def test_virtual_tokens_stand_before_each_prompt(started, base, name):
         engine.sync(roles.actor)
     engine.prompts.take = take
     assert engine.sync(roles.actor).gap < 1e-4
+
+
+def test_a_base_whose_tensors_mean_something_else_there_is_read_from_disk(started, base, monkeypatch):
+    """Keys and queries of one shape, which vLLM has the other way round; so it is with BLOOM's."""
+    from vllm.model_executor.models.llama import LlamaForCausalLM
+
+    monkeypatch.setitem(LlamaForCausalLM.packed_modules_mapping, "qkv_proj", ["k_proj", "q_proj", "v_proj"])
+    roles = made("prompt", base)
+    engine = started(roles)
+    assert not engine.shared and "of a llama model in another order" in engine.why_apart
+    engine.attach(roles.actor)
+    follow(roles, engine, "embeddings")
+    with pytest.raises(AlignError, match=r"rollout\.share_weights=true: .* in another order"):
+        started(roles, share_weights=True)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if ROUTES.get(name) == "generate"])

@@ -143,7 +143,7 @@ def test_greedy_equals_transformers_after_each_of_three_updates(engines, shake):
         assert receipt.bytes > 10_000
         assert all(gap(trainers_logp(engines.policy, old, 1.0), old.logp_BT) > 0.1 for old in earlier)
         earlier.append(one)
-    assert len(list(Path(engines.vllm.folder.name).iterdir())) == 1
+    assert len(list(Path(engines.vllm.adapters.folder.name).iterdir())) == 1
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

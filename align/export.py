@@ -17,22 +17,22 @@ from align.errors import AlignError
 from align.peft.merging import merged_tensors
 from align.peft.quantized import dequantized, is_quantized
 from align.peft.routes import mergeable, route
-from align.roles.folder import CAUSAL, SCORE, Folder
+from align.roles.folder import CAUSAL, SCORE, Folder, inspect
 from align.roles.loading import load_plain, look
 from align.roles.tokenizer import copy_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LONG = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 POLICIES = ("ppo", "sft", "pretrain")
 LOST = 0.1
 """Of the update rounded away, from which on the export warns."""
+NOTHING = 1e-5
 SHOWN = 5
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise AlignError(
-            f"align export: {message}\n  write align export FOLDER --to DIR --merge [--dtype fp32|bf16|fp16]"
-        )
+        raise AlignError(f"export: {message}\n  write align export FOLDER --to DIR --merge [--dtype fp32|bf16|fp16]")
 
 
 def export(words: list[str]) -> Path:
@@ -41,16 +41,16 @@ def export(words: list[str]) -> Path:
     parser.add_argument("run", type=Path)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--merge", action="store_true")
-    parser.add_argument("--dtype", choices=DTYPES)
+    parser.add_argument("--dtype", type=lambda word: LONG.get(word, word), choices=DTYPES)
     given = parser.parse_args(words)
     folder, out = look(str(policy_of(given.run.expanduser())), "export", (CAUSAL, SCORE)), given.to.expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise AlignError(f"align export: {out} is there already\n  write --to with a new folder")
+        raise AlignError(f"export: {out} is there already\n  write --to with a new folder")
     if folder.base and not given.merge:
-        raise AlignError(f"align export: {folder.path} is an adapter on {folder.base} as it is\n  write --merge")
+        raise AlignError(f"export: {folder.path} is an adapter on {folder.base} as it is\n  write --merge")
     if folder.base and not mergeable(earlier := PeftConfig.from_pretrained(folder.path)):
         raise AlignError(
-            f"align export: the adapter of {folder.path} cannot be merged: {route(earlier).why}\n"
+            f"export: the adapter of {folder.path} cannot be merged: {route(earlier).why}\n"
             f"  load it as it is: PeftModel.from_pretrained(base, {folder.path!r})"
         )
     lost = merge(folder, out, DTYPES.get(given.dtype))
@@ -76,7 +76,8 @@ def merge(folder: Folder, out: Path, dtype: torch.dtype | None) -> dict[str, flo
         model = dequantized(model, torch.float32)
     dtype = dtype or _own_dtype(folder)
     before = {name: p.data for name, p in model.named_parameters(remove_duplicate=False)}
-    state, lost = {name: tensor.to(dtype) for name, tensor in before.items()}, {}
+    buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in before}
+    state, lost = {**buffers, **{name: tensor.to(dtype) for name, tensor in before.items()}}, {}
     if folder.base:
         wrapped = PeftModel.from_pretrained(model, folder.path)
         for name, tensor in merged_tensors(wrapped):
@@ -104,10 +105,10 @@ def report(lost: dict[str, float], folder: Folder, out: Path) -> None:
     """Says where the model lies and what was rounded away; all layers stand in export.json."""
     (out / "export.json").write_text(json.dumps({"from": folder.path, "rounded_away": lost}, indent=2) + "\n")
     console = Console()
-    console.print(
-        f"{folder.path} merged into {out}" if folder.base else f"{folder.path} copied to {out}", soft_wrap=True
-    )
-    if not lost or not any(lost.values()):
+    done = "merged into" if folder.base else "copied to"
+    dtype = str(inspect(out, "export", folder.kind).config()["dtype"])
+    console.print(f"{folder.path} {done} {out}, in {dtype}", soft_wrap=True)
+    if max(lost.values(), default=0.0) < NOTHING:
         return
     table = Table(
         "layer", "share of its update rounded away", title=f"the {SHOWN} worst of {len(lost)} (export.json has all)"

@@ -37,6 +37,7 @@ def check_roles(build: Build, inputs: dict[str, str]) -> None:
             check_arguments(target_of(cfg[name], name), list(plain_values(cfg[name])), name)
             check_method(cfg, name)
     build.dtype()  # refuses bf16 where the CPU lacks it
+    check_goes_on(cfg, build.stages)
     check_sharing(cfg, build.stages)
     check_trunk(cfg)
     check_folders(build, inputs)
@@ -61,6 +62,26 @@ def check_method(cfg: DictConfig, role: str) -> None:
             f"{role}.peft: {method.peft_type.value} reads gradients after a step, which DeepSpeed has dropped by then\n"
             f"  write zero@{role}.zero=none"
         )
+
+
+def check_goes_on(cfg: DictConfig, stages: list[str]) -> None:
+    """What cannot merge is gone on with by the same method alone, as far as settings tell of stages still to run."""
+    from align.peft.routes import mergeable, route
+
+    made = "rm" if "rm" in stages else "sft"
+    for role, stage in (("rm", "sft"), ("actor", "sft"), ("critic", made)):
+        node = cfg[role]
+        if stage not in stages or absent(node) or node.path != "auto" or node.get("backbone") == "head":
+            continue
+        earlier, mine = peft(cfg[stage].peft, f"{stage}.peft"), peft(node.peft, f"{role}.peft")
+        if (role == "rm" and made != "rm") or earlier is None or mergeable(earlier):
+            continue
+        if mine is None or mine.peft_type != earlier.peft_type:
+            raise AlignError(
+                f"{role}.peft: {role} starts from what {stage} makes with {earlier.peft_type.value}, which cannot be "
+                f"merged ({route(earlier).why})\n  choose the same method for {stage}.peft and {role}.peft, one that "
+                f"merges for {stage}.peft, such as lora, or another start: {role}.path=FOLDER"
+            )
 
 
 def check_sharing(cfg: DictConfig, stages: list[str]) -> None:

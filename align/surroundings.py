@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -32,6 +33,7 @@ def prepare() -> None:
     on_cpu = not Path("/dev/nvidia0").exists()
     for name, value in {**QUIET, **IN_PROCESS, **(ON_CPU if on_cpu else {})}.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # of optional kernels that are not there
     if on_cpu:
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override rollout.kv_cache_mib
 

@@ -9,7 +9,13 @@ import pytest
 import torch
 from methods import method
 from sharing import train
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+)
 
 from align.cli import main
 from align.errors import AlignError
@@ -88,6 +94,22 @@ def test_a_reward_model_keeps_its_score(reward_base, tmp_path):
         AutoModelForSequenceClassification.from_pretrained(path) for path in (reward_base, tmp_path / "plain")
     )
     assert torch.equal(before.score.weight, after.score.weight)
+
+
+def test_buffers_that_are_saved_are_kept_as_they_are(tmp_path):
+    """A router's correction bias is no parameter."""
+    config = Glm4MoeConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        intermediate_size=32, moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2,
+        first_k_dense_replace=1,
+    )  # fmt: skip
+    model = Glm4MoeForCausalLM(config)
+    name = next(name for name in model.state_dict() if name.endswith("e_score_correction_bias"))
+    model.state_dict()[name].copy_(torch.arange(4.0))
+    model.save_pretrained(tmp_path / "moe")
+    export([str(tmp_path / "moe"), "--to", str(tmp_path / "plain"), "--dtype", "bfloat16"])
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    assert torch.equal(again.state_dict()[name].float(), torch.arange(4.0)) and again.dtype == torch.bfloat16
 
 
 def test_bad_words(trained, base, tmp_path):

@@ -59,7 +59,7 @@ class SFT:
     such as a tenth for all weights (align/peft/rates.py). [1e-4,3e-4]: one adapter each, side by
     side, with the same seed."""
     loraplus_lr_ratio: float | None = None
-    """LoRA+: LoRA's B learns so many times as fast as its A; the paper takes 16."""
+    """LoRA+: LoRA's B learns so many times as fast as its A, whose rate wants to be lower then; the paper takes 16."""
     epochs: float = 1.0
     """Passes over the data."""
     batch_size: int = 16

@@ -1,0 +1,7 @@
+"""What align adds to PEFT; importing it registers the methods of installed plugins (entry points in group `align.peft`),
+so that a folder made with one can be read by every part of align."""
+
+from importlib.metadata import entry_points
+
+for _entry in entry_points(group="align.peft"):
+    _entry.load()

@@ -73,7 +73,9 @@ def start(
         difference = settings_difference(model.peft_config["default"], PeftConfig.from_pretrained(folder.path))
         if not difference:
             take_weights(model, folder.path)
-            return Start(model, folder.base, f"goes on with the adapter of {folder.path}")
+            how = told_by(folder.config())
+            said = f"goes on with the adapter of {folder.path}{f', on its {how} base' if how else ''}"
+            return Start(model, folder.base, said)
         why = difference
     if folder.base and adapter == "continue":
         raise AlignError(f"{key}.adapter=continue: the adapter of {folder.path} differs: {why}")
@@ -85,8 +87,15 @@ def start(
         merged.save_pretrained(base)
         copy_tokenizer(folder.path, base)
         home, said = str(base.resolve()), f"{said}, merged into {base} ({why})"
-    plain = home
-    if wanted(peft) and (folder.base or not told_by(folder.config())):  # merged weights are plain
+    quantized_from = None
+    there = None if folder.base else told_by(folder.config())  # merged weights are plain
+    if wanted(peft) and there not in (None, wanted(peft)):
+        raise AlignError(
+            f"{key}.peft.quantize={wanted(peft)}: the weights of {folder.path} are {there} already\n"
+            f"  write {key}.peft.quantize={there}, or the plain model's folder"
+        )
+    if wanted(peft) and there is None:
+        quantized_from = home
         home = save_quantized(home, folder.kind, wanted(peft), dtype, out / wanted(peft))
         copy_tokenizer(folder.path, out / wanted(peft))
         said = f"{said}; its weights as {wanted(peft)} are saved in {home}"
@@ -95,7 +104,7 @@ def start(
         home = _save_the_rest(model, out / "rest")
         copy_tokenizer(folder.path, out / "rest")
         said = f"{said}; what {peft.init_lora_weights} leaves of the base is saved in {out / 'rest'}"
-    return Start(model, home, said, fresh=True, quantized_from=plain if home != plain else None)
+    return Start(model, home, said, fresh=True, quantized_from=quantized_from)
 
 
 def check_adapter(folder: Folder, key: str, peft: PeftConfig | None, adapter: str) -> None:

@@ -32,7 +32,7 @@ def check_method(folder: Folder, peft: PeftConfig, key: str) -> None:
         check_names(getattr(peft, setting, None), names, model, f"{key}.peft.{setting}")
     try:
         _tried(model, for_task(peft, folder.kind, folder.path))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise AlignError(
             f"{key}.peft: {type(peft).__name__} does not go with this model: {reason}\n"
@@ -44,7 +44,7 @@ def check_names(given: object, names: list[str], model: nn.Module, key: str) -> 
     """Every module that is named in a list is one that exists; a word or a pattern is PEFT's to read."""
     if not given or isinstance(given, str):
         return
-    for name in set(given) - {"score", "classifier", "all-linear"}:
+    for name in sorted(set(given) - {"score", "classifier", "all-linear"}):
         if not any(one == name or one.endswith(f".{name}") for one in names):
             near = difflib.get_close_matches(name, {one.rpartition(".")[2] for one in names}, n=1)
             nearest = f"nearest: {near[0]}; " if near else ""
@@ -107,6 +107,7 @@ def _tried(model: PreTrainedModel, config: PeftConfig) -> PeftModel | None:
     """The model with the adapter; None for a method that computes with weights at once."""
     if changes_the_base(config):
         config.init_lora_weights = True
+    config.base_model_name_or_path = None  # PEFT warns of another
     try:
         with torch.device("meta"):
             return get_peft_model(model, config)

@@ -54,7 +54,7 @@ WRONG = [
     (
         "LoRA+ without LoRA",
         f"{PPO} peft@actor.peft=houlsby actor.loraplus_lr_ratio=16",
-        ["actor.loraplus_lr_ratio=16", "write peft@actor.peft=lora, or null"],
+        ["actor.loraplus_lr_ratio=16", "write peft@actor.peft=lora, or actor.loraplus_lr_ratio=null"],
     ),
     (
         "tokens of a tied head",
@@ -86,6 +86,16 @@ WRONG = [
         "what vLLM cannot serve",
         f"{PPO} peft@actor.peft=prefix rollout=vllm",
         ["rollout=vllm", "PREFIX_TUNING", "write rollout=auto"],
+    ),
+    (
+        "a stage whose adapter cannot merge, before it runs",
+        "experiment=tiny debug=default peft@sft.peft=houlsby peft@rm.peft=houlsby",
+        ["actor.peft: actor starts from what sft makes with BOTTLENECK", "actor.path=FOLDER"],
+    ),
+    (
+        "a reward model's that the critic cannot go on with",
+        "experiment=tiny debug=default peft@rm.peft=prefix",
+        ["critic.peft: critic starts from what rm makes with PREFIX_TUNING"],
     ),
     (
         "no such fallback",

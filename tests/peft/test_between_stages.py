@@ -7,8 +7,11 @@ import torch
 from methods import METHODS, ROUTES, method
 from sharing import rollout, train
 
+from align.engine.plain import PlainEngine
 from align.errors import AlignError
 from align.roles.alone import load_roles
+from align.roles.seating import Seating, Setting
+from align.roles.specs import Actor, Critic
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +49,13 @@ def test_what_cannot_merge_is_gone_on_with_or_refused(trained, first, second, tm
     folder, _ = trained(first)
     with pytest.raises(AlignError, match=r"cannot be merged \(.*\n  go on with the same method .* or make that stage"):
         load_roles(folder, None if second == "none" else method(second), steps=3, out=str(tmp_path))
+
+
+def test_a_plain_lora_does_not_sit_on_what_pissa_leaves(base, tmp_path):
+    """The part that PiSSA took out is in the actor's adapter alone."""
+    setting = Setting(
+        torch.device("cpu"), torch.float32, lambda m, rates, norm, zero: PlainEngine(m, rates, norm), tmp_path
+    )
+    seats = Seating(setting, Actor(base, "auto", 1e-3, method("pissa"), None))
+    Critic(base, "auto", 1e-3, method("lora"), None).seat(seats)
+    assert len(seats.plans) == 2

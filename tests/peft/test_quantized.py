@@ -103,7 +103,7 @@ def test_the_same_method_goes_on_and_another_starts_on_the_merged_plain_weights(
     with torch.no_grad():
         logits = policy(IDS).logits
         went_on = begin(tmp_path / "sft", "qlora", tmp_path / "a")
-        assert "goes on" in went_on.said and went_on.base == str(tmp_path / "nf4")
+        assert "on its nf4 base" in went_on.said and went_on.base == str(tmp_path / "nf4")
         torch.testing.assert_close(went_on.model(IDS).logits, logits, rtol=0, atol=1e-5)
         other = begin(tmp_path / "sft", "dora", tmp_path / "b")
         assert not is_quantized(other.model) and "merged" in other.said
@@ -132,6 +132,8 @@ def test_a_quantised_model_of_ones_own_is_taken_as_it_is(nf4, tmp_path):
     assert route(begun.model.peft_config["default"]).mode == "adapter"
     other = begin(nf4, "dora", tmp_path)
     assert route(other.model.peft_config["default"]).mode == "generate"
+    with pytest.raises(AlignError, match=r"the weights of .* are nf4 already\n  write sft.peft.quantize=nf4"):
+        begin(nf4, "qlora", tmp_path, CAUSAL, "auto", "peft.quantize=fp4")
     with pytest.raises(AlignError, match="PEFT has no LOHA for a base of quantised weights"):
         begin(nf4, "loha", tmp_path)
 

@@ -51,7 +51,8 @@ def test_other_words_are_refused_with_what_to_write(value):
 
 @pytest.mark.parametrize("name", ["none", "houlsby", "adalora"])
 def test_loraplus_is_for_lora(name):
-    with pytest.raises(AlignError, match=r"sft.loraplus_lr_ratio=16: .*\n  write peft@sft.peft=lora, or null"):
+    instead = r"write peft@sft.peft=lora, or sft.loraplus_lr_ratio=null"
+    with pytest.raises(AlignError, match=rf"sft.loraplus_lr_ratio=16: .*\n  {instead}"):
         check_loraplus(16.0, None if name == "none" else method(name), "sft")
     check_loraplus(16.0, method("lora"), "sft")
     check_loraplus(None, method(name) if name != "none" else None, "sft")

@@ -1,5 +1,5 @@
-"""What align adds to PEFT. Importing it registers the methods of installed plugins (entry points in group `align.peft`):
-a folder made with one can then be read by every part of align."""
+"""What align adds to PEFT. Importing it registers the methods of installed plugins (entry points in `align.peft`),
+so that a folder made with one can be read by every part of align."""
 
 from importlib.metadata import entry_points
 

@@ -12,7 +12,7 @@ from align.errors import AlignError
 
 FULL = 0.1
 """Of LoRA's rate, for all weights: Schulman et al. 2025, thinkingmachines.ai/blog/lora, find 10 times for LoRA."""
-TIMES_LORA = {"ADALORA": 3.0, "PREFIX_TUNING": 3.0, "P_TUNING": 3.0}
+TIMES_LORA = {"ADALORA": 3.0}
 """Of LoRA's rate, by PEFT's name of the method, 1 where it is not here: the best of a sweep by held-out loss on
 experiment=tiny's fine-tuning (docs/log.md). A config of one's own says it by an attribute `times_lora`."""
 BARE_PREFIX = 10.0

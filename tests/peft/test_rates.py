@@ -28,7 +28,7 @@ from align.stages.ranges import check_numbers
         ("lora:3e-4", "adalora", 9e-4),
         ("lora:3e-4", "houlsby", 9e-4),
         ("lora:3e-4", "parallel", 3e-4),
-        ("lora:3e-4", "prefix", 9e-4),
+        ("lora:3e-4", "prefix", 3e-4),
         ("lora:3e-4", "p_tuning_v2", 3e-3),
     ],
 )

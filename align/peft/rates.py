@@ -15,8 +15,8 @@ FULL = 0.1
 TIMES_LORA = {"ADALORA": 3.0}
 """Of LoRA's rate, by PEFT's name of the method, 1 where it is not here: the best of a sweep by held-out loss on
 experiment=tiny's fine-tuning (docs/log.md). A config of one's own says it by an attribute `times_lora`."""
-BARE_PREFIX = 10.0
-"""Prefixes without an encoder, in the same sweep."""
+BARE_PREFIX = 3.0
+"""Prefixes without an encoder; ten times was best in the sweep, and too much in PPO."""
 
 
 def rate(value: float | str, method: PeftConfig | None) -> float:

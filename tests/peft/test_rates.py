@@ -29,7 +29,7 @@ from align.stages.ranges import check_numbers
         ("lora:3e-4", "houlsby", 9e-4),
         ("lora:3e-4", "parallel", 3e-4),
         ("lora:3e-4", "prefix", 3e-4),
-        ("lora:3e-4", "p_tuning_v2", 3e-3),
+        ("lora:3e-4", "p_tuning_v2", 9e-4),
     ],
 )
 def test_a_number_is_itself_and_loras_rate_is_loras(value, name, expected):

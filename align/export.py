@@ -16,7 +16,7 @@ from torch import Tensor
 from align.errors import AlignError
 from align.peft.merging import merged_tensors
 from align.peft.quantized import dequantized, is_quantized
-from align.peft.routes import mergeable, route
+from align.peft.routes import why_unmergeable
 from align.roles.folder import CAUSAL, SCORE, Folder, inspect
 from align.roles.loading import load_plain, look
 from align.roles.tokenizer import copy_tokenizer
@@ -48,9 +48,9 @@ def export(words: list[str]) -> Path:
         raise AlignError(f"export: {out} is there already\n  write --to with a new folder")
     if folder.base and not given.merge:
         raise AlignError(f"export: {folder.path} is an adapter on {folder.base} as it is\n  write --merge")
-    if folder.base and not mergeable(earlier := PeftConfig.from_pretrained(folder.path)):
+    if folder.base and (why := why_unmergeable(PeftConfig.from_pretrained(folder.path))):
         raise AlignError(
-            f"export: the adapter of {folder.path} cannot be merged: {route(earlier).why}\n"
+            f"export: the adapter of {folder.path} cannot be merged: {why}\n"
             f"  load it as it is: PeftModel.from_pretrained(base, {folder.path!r})"
         )
     lost = merge(folder, out, DTYPES.get(given.dtype))

@@ -66,7 +66,7 @@ def check_method(cfg: DictConfig, role: str) -> None:
 
 def check_goes_on(cfg: DictConfig, stages: list[str]) -> None:
     """What cannot merge is gone on with by the same method alone, as far as settings tell of stages still to run."""
-    from align.peft.routes import mergeable, route
+    from align.peft.routes import why_unmergeable
 
     made = "rm" if "rm" in stages else "sft"
     for role, stage in (("rm", "sft"), ("actor", "sft"), ("critic", made)):
@@ -74,12 +74,12 @@ def check_goes_on(cfg: DictConfig, stages: list[str]) -> None:
         if stage not in stages or absent(node) or node.path != "auto" or node.get("backbone") == "head":
             continue
         earlier, mine = peft(cfg[stage].peft, f"{stage}.peft"), peft(node.peft, f"{role}.peft")
-        if (role == "rm" and made != "rm") or earlier is None or mergeable(earlier):
+        if (role == "rm" and made != "rm") or earlier is None or not (why := why_unmergeable(earlier)):
             continue
         if mine is None or mine.peft_type != earlier.peft_type:
             raise AlignError(
                 f"{role}.peft: {role} starts from what {stage} makes with {earlier.peft_type.value}, which cannot be "
-                f"merged ({route(earlier).why})\n  choose the same method for {stage}.peft and {role}.peft, one that "
+                f"merged ({why})\n  choose the same method for {stage}.peft and {role}.peft, one that "
                 f"merges for {stage}.peft, such as lora, or another start: {role}.path=FOLDER"
             )
 

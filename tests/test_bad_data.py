@@ -39,8 +39,6 @@ LATE = [
         "stages=pretrain data@pretrain.data=prompt_completion pretrain.data.path=demos.jsonl pretrain.max_length=500",
         ["pretrain.max_length=500", "tokens"],
     ),
-    ("PEFT rank", f"{SFT} sft.peft.r=-1", ["sft.peft", "LoraConfig", "`r`"]),
-    ("PEFT targets", f"{PPO} actor.peft.target_modules=[q_prroj]", ["actor.peft", "q_prroj"]),
 ]
 
 

@@ -55,8 +55,8 @@ def route(method: PeftConfig) -> Route:
         return Route(EMBEDDINGS)
     if method.is_prompt_learning:
         return Route(GENERATE, f"vLLM is not handed what {kind} puts before a text")
-    if kind not in INTO_WEIGHTS:
-        return Route(GENERATE, f"{kind} computes more than a plain model's weights can hold")
+    if more := why_unmergeable(method):
+        return Route(GENERATE, more)
     why = why_not_lora(method)
     if why and wanted(method):
         return Route(GENERATE, f"{why}, and merged into quantised weights it would be rounded away")
@@ -67,7 +67,15 @@ def route(method: PeftConfig) -> Route:
 
 def mergeable(method: PeftConfig) -> bool:
     """A plain model's weights can hold what the method computes."""
-    return method.peft_type.value in INTO_WEIGHTS
+    return not why_unmergeable(method)
+
+
+def why_unmergeable(method: PeftConfig) -> str:
+    """Why no plain model's weights can hold what the method computes ('' if they can)."""
+    kind = method.peft_type.value
+    if method.is_prompt_learning:
+        return f"what {kind} puts before a text is no weight of a plain model"
+    return "" if kind in INTO_WEIGHTS else f"{kind} computes more than a plain model's weights can hold"
 
 
 def why_not_lora(method: PeftConfig) -> str:

@@ -18,7 +18,7 @@ from align.config.choices import ADAPTERS
 from align.errors import AlignError
 from align.peft.folder import bare_score
 from align.peft.quantized import check_sits, is_quantized, on_quantized, told_by, wanted
-from align.peft.routes import changes_the_base, mergeable, route
+from align.peft.routes import changes_the_base, why_unmergeable
 from align.roles.adapter import for_task, settings_difference, take_weights
 from align.roles.folder import CAUSAL, SCORE, Folder
 from align.roles.loading import load_merged, load_plain, look, save_quantized
@@ -138,9 +138,9 @@ def check_mergeable(folder: Folder, key: str, why: str) -> None:
     if folder.base is None:
         return
     earlier = PeftConfig.from_pretrained(folder.path)
-    if not mergeable(earlier):
+    if reason := why_unmergeable(earlier):
         raise AlignError(
-            f"{key}: the adapter of {folder.path} cannot be merged ({route(earlier).why}), so nothing else can "
+            f"{key}: the adapter of {folder.path} cannot be merged ({reason}), so nothing else can "
             f"start on it: {why}\n  go on with the same method and settings (peft@{key}.peft of that stage), "
             "or make that stage with a method that merges, such as lora"
         )

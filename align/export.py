@@ -15,10 +15,9 @@ from torch import Tensor
 
 from align.errors import AlignError
 from align.peft.merging import merged_tensors
-from align.peft.quantized import dequantized, is_quantized
 from align.peft.routes import why_unmergeable
 from align.roles.folder import CAUSAL, SCORE, Folder, inspect
-from align.roles.loading import load_plain, look
+from align.roles.loading import load_dequantized, look
 from align.roles.tokenizer import copy_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,9 +70,7 @@ def merge(folder: Folder, out: Path, dtype: torch.dtype | None) -> dict[str, flo
 
     Merged in float32, tensor by tensor, and saved in `dtype`, by default the base's own.
     """
-    model = load_plain(folder.base or folder.path, folder.kind, torch.float32)
-    if is_quantized(model):
-        model = dequantized(model, torch.float32)
+    model = load_dequantized(folder.base or folder.path, folder.kind, torch.float32)
     dtype = dtype or _own_dtype(folder)
     before = {name: p.data for name, p in model.named_parameters(remove_duplicate=False)}
     buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in before}

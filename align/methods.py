@@ -49,9 +49,7 @@ def explain(words: list[str]) -> str:
         hint = f"nearest: {near[0]}" if near else f"one of: {', '.join(names)}"
         raise AlignError(f"align plugins --explain {' '.join(words)}: there is no such method\n  {hint}")
     shape = AutoConfig.from_pretrained(Path(models[0]).expanduser()) if models else made_by_pretrain()
-    settings = OmegaConf.from_dotlist([word for word in words if "=" in word and not word.startswith("model=")])
-    node = OmegaConf.merge(OmegaConf.load(plug_file("peft", asked[0])), settings)
-    config = planned(peft(node, "peft"), STEPS, "peft")
+    config = method(asked[0], [word for word in words if "=" in word and not word.startswith("model=")])
     trained, whole = count(config, shape)
     way = route(config)
     lines = {
@@ -61,6 +59,12 @@ def explain(words: list[str]) -> str:
         "next stage": "another method starts on it merged" if mergeable(config) else "the same method alone",
     }
     return "\n".join([f"peft={asked[0]}", *(f"  {name:11} {text}" for name, text in lines.items())])
+
+
+def method(name: str, settings: list[str]) -> PeftConfig:
+    """The config of a plug with settings such as r=8, planned for a run of some length."""
+    node = OmegaConf.merge(OmegaConf.load(plug_file("peft", name)), OmegaConf.from_dotlist(settings))
+    return planned(peft(node, "peft"), STEPS, "peft")
 
 
 def one_base(config: PeftConfig) -> str:

@@ -25,9 +25,10 @@ OTHERS = (
     "trainable_tokens",
 )  # fmt: skip
 SEATS = ("sft", "rm", "actor", "critic")
+TOKENS = f"[{','.join(map(str, range(4, 64)))}]"
 NEEDED = {
     "adalora": ["zero@actor.zero=none"],  # it reads gradients that DeepSpeed has dropped
-    "trainable_tokens": [f"{seat}.peft.token_indices=[{','.join(map(str, range(4, 64)))}]" for seat in SEATS],
+    "trainable_tokens": [f"{seat}.peft.token_indices={TOKENS}" for seat in SEATS],
 }
 FEW = ["debug=default", "zero@actor.zero=none"]
 
@@ -82,19 +83,6 @@ def run(words: list[str]) -> None:
         raise SystemExit(f"align {' '.join(words)}:\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}")
 
 
-def settings(method: str):
-    from omegaconf import OmegaConf
-
-    from align.nodes import peft
-    from align.peft.stateful import planned
-    from align.plugins import plug_file
-
-    node = OmegaConf.load(plug_file("peft", method))
-    if method == "trainable_tokens":
-        node.token_indices = list(range(4, 64))
-    return planned(peft(node, "peft"), 1000, "peft")
-
-
 def share(method: str, base: Path) -> float:
     """Of all parameters of the language model, those that train."""
     from transformers import AutoConfig
@@ -103,14 +91,20 @@ def share(method: str, base: Path) -> float:
 
     if method == "none":
         return 1.0
-    trained, whole = count(settings(method), AutoConfig.from_pretrained(base))
+    trained, whole = count(config_of(method), AutoConfig.from_pretrained(base))
     return trained / whole
 
 
 def route(method: str) -> str:
     from align.peft.routes import route
 
-    return "full" if method == "none" else route(settings(method)).mode
+    return "full" if method == "none" else route(config_of(method)).mode
+
+
+def config_of(method: str):
+    from align import methods
+
+    return methods.method(method, [f"token_indices={TOKENS}"] if method == "trainable_tokens" else [])
 
 
 def with_a_head_of_its_own(base: Path) -> Path:

@@ -91,9 +91,9 @@ def computing_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def plain_config(model: PreTrainedModel) -> PreTrainedConfig:
-    """The model's config without a word of quantisation."""
-    config = copy.deepcopy(model.config)
+def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy of a model's config without a word of quantisation."""
+    config = copy.deepcopy(config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config
@@ -112,8 +112,10 @@ def plain_tensors(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[
 
 def dequantized(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """A new model of the plain weights that those of `model`, which has no adapter, stand for; frozen."""
-    state = dict(plain_tensors(model, dtype))
-    new = type(model).from_pretrained(None, config=plain_config(model), state_dict=state, dtype=dtype)
+    saved = model.state_dict()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    state = {**buffers, **dict(plain_tensors(model, dtype))}
+    new = type(model).from_pretrained(None, config=plain_config(model.config), state_dict=state, dtype=dtype)
     return new.requires_grad_(False).eval()
 
 

@@ -43,11 +43,15 @@ def save_quantized(path: str, kind: str, how: str, dtype: torch.dtype, folder: P
     return str(folder.resolve())
 
 
+def load_dequantized(path: str, head: str, dtype: torch.dtype) -> PreTrainedModel:
+    """As `load_plain`; where the weights are quantised, the plain ones that they stand for."""
+    model = load_plain(path, head, dtype)
+    return quantized.dequantized(model, dtype) if quantized.is_quantized(model) else model
+
+
 def load_merged(folder: Folder, head: str, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
     """The model of a folder with its adapter, if it has one, merged in; and in words what was done."""
-    model = load_plain(folder.base or folder.path, head, dtype)
-    if quantized.is_quantized(model):
-        model = quantized.dequantized(model, dtype)
+    model = load_dequantized(folder.base or folder.path, head, dtype)
     if folder.base is None:
         return model, ""
     if head == folder.kind:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from align.errors import AlignError
 from align.peft.adalora import whole_ranks
 from align.peft.prompts import prompted
+from align.peft.quantized import plain_config
 from align.peft.routes import changes_the_base
 from align.roles.adapter import for_task
 from align.roles.folder import CAUSAL, Folder
@@ -85,9 +86,7 @@ def weightless(folder: Folder) -> PreTrainedModel | None:
     if not folder.local:
         return None
     try:
-        config = AutoConfig.from_pretrained(folder.base or folder.path)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
+        config = plain_config(AutoConfig.from_pretrained(folder.base or folder.path))
         if folder.kind != CAUSAL:
             config.num_labels = 1
         auto = AutoModelForCausalLM if folder.kind == CAUSAL else AutoModelForSequenceClassification
@@ -111,5 +110,5 @@ def _tried(model: PreTrainedModel, config: PeftConfig) -> PeftModel | None:
     try:
         with torch.device("meta"):
             return get_peft_model(model, config)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         return None

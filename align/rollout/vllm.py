@@ -64,7 +64,7 @@ class VLLMRollout:
         self.home = tempfile.TemporaryDirectory(prefix="align-vllm-")
         if self.quantized:
             base = self.home.name
-            plain_config(plain(policy.model)).save_pretrained(base)
+            plain_config(policy.model.config).save_pretrained(base)
         self.mode = route(policy.model.peft_config["default"]).mode if policy.has_adapter else FULL
         """How the policy reaches the engine, by align.peft.routes, or "full"."""
         virtual = policy.model.peft_config["default"].num_virtual_tokens if self.mode == EMBEDDINGS else 0

@@ -29,7 +29,7 @@ def copy_weights(policy: Policy, theirs: nn.Module) -> int:
 def copy_base(ours: PreTrainedModel, theirs: nn.Module, dtype: torch.dtype) -> None:
     """Copies what the trainer's quantised weights stand for into the model of vLLM's."""
     with torch.device("meta"):
-        places = places_of(type(ours)._from_config(plain_config(ours), dtype=dtype), theirs)
+        places = places_of(type(ours)._from_config(plain_config(ours.config), dtype=dtype), theirs)
     for name, tensor in plain_tensors(ours, dtype):
         for place in places.get(name, ()):
             place.copy_(tensor)

@@ -79,11 +79,19 @@ def choose(
     method = policy.model.peft_config["default"] if policy.has_adapter else None
     by_method = check_servable(method, options.engine, options.fallback)
     reason = "asked for" if options.engine == "hf" else unserved(model, on_cpu) or by_method
+    engine = None
     if not reason:
         from align.rollout.vllm import VLLMRollout
+        from align.rollout.vllm_engine import DoesNotStart
 
         share = {"auto": None, "true": True, "false": False}[str(options.share_weights).lower()]
-        engine = VLLMRollout(base, policy, longest, options.batch_size, options.kv_cache_mib, share)
+        try:
+            engine = VLLMRollout(base, policy, longest, options.batch_size, options.kv_cache_mib, share)
+        except DoesNotStart as refusal:
+            if options.engine != "auto" or options.fallback == "error":
+                raise
+            reason = f"vLLM does not start on this model: {refusal.reason}"
+    if engine:
         handed = f"{HANDED.get(engine.mode, 'all weights are')} handed over after each step"
         if engine.shared:
             sync = f"; {handed}" if engine.on_base else ", which no sync moves"
@@ -93,6 +101,6 @@ def choose(
         return engine
     from align.rollout.hf import HFRollout
 
-    cost = f" ({COST})" if reason == by_method else ""
+    cost = "" if options.engine == "hf" else f" ({COST})"
     tell(f"rollouts by transformers: {reason}{cost}")
     return HFRollout(tokenizer.pad_token_id, options.batch_size)

@@ -27,9 +27,14 @@ class Sampler(Protocol):
     def keep(self, rows: list[int]) -> None: ...
 
 
+OWN_WAY_OF_A_STATIC_CACHE = ("bloom",)
+"""Models (transformers 5) that prepare their inputs in the usual way for every cache but one that is not used here."""
+
+
 def can_decode(model: PreTrainedModel) -> bool:
     """The model takes the usual inputs: one that prepares them in its own way is left to `generate`."""
     usual = type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation
+    usual = usual or model.config.model_type in OWN_WAY_OF_A_STATIC_CACHE
     return usual and not model.config.is_encoder_decoder and not model._is_stateful
 
 

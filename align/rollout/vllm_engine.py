@@ -49,10 +49,18 @@ class Engine:
     """vLLM's SamplingParams."""
 
 
+class DoesNotStart(AlignError):
+    """vLLM refuses the model, or the adapter's kind on it, such as a LoRA on BLOOM (vLLM 0.32)."""
+
+    @property
+    def reason(self) -> str:
+        return str(self.__cause__).splitlines()[0]
+
+
 def start_engine(settings: Settings, dtype: torch.dtype, rank: int, own_weights: bool, on_cpu: bool) -> Engine:
     """An engine with room for a LoRA of `rank` (0: for none); without `own_weights` nothing is written to its weights.
 
-    Raises AlignError for what vLLM refuses.
+    Raises DoesNotStart for what vLLM refuses.
     """
     surroundings.prepare()
     with (
@@ -86,7 +94,7 @@ def start_engine(settings: Settings, dtype: torch.dtype, rank: int, own_weights:
                 **place,
             )
         except ValueError as error:
-            raise AlignError(
+            raise DoesNotStart(
                 f"rollout=vllm: vLLM does not start on {settings.base}: {error}\n  write rollout=hf"
             ) from error
     client = llm.llm_engine.engine_core

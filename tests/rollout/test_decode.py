@@ -28,6 +28,7 @@ CONFIGS = {
     "opt": OPTConfig(**{**SMALL, "init_std": 0.3}, ffn_dim=64),
     "qwen2": Qwen2Config(**LLAMA),
     "window": MistralConfig(**LLAMA, sliding_window=5),
+    "bloom": BloomConfig(vocab_size=V, hidden_size=64, n_layer=2, n_head=2, initializer_range=0.3),
     "gemma2": Gemma2Config(**LLAMA, tie_word_embeddings=False, sliding_window=5, query_pre_attn_scalar=32),
 }
 PROMPTS = [[5, 30, 7], [60, 61, 62, 63, 64, 65, 66], [10], [40, 41, 42, 43]] * 2
@@ -70,7 +71,6 @@ def test_finished_rows_are_not_computed():
 
 
 OTHERS = {
-    "bloom": BloomConfig(vocab_size=V, hidden_size=64, n_layer=2, n_head=2),
     "qwen3_next": Qwen3NextConfig(
         **LLAMA, layer_types=["linear_attention", "full_attention"], num_experts=4, num_experts_per_tok=2,
         moe_intermediate_size=32, shared_expert_intermediate_size=32, linear_num_key_heads=2, linear_num_value_heads=2,

@@ -208,7 +208,7 @@ class Build:
             from align.peft.rates import rate
 
             given["peft"] = peft(node.peft, f"{name}.peft")
-            values["learning_rate"] = rate(values["learning_rate"], given["peft"])
+            values["learning_rate"] = rate(values["learning_rate"], given["peft"], ppo=True)
         return target_of(node, name)(**{**values, **given})
 
     def reward(

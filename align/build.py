@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from align.stages.ppo import PPO
 
 STAGES = {
-    "pretrain": config.Pretrain, "sft": config.SFT, "rm": config.RM, "ppo": config.PPO, "evaluate": config.Evaluate,
+    "pretrain": config.Pretrain, "sft": config.SFT, "rm": config.RM, "dpo": config.DPO, "kto": config.KTO,
+    "ppo": config.PPO, "evaluate": config.Evaluate,
 }  # fmt: skip
 
 
@@ -138,6 +139,8 @@ class Build:
             extra = {"data": data, "peft": method, "dtype": self.dtype()}
             if name == "rm":
                 extra["max_new_tokens"] = cfg.rollout.max_new_tokens
+        elif name in ("dpo", "kto"):
+            extra = {"data": call(node.data, f"{name}.data"), **self.direct(options)}
         elif name == "ppo":
             del shared["device"], shared["linear"]
             extra = {"data": call(node.data, f"{name}.data"), "check_roles": self.check_roles, "assemble": self.ppo}
@@ -151,6 +154,15 @@ class Build:
                 "max_prompt_tokens": cfg.ppo.max_prompt_tokens,
             }
         return target_of(node, name)(**shared, **extra)
+
+    def direct(self, options: config.DPO | config.KTO) -> dict[str, Any]:
+        """What dpo and kto have of PPO's roles; resolves the learning rate in `options` by the actor's method."""
+        from align.peft.rates import rate
+
+        method = peft(self.cfg.actor.peft, "actor.peft")
+        options.learning_rate = rate(options.learning_rate, method)
+        actor = as_dataclass(self.cfg.actor, config.Actor)
+        return {"actor": actor, "peft": method, "dtype": self.dtype()}
 
     # -- PPO ------------------------------------------------------------------------------------
 

@@ -20,8 +20,11 @@ from align.plugins import own_folder, plugin_folders, sources
 
 ROOT = {
     "name", "seed", "stages", "model", "device", "precision", "cpu_linear", "runs", "data", "pretrain", "sft", "rm",
-    "ppo", "evaluate", "actor", "critic", "reference", "reward", "rollout", "advantage", "policy_loss", "tracker",
+    "dpo", "kto", "ppo", "evaluate", "actor", "critic", "reference", "reward", "rollout", "advantage", "policy_loss",
+    "tracker",
 }  # fmt: skip
+SELDOM = ("dpo", "kto")
+"""Stages whose settings are shown and taken where `stages` names them."""
 GLOBAL = ("experiment", "debug", "sweep", "local")
 """Groups whose files have no node of their own."""
 
@@ -52,12 +55,29 @@ def check_composition(words: list[str]) -> Iterator[None]:
         choices = cfg.hydra.runtime.choices
         refuse_shadowed(choices)
         refuse_values_for_groups(cfg, choices, typed)
+        prune_stages(cfg, typed)
         prune(cfg, [word.lstrip("+~").partition("=")[0] for word in typed])
         refuse_strays(cfg, flatten(OmegaConf.to_container(cfg, resolve=False)))
         return cfg
 
     with mock.patch.object(ConfigLoaderImpl, "load_configuration", composed):
         yield
+
+
+def prune_stages(cfg: DictConfig, typed: list[str]) -> None:
+    """Makes `none` of the nodes of stages that few runs have, where `stages` does not name them."""
+    named = OmegaConf.to_container(cfg)["stages"] if "stages" in cfg else []
+    named = [named] if isinstance(named, str) else named or []
+    for stage in (one for one in SELDOM if one in cfg and one not in named):
+        for word in typed:
+            key = word.lstrip("+~").partition("=")[0]
+            if key.startswith(f"{stage}.") or key.partition("@")[2].startswith(f"{stage}."):
+                raise AlignError(
+                    f"{word}: stages=[{','.join(map(str, named))}] has no {stage}\n  write {stage} into stages, or "
+                    "leave the setting out"
+                )
+        with open_dict(cfg):
+            cfg[stage] = {"_target_": NONE}
 
 
 def prune(cfg: DictConfig, typed: list[str], path: str = "") -> None:

@@ -8,7 +8,7 @@ starts, from what this run has made so far.
 from align.config.data import FileData, HelpDesk
 from align.config.plugs import RewardFunction, RewardModel, RewardSum, Rollout, Tracker
 from align.config.roles import Actor, Critic, Reference, Zero
-from align.config.stages import PPO, RM, SFT, Evaluate, Pretrain
+from align.config.stages import DPO, KTO, PPO, RM, SFT, Evaluate, Pretrain
 
 
 def none() -> None:
@@ -17,7 +17,7 @@ def none() -> None:
 
 SCHEMAS = {
     "data": FileData, "help_desk": HelpDesk,
-    "pretrain": Pretrain, "sft": SFT, "rm": RM, "ppo": PPO, "evaluate": Evaluate,
+    "pretrain": Pretrain, "sft": SFT, "rm": RM, "dpo": DPO, "kto": KTO, "ppo": PPO, "evaluate": Evaluate,
     "actor": Actor, "critic": Critic, "reference": Reference, "zero": Zero,
     "reward_model": RewardModel, "reward_fn": RewardFunction, "reward_sum": RewardSum,
     "rollout": Rollout, "tracker": Tracker,

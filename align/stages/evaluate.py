@@ -36,10 +36,11 @@ from align.roles.score import score_rollout
 from align.roles.tokenizer import load_tokenizer, stop_ids
 from align.rollout.hf import HFRollout
 from align.stages.pairs import compare, swapped
+from align.stages.pipeline import LATER
 from align.stages.rollouts import Row, row_of, texts_of, write
 from align.types import Reward, RewardState, Rollout, Sampling, Texts
 
-POLICIES = ("base", "sft", "ppo")
+POLICIES = ("base", "sft", *LATER)
 UNJUDGED = ("score", "reward", "kl", "length", "finished")
 TITLES = {"true_score": "true score", "kl": "KL", "length": "tokens", "finished": "ended"}
 

@@ -18,7 +18,12 @@ from typing import Any
 from align.errors import AlignError
 from align.stages.lineage import fingerprints
 
-STAGES = ("pretrain", "sft", "rm", "ppo", "evaluate")
+STAGES = ("pretrain", "sft", "rm", "dpo", "kto", "ppo", "evaluate")
+POLICIES = ("kto", "dpo", "sft", "pretrain")
+"""Stages that leave a policy for another to start from, the last first."""
+
+LATER = ("dpo", "kto", "ppo")
+"""Stages whose policy starts from the fine-tuned one."""
 
 
 @dataclass
@@ -47,22 +52,28 @@ class Sources:
             found["path"] = self._find("sft", made, "pretrain")
         elif stage == "rm":
             found["path"] = self._find("rm", made, "sft", "pretrain")
+        elif stage in ("dpo", "kto"):
+            found |= self._actor(stage, made)
         elif stage == "ppo":
-            found["actor"] = self._find("actor", made, "sft", "pretrain")
+            found |= self._actor(stage, made)
             if self.needs_critic:
                 found["critic"] = self._find("critic", made, "rm", default=found["actor"])
             if self.learned_reward:
                 found["reward"] = self._find("reward", made, "rm", model=False)
-            if self.paths["reference"] != "auto":
-                found["reference"] = self.paths["reference"]
         elif stage == "evaluate":
             found |= self._policies(made)
         return {name: path for name, path in found.items() if path is not None}
 
+    def _actor(self, stage: str, made: dict[str, str]) -> dict[str, str | None]:
+        """What the actor starts from, and the reference where one is named."""
+        earlier = [one for one in POLICIES if STAGES.index(one) < STAGES.index(stage)]
+        named = {"reference": self.paths["reference"]} if self.paths["reference"] != "auto" else {}
+        return {"actor": self._find("actor", made, *earlier), **named}
+
     def _policies(self, made: dict[str, str]) -> dict[str, str | None]:
-        """base, sft and ppo policies and the reward model, as far as this run or a path names them."""
+        """The policies and the reward model, as far as a stage of this run or a path names them."""
         explicit = {role: path for role, path in self.paths.items() if path != "auto"}
-        if "ppo" not in self.stages and "sft" not in self.stages:
+        if not {"sft", *LATER} & set(self.stages):
             policies = {"ppo": explicit.get("actor", self.model), "sft": explicit.get("reference")}
             if policies["ppo"] is None:
                 raise AlignError(f"evaluate needs a policy: write actor.path={self.runs}/ppo")
@@ -72,7 +83,7 @@ class Sources:
         return {
             "base": base if base != sft else None,
             "sft": sft,
-            "ppo": made.get("ppo"),
+            **{stage: made.get(stage) for stage in LATER},
             "rm": made.get("rm") or explicit.get("reward"),
         }
 
@@ -89,9 +100,10 @@ class Sources:
         if model and self.model:
             return self.model
         key = self.reward_key if role == "reward" else f"{role}.path"
-        longer = ",".join([stages[0], *(stage for stage in self.stages if stage != "evaluate")])
+        usual = "sft" if "sft" in stages else stages[0]
+        longer = ",".join([usual, *(stage for stage in self.stages if stage != "evaluate")])
         ways = ["model=FOLDER (or a hub name)"] if model else []
-        ways += [f"{key}={self.runs}/{stages[0]} (of an earlier run)", f"stages=[{longer}]"]
+        ways += [f"{key}={self.runs}/{usual} (of an earlier run)", f"stages=[{longer}]"]
         ways += [] if model else ["another reward (reward=fn reward.fn=module.function)"]
         raise AlignError(
             f"{key} is auto, and no stage of this run makes what it needs\n"
@@ -116,7 +128,7 @@ def order(stages: Any, judged: bool) -> list[str]:
         if given.count(name) > 1:
             raise AlignError(f"stages=[{','.join(given)}] names {name} twice\n  write it once")
     chosen = [stage for stage in STAGES if stage in given]
-    if "evaluate" not in chosen and ("ppo" in chosen or (judged and "sft" in chosen)):
+    if "evaluate" not in chosen and ("ppo" in chosen or (judged and {"sft", *LATER} & set(chosen))):
         chosen.append("evaluate")
     return chosen
 

@@ -68,6 +68,8 @@ NUMBERS: dict[str, dict[str, Range]] = {
     },
     "sft": {**TRAINED, "parallel_adapters": COUNT},
     "rm": {**TRAINED, "norm_samples": FROM_ZERO},
+    "dpo": {**TRAINED, "beta": Range(0, above=True)},
+    "kto": {**TRAINED, "beta": Range(0, above=True), "batch_size": Range(2)},
     "ppo": {
         "steps": COUNT, "batch_size": COUNT, "minibatches": COUNT, "micro_batch_size": COUNT,
         "micro_batch_tokens": COUNT, "epochs": COUNT, "max_prompt_tokens": COUNT,

@@ -66,8 +66,8 @@ def check_composition(words: list[str]) -> Iterator[None]:
 
 def prune_stages(cfg: DictConfig, typed: list[str]) -> None:
     """Makes `none` of the nodes of stages that few runs have, where `stages` does not name them."""
-    named = OmegaConf.to_container(cfg)["stages"] if "stages" in cfg else []
-    named = [named] if isinstance(named, str) else named or []
+    named = OmegaConf.to_container(cfg).get("stages")
+    named = named if isinstance(named, list) else [named]
     for stage in (one for one in SELDOM if one in cfg and one not in named):
         for word in typed:
             key = word.lstrip("+~").partition("=")[0]

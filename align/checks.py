@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from align.config import none
+from align.config import Sampled, none
 from align.config.choices import ADAPTERS, CRITIC_BACKBONES, LINEARS, PRECISIONS, SCHEDULES
 from align.errors import AlignError
 from align.stages.pipeline import order
@@ -30,7 +30,9 @@ def absent(node: DictConfig | None) -> bool:
 def check(cfg: DictConfig) -> list[str]:
     """Refuses what is wrong in the root keys and in the numbers; returns the stages in the order they run."""
     check_root(cfg)
-    stages = order(OmegaConf.to_object(cfg.stages) if OmegaConf.is_list(cfg.stages) else cfg.stages, judged(cfg))
+    stages = order(
+        OmegaConf.to_object(cfg.stages) if OmegaConf.is_list(cfg.stages) else cfg.stages, judged(cfg), sampled(cfg.rm)
+    )
     for key in sorted(OmegaConf.missing_keys(cfg)):
         example = EXAMPLES.get(key.rpartition(".")[2], "VALUE")
         raise AlignError(f"{key} is not set\n  write {key}={example}")
@@ -56,6 +58,12 @@ def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def judged(cfg: DictConfig) -> bool:
     return cfg.evaluate.judge is not None
+
+
+def sampled(stage: DictConfig) -> bool:
+    """A stage's data are what this run's stage `preferences` writes."""
+    data = stage.get("data")
+    return isinstance(data, DictConfig) and data.get("_target_") == Sampled._target_ and data.path == "auto"
 
 
 def check_root(cfg: DictConfig) -> None:

@@ -20,10 +20,11 @@ from align.plugins import own_folder, plugin_folders, sources
 
 ROOT = {
     "name", "seed", "stages", "model", "device", "precision", "cpu_linear", "runs", "data", "pretrain", "sft", "rm",
-    "dpo", "kto", "ppo", "evaluate", "actor", "critic", "reference", "reward", "rollout", "advantage", "policy_loss",
+    "preferences", "best_of", "dpo", "kto", "ppo", "evaluate",
+    "actor", "critic", "reference", "reward", "rollout", "advantage", "policy_loss",
     "tracker",
 }  # fmt: skip
-SELDOM = ("dpo", "kto")
+SELDOM = ("preferences", "best_of", "dpo", "kto")
 """Stages whose settings are shown and taken where `stages` names them."""
 GLOBAL = ("experiment", "debug", "sweep", "local")
 """Groups whose files have no node of their own."""

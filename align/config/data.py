@@ -36,3 +36,10 @@ class HelpDesk:
     """Share of preference labels that are turned round."""
     minimal_pairs: float = 0.8
     """Share of pairs that differ in the fact alone."""
+
+
+@dataclass
+class Sampled:
+    _target_: str = "align.data.sampled.Sampled"
+    path: str = "auto"
+    """A folder of the stage `preferences`; auto: this run's."""

@@ -71,6 +71,35 @@ class SFT:
 
 
 @dataclass
+class Preferences:
+    _target_: str = "align.stages.preferences.Preferences"
+    data: Any = None
+    """Where prompts come from: data@preferences.data=prompts."""
+    judge: Any = None
+    """The reward that ranks the answers: reward@preferences.judge=fn preferences.judge.fn=my_rewards.brevity; with
+    model, this run's reward model unless a path is given."""
+    policies: Any = "auto"
+    """Who answers: a folder or a list of folders, against each other; auto: this run's newest policy, else `model`."""
+    samples: int = 4
+    """Answers of each policy to a prompt, at rollout.temperature, up to rollout.max_new_tokens."""
+    prompts: int | None = None
+    """The most prompts, from all over the data; unset: all."""
+    max_prompt_tokens: int = 512
+    """Longer prompts are left out, and counted."""
+
+
+@dataclass
+class BestOf(SFT):
+    """As SFT, on the best answer to each prompt."""
+
+    _target_: str = "align.stages.sft.BestOf"
+    path: str = "auto"
+    """Model to start from; auto: this run's newest policy, else `model`."""
+    data: Any = None
+    """Where ranked answers come from: data@best_of.data=sampled."""
+
+
+@dataclass
 class RM:
     _target_: str = "align.stages.rm.RM"
     path: str = "auto"

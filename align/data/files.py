@@ -7,7 +7,7 @@ from pathlib import Path
 
 from align.data.formats import Meant, shape, understand
 from align.data.reading import read_rows
-from align.data.source import Split
+from align.data.source import LIKE, Split
 from align.errors import AlignError
 
 
@@ -113,7 +113,7 @@ def _place(identity: str) -> float:
 def _split(train: list[Meant], held_out: list[Meant], purpose: str) -> Split:
     rows = [row.row for row in train]
     others = [row.row for row in held_out]
-    if purpose == "ppo":
+    if LIKE.get(purpose, purpose) == "ppo":
         # Reward functions are handed each column as one list, so that all rows need the same columns.
         columns = dict.fromkeys(column for row in rows + others for column in row)
         rows, others = ([{name: row.get(name) for name in columns} for row in part] for part in (rows, others))

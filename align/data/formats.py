@@ -8,7 +8,7 @@
 | conversational | messages, or prompt and completion as messages | sft, ppo |
 | preferences | chosen, rejected, mostly prompt (strings or messages), sometimes margin | sft, rm, dpo, kto, ppo |
 | dialogues | chosen, rejected: whole dialogues, alike but for the last answer | sft, rm, dpo, kto, ppo |
-| rankings | prompt, completions, and their order (align.data.graded) | sft, dpo, kto, ppo |
+| rankings | prompt, completions, and their order (align.data.graded) | sft, rm, dpo, kto, ppo |
 | unpaired | prompt, completion, label (true: good) | kto, ppo |
 
 Dialogues are text: `\\n\\nHuman: … \\n\\nAssistant: …`.
@@ -22,7 +22,7 @@ from align.data.columns import Columns
 from align.data.meant import Meant, for_ppo, identity, prompt_alone
 from align.data.preferences import DIALOGUES, PREFERENCES, RANKINGS, UNPAIRED
 from align.data.reading import Placed
-from align.data.source import PURPOSES
+from align.data.source import LIKE, PURPOSES
 from align.errors import AlignError
 
 
@@ -45,7 +45,7 @@ def understand(rows: list[Placed], format: str, purpose: str) -> list[Meant]:
 def shape(meant: Meant, purpose: str) -> str:
     """What all rows of one data set must have in common, in words."""
     # For ppo the other columns are anybody's, and rows may lack some.
-    columns = ["prompt"] if purpose == "ppo" else sorted(meant.row)
+    columns = ["prompt"] if LIKE.get(purpose, purpose) == "ppo" else sorted(meant.row)
     content = meant.row.get("prompt", meant.row.get("chosen"))
     kind = " as messages" if isinstance(content, list) else ""
     return " ".join(columns) + kind
@@ -53,9 +53,10 @@ def shape(meant: Meant, purpose: str) -> str:
 
 def _conversion(format: str, purpose: str) -> Callable[[Columns], Meant | list[Meant]]:
     assert purpose in PURPOSES, purpose
-    if purpose in FORMATS.get(format, {}):
-        return FORMATS[format][purpose]
-    serving = ", ".join(name for name, purposes in FORMATS.items() if purpose in purposes)
+    meaning = LIKE.get(purpose, purpose)
+    if meaning in FORMATS.get(format, {}):
+        return FORMATS[format][meaning]
+    serving = ", ".join(name for name, purposes in FORMATS.items() if meaning in purposes)
     problem = f"does not serve {purpose}" if format in FORMATS else "is no format"
     raise AlignError(f"{purpose}.data.format={format} {problem}: write one of {serving}")
 

@@ -15,7 +15,7 @@ from random import Random
 
 from align.data.help_desk_facts import CLOSING, POLITE, RAMBLE, RUDE, SHOP, TOPICS, UPSELL, Topic, questions
 from align.data.help_desk_rule import prompt_of, true_score
-from align.data.source import PURPOSES, Split
+from align.data.source import LIKE, PURPOSES, Split
 from align.errors import AlignError
 
 __all__ = ["HelpDesk", "swap_pairs", "true_score"]
@@ -80,8 +80,11 @@ class HelpDesk:
     def load(self, purpose: str, seed: int) -> Split:
         """Rows for a purpose: documents have no `test`, and pairs to evaluate on are unflipped and not minimal."""
         self.check(purpose)
-        make = {"pretrain": self._pretrain, "sft": self._sft, "rm": self._rm, "dpo": self._rm, "ppo": self._ppo}
-        return self._kto(seed) if purpose == "kto" else make[purpose](seed)
+        make = {
+            "pretrain": self._pretrain, "sft": self._sft, "rm": self._rm, "dpo": self._rm, "kto": self._kto,
+            "ppo": self._ppo,
+        }  # fmt: skip
+        return make[LIKE.get(purpose, purpose)](seed)
 
     def _pretrain(self, seed: int) -> Split:
         random = _random(seed, "documents", "train")

@@ -77,6 +77,13 @@ def _best_against_worst(columns: Columns) -> list[Meant]:
     return [_paired(*found)] if found else []
 
 
+def _ordered_pairs(columns: Columns) -> list[Meant]:
+    """Every two answers that do not tie."""
+    prompt, completions, ranks = ranked(columns)
+    places = [(i, j) for i, better in enumerate(ranks) for j, worse in enumerate(ranks) if better < worse]
+    return [_paired(prompt, completions[i], completions[j]) for i, j in places]
+
+
 def _marked_best_and_worst(columns: Columns) -> list[Meant]:
     found = best_and_worst(columns)
     return _marked(*found) if found else []
@@ -162,5 +169,8 @@ DIALOGUES = {
     "sft": _dialogue_preferred, "rm": _dialogue, "dpo": _dialogue, "kto": _marked_dialogue,
     "ppo": _prompt_of_dialogue,
 }  # fmt: skip
-RANKINGS = {"sft": _best, "dpo": _best_against_worst, "kto": _marked_best_and_worst, "ppo": _prompt_of_ranking}
+RANKINGS = {
+    "sft": _best, "rm": _ordered_pairs, "dpo": _best_against_worst, "kto": _marked_best_and_worst,
+    "ppo": _prompt_of_ranking,
+}  # fmt: skip
 UNPAIRED = {"kto": _unpaired, "ppo": prompt_alone}

@@ -25,6 +25,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from align import config
 from align.data.encode import fitting_marked, fitting_pairs
+from align.data.sampled import located
 from align.data.source import Source
 from align.engine.cpu_linear import CpuLinear
 from align.errors import AlignError
@@ -93,7 +94,7 @@ class Direct:
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         name, path = self.method.name, inputs["actor"]
         tokenizer = load_tokenizer(path, "actor.path")
-        split = self.data.load(name, self.seed)
+        split = located(self.data, inputs).load(name, self.seed)
         rows, left_out = self._fitting(split.train, tokenizer)
         for why, count in left_out.items():
             if count:

@@ -18,11 +18,11 @@ from typing import Any
 from align.errors import AlignError
 from align.stages.lineage import fingerprints
 
-STAGES = ("pretrain", "sft", "rm", "dpo", "kto", "ppo", "evaluate")
-POLICIES = ("kto", "dpo", "sft", "pretrain")
+STAGES = ("pretrain", "sft", "rm", "preferences", "best_of", "dpo", "kto", "ppo", "evaluate")
+POLICIES = ("kto", "dpo", "best_of", "sft", "pretrain")
 """Stages that leave a policy for another to start from, the last first."""
 
-LATER = ("dpo", "kto", "ppo")
+LATER = ("best_of", "dpo", "kto", "ppo")
 """Stages whose policy starts from the fine-tuned one."""
 
 
@@ -32,13 +32,19 @@ class Sources:
 
     model: str | None
     paths: dict[str, str]
-    """Explicit paths by role: sft, rm, actor, critic, reference, reward; `auto` where left open."""
+    """Explicit paths by role: sft, best_of, rm, actor, critic, reference, reward; `auto` where left open."""
     needs_critic: bool
     learned_reward: bool
     runs: str = "runs/NAME/latest"
     reward_key: str = "reward.path"
     """The key of the reward model's path, which in a sum of rewards is a term's."""
     stages: list[str] = field(default_factory=list)
+    sampled: tuple[str, ...] = ()
+    """Stages whose data are what this run's stage `preferences` writes."""
+    policies: list[str] = field(default_factory=list)
+    """Who answers in `preferences`, where they are named."""
+    learned_judge: bool = False
+    """The judge of `preferences` is this run's reward model."""
     real: dict[str, str] = field(default_factory=dict)
     """Where paths lie before the run's folder is made: `runs/NAME/latest/sft` is another place afterwards."""
 
@@ -52,8 +58,16 @@ class Sources:
             found["path"] = self._find("sft", made, "pretrain")
         elif stage == "rm":
             found["path"] = self._find("rm", made, "sft", "pretrain")
+        elif stage == "best_of":
+            found["path"] = self._find("best_of", made, *before(stage))
         elif stage in ("dpo", "kto"):
             found |= self._actor(stage, made)
+        elif stage == "preferences":
+            found |= {f"policy_{i}": path for i, path in enumerate(self.policies, start=1)}
+            if not self.policies:
+                found["actor"] = self._find("actor", made, *before(stage))
+            if self.learned_judge:
+                found["reward"] = self._find("reward", made, "rm", model=False)
         elif stage == "ppo":
             found |= self._actor(stage, made)
             if self.needs_critic:
@@ -62,13 +76,22 @@ class Sources:
                 found["reward"] = self._find("reward", made, "rm", model=False)
         elif stage == "evaluate":
             found |= self._policies(made)
+        if stage in self.sampled:
+            found["samples"] = self._samples(stage, made)
         return {name: path for name, path in found.items() if path is not None}
 
     def _actor(self, stage: str, made: dict[str, str]) -> dict[str, str | None]:
         """What the actor starts from, and the reference where one is named."""
-        earlier = [one for one in POLICIES if STAGES.index(one) < STAGES.index(stage)]
         named = {"reference": self.paths["reference"]} if self.paths["reference"] != "auto" else {}
-        return {"actor": self._find("actor", made, *earlier), **named}
+        return {"actor": self._find("actor", made, *before(stage)), **named}
+
+    def _samples(self, stage: str, made: dict[str, str]) -> str | None:
+        if "preferences" not in self.stages:
+            raise AlignError(
+                f"{stage}.data.path is auto, and no stage of this run samples answers\n  write {stage}.data.path="
+                f"{self.runs}/preferences (of an earlier run), or stages=[preferences,{','.join(self.stages)}]"
+            )
+        return made.get("preferences")
 
     def _policies(self, made: dict[str, str]) -> dict[str, str | None]:
         """The policies and the reward model, as far as a stage of this run or a path names them."""
@@ -111,10 +134,15 @@ class Sources:
         )
 
 
-def order(stages: Any, judged: bool) -> list[str]:
+def before(stage: str) -> list[str]:
+    """Stages before this one that leave a policy, the last first."""
+    return [one for one in POLICIES if STAGES.index(one) < STAGES.index(stage)]
+
+
+def order(stages: Any, judged: bool, rm_sampled: bool = False) -> list[str]:
     """The stages in the order in which they run; evaluation closes a run that has a policy to judge.
 
-    `stages` is a list of names, or one name.
+    `stages` is a list of names, or one name; with `rm_sampled` the reward model learns from sampled preferences.
     """
     given = [stages] if isinstance(stages, str) else stages
     example = "write some of " + ", ".join(STAGES) + ", such as stages=[sft,rm]"
@@ -128,6 +156,9 @@ def order(stages: Any, judged: bool) -> list[str]:
         if given.count(name) > 1:
             raise AlignError(f"stages=[{','.join(given)}] names {name} twice\n  write it once")
     chosen = [stage for stage in STAGES if stage in given]
+    if rm_sampled and {"rm", "preferences"} <= set(chosen):
+        chosen.remove("rm")
+        chosen.insert(chosen.index("preferences") + 1, "rm")
     if "evaluate" not in chosen and ("ppo" in chosen or (judged and {"sft", *LATER} & set(chosen))):
         chosen.append("evaluate")
     return chosen

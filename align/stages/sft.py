@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from trl import SFTConfig, SFTTrainer
 
 from align import config
 from align.data.encode import fitting_examples
+from align.data.sampled import located
 from align.data.source import Source
 from align.engine.cpu_linear import CpuLinear
 from align.errors import AlignError
@@ -68,35 +70,38 @@ class SFT:
     device: torch.device
     dtype: torch.dtype
     linear: CpuLinear = field(default_factory=CpuLinear)
+    name: str = "sft"
 
     def check(self, inputs: dict[str, str]) -> None:
-        check_arguments(SFTConfig, self.options.args, "sft")
-        check_loraplus(self.options.loraplus_lr_ratio, self.peft, "sft")
-        check_packing(self.options.args, self.peft)
+        check_arguments(SFTConfig, self.options.args, self.name)
+        check_loraplus(self.options.loraplus_lr_ratio, self.peft, self.name)
+        check_packing(self.options.args, self.peft, self.name)
         found = members(self.options, self.data, self.seed)
         if len(found) > 1:
             check_method(self.options, found, self.peft)
         args = self._arguments(found[0], Path("unused"))
         for source in {id(member.data): member.data for member in found}.values():
-            source.check("sft")
+            source.check(self.name)
         if len(found) > 1:
             check_run(args, found)
         if "path" in inputs:
-            check_adapter(inspect(inputs["path"], "sft.path", CAUSAL), "sft", self.peft, self.options.adapter)
-            load_tokenizer(inputs["path"], "sft.path")
+            check_adapter(
+                inspect(inputs["path"], f"{self.name}.path", CAUSAL), self.name, self.peft, self.options.adapter
+            )
+            load_tokenizer(inputs["path"], f"{self.name}.path")
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
-        tokenizer = load_tokenizer(inputs["path"], "sft.path")
-        found = members(self.options, self.data, self.seed)
+        tokenizer = load_tokenizer(inputs["path"], f"{self.name}.path")
+        found = members(self.options, located(self.data, inputs), self.seed)
         tasks = [self._task(member, tokenizer, out) for member in found]
         for count in dict.fromkeys(task.left_out for task in tasks if task.left_out):
-            longest = self.options.max_length
-            report.say(f"{count} rows left out: no token of the answer within sft.max_length={longest}")
+            longest = f"{self.name}.max_length={self.options.max_length}"
+            report.say(f"{count} rows left out: no token of the answer within {longest}")
         first = tasks[0]
-        method = planned(self.peft, steps_of(first.args, len(first.rows)), "sft")
+        method = planned(self.peft, steps_of(first.args, len(first.rows)), self.name)
         torch.manual_seed(found[0].seed)
         begun = start(
-            inputs["path"], key="sft", head=CAUSAL, peft=method, adapter=self.options.adapter, out=out,
+            inputs["path"], key=self.name, head=CAUSAL, peft=method, adapter=self.options.adapter, out=out,
             dtype=self.dtype, kinds=(CAUSAL,),
         )  # fmt: skip
         seats = ["default", *(f"adapter_{i}" for i in range(1, len(tasks)))]
@@ -118,22 +123,26 @@ class SFT:
         report.write_card(inputs=inputs, **facts)
 
     def _task(self, member: Member, tokenizer: PreTrainedTokenizerBase, out: Path) -> Task:
-        split, longest = member.data.load("sft", member.seed), self.options.max_length
-        rows, left_out = fitting_examples(split.train, tokenizer, longest, "sft")
-        held_out, _ = fitting_examples(split.eval, tokenizer, longest, "sft") if split.eval else ([], 0)
+        split, longest = member.data.load(self.name, member.seed), self.options.max_length
+        rows, left_out = fitting_examples(split.train, tokenizer, longest, self.name)
+        held_out, _ = fitting_examples(split.eval, tokenizer, longest, self.name) if split.eval else ([], 0)
         return Task(member, self._arguments(member, out), rows, held_out, left_out)
 
     def _arguments(self, member: Member, out: Path) -> SFTConfig:
         bf16 = self.dtype == torch.bfloat16
-        return arguments(SFTConfig, "sft", member.options, out, member.seed, self.device, bf16)
+        return arguments(SFTConfig, self.name, member.options, out, member.seed, self.device, bf16)
 
 
-def check_packing(args: dict[str, Any], method: PeftConfig | None) -> None:
+BestOf = partial(SFT, name="best_of")
+"""Fine-tuning on the best answer to each prompt, as `preferences` ranked them: what is best of K, learned."""
+
+
+def check_packing(args: dict[str, Any], method: PeftConfig | None, key: str = "sft") -> None:
     """Raises AlignError for a method that plans by optimizer steps where packing makes their number unknown."""
     if args.get("packing") and hooks_of(method) is not NONE and args.get("max_steps", -1) <= 0:
         raise AlignError(
-            f"sft.args.packing=true: {method.peft_type.value} plans by the number of optimizer steps, which packing "
-            "changes\n  write +sft.args.max_steps=N as well, or leave packing out"
+            f"{key}.args.packing=true: {method.peft_type.value} plans by the number of optimizer steps, which packing "
+            f"changes\n  write +{key}.args.max_steps=N as well, or leave packing out"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from align.data.tables import Cell
 from align.errors import AlignError
 
 MESSAGES = '[{"role": "user", "content": "…"}, …]'
@@ -45,7 +46,7 @@ class Columns:
         return value if isinstance(value, str) else self._checked(column, value)
 
     def number(self, column: str) -> float:
-        value = self._value(column)
+        value = _typed(self._value(column))
         if not _finite(value):
             raise self.error(f"has {_kind(value)} in {column!r}", "a finite number")
         return float(value)
@@ -58,7 +59,7 @@ class Columns:
 
     def label(self, column: str) -> bool:
         """True or false; 1 and 0 will do, since csv and many data sets have them."""
-        value = self._value(column)
+        value = _typed(self._value(column))
         if value not in (True, False):
             raise self.error(f"has {value!r} in {column!r}, which is no label", "true (or 1) or false (or 0)")
         return bool(value)
@@ -84,6 +85,16 @@ class Columns:
     def _checked(self, column: str, value: object) -> list[dict]:
         if not _messages(value):
             raise self.error(f"has {_kind(value)} in {column!r}", f"a string or messages, {MESSAGES}")
+        return value
+
+
+def _typed(value: object) -> object:
+    """The number or label that a csv cell holds; any other value as it is."""
+    if not isinstance(value, Cell):
+        return value
+    try:
+        return {"true": True, "false": False}.get(value.lower()) if value.isalpha() else float(value)
+    except ValueError:
         return value
 
 

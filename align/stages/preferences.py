@@ -1,6 +1,6 @@
-"""Stage `preferences`: a policy's own answers to each prompt, ranked by a judge, for rm, dpo, kto and best_of.
+r"""Stage `preferences`: a policy's own answers to each prompt, ranked by a judge, for rm, dpo, kto and best_of.
 
-    align stages=[preferences,dpo] model=FOLDER data@preferences.data=prompts preferences.data.path=prompts.jsonl \\
+    align stages=[preferences,dpo] model=FOLDER data@preferences.data=prompts preferences.data.path=prompts.jsonl \
         reward@preferences.judge=fn preferences.judge.fn=my_rewards.brevity data@dpo.data=sampled
 
 Each policy writes `samples` answers to a prompt, by the run's rollout engine at `rollout.temperature`; the judge is any

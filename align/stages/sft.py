@@ -23,6 +23,7 @@ from trl import SFTConfig, SFTTrainer
 
 from align import config
 from align.data.encode import fitting_examples
+from align.data.mixture import by_task
 from align.data.sampled import located
 from align.data.source import Source
 from align.engine.cpu_linear import CpuLinear
@@ -31,6 +32,7 @@ from align.peft.add import add_trained
 from align.peft.folder import save_adapter, save_model
 from align.peft.rates import check_loraplus
 from align.peft.stateful import NONE, hooks_of, planned
+from align.peft.switch import use_adapter
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL, inspect
 from align.roles.start import Start, check_adapter, start
@@ -51,13 +53,25 @@ class Task:
     left_out: int
 
     def trainer(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> SFTTrainer:
-        held_out = dataset(self.held_out) if self.held_out else None
+        tasks = {name: dataset(rows) for name, rows in by_task(self.held_out).items()}
+        held_out = tasks or (dataset(self.held_out) if self.held_out else None)
         return SFTTrainer(
             model, self.args, train_dataset=dataset(self.rows), eval_dataset=held_out, processing_class=tokenizer
         )
 
     def facts(self) -> dict[str, Any]:
-        return {"rows": len(self.rows), "left_out": self.left_out}
+        tasks = {name: len(rows) for name, rows in by_task(self.rows).items()}
+        return {"rows": len(self.rows), "left_out": self.left_out, **({"tasks": tasks} if tasks else {})}
+
+    def held_out_loss(self, trainer: SFTTrainer) -> dict[str, float]:
+        """Nats a token on held-out rows: of all (each task by its rows), and of each task."""
+        found = trainer.evaluate()
+        sizes = {name: len(rows) for name, rows in by_task(self.held_out).items()}
+        if not sizes:
+            return {"eval_loss": found["eval_loss"]}
+        losses = {name: found[f"eval_{name}_loss"] for name in sizes}
+        mean = sum(losses[name] * size for name, size in sizes.items()) / sum(sizes.values())
+        return {"eval_loss": mean, **{f"eval_loss_{name}": loss for name, loss in losses.items()}}
 
 
 @dataclass
@@ -109,6 +123,8 @@ class SFT:
             add_trained(begun.model, seat, task.member.seed, begun.fresh)
         self.linear.apply(begun.model, report.say)
         report.write_card(cpu_linear=self.linear.facts())
+        for name, rows in by_task(first.rows).items():
+            report.say(f"task {name}: {len(rows)} of {len(first.rows)} rows")
         sizes = dict.fromkeys(f"{len(task.rows)} rows, {len(task.held_out)} held out" for task in tasks)
         together = f" ({len(tasks)} side by side)" if len(tasks) > 1 else ""
         report.say(f"{begun.said}{together}; {'; '.join(sizes)}")
@@ -152,8 +168,10 @@ def _train_one(trainer: SFTTrainer, task: Task, begun: Start, out: Path, report:
     train(trainer, report)
     facts = {"learning_rate": task.args.learning_rate, **task.facts()}
     if task.held_out:
-        facts["eval_loss"] = trainer.evaluate()["eval_loss"]
-        report.say(f"held-out loss {facts['eval_loss']:.3f} nats a token")
+        losses = task.held_out_loss(trainer)
+        by_name = ", ".join(f"{name.removeprefix('eval_loss_')} {v:.3f}" for name, v in list(losses.items())[1:])
+        report.say(f"held-out loss {losses['eval_loss']:.3f} nats a token{f' ({by_name})' if by_name else ''}")
+        facts |= losses
     save_model(begun.model, out)
     return facts
 
@@ -171,7 +189,9 @@ def _train_many(
     train_together(model, learners, report)
     told = []
     for one, task in zip(learners, tasks, strict=True):
-        loss, folder = one.held_out_loss(model), out / one.name
+        with use_adapter(model, one.seat):
+            losses = task.held_out_loss(one.trainer)
+        loss, folder = losses["eval_loss"], out / one.name
         save_adapter(model, folder, one.seat)
         tokenizer.save_pretrained(folder)
         report.metrics(one.steps, {f"{one.name}/eval_loss": loss})
@@ -179,9 +199,10 @@ def _train_many(
         options = task.member.options
         told.append(
             {"name": one.name, "seed": task.member.seed, "learning_rate": options.learning_rate, **task.facts()}
-            | {"differs": task.member.differs, "eval_loss": loss}
+            | {"differs": task.member.differs, **losses}
         )
     best = min(told, key=lambda one: math.inf if math.isnan(one["eval_loss"]) else one["eval_loss"])
     shutil.copytree(out / best["name"], out, dirs_exist_ok=True)
     report.say(f"{best['name']} is the best and the stage's result, in {out}; the others lie beside it")
-    return {"adapters": told, "best": best["name"], **{key: best[key] for key in ("rows", "left_out", "eval_loss")}}
+    own = ("name", "seed", "learning_rate", "differs")
+    return {"adapters": told, "best": best["name"], **{key: value for key, value in best.items() if key not in own}}

@@ -2,7 +2,7 @@ import pytest
 
 from align.data import formats
 from align.data.formats import FORMATS, understand
-from align.data.source import PURPOSES
+from align.data.source import LIKE, PURPOSES
 from align.errors import AlignError
 
 USER = {"role": "user", "content": "hi"}
@@ -226,7 +226,7 @@ def test_prompts_of_strings_and_messages_do_not_mix():
 
 @pytest.mark.parametrize("purpose", PURPOSES)
 def test_a_format_that_does_not_serve_a_stage_is_refused_with_those_that_do(purpose):
-    serving = [name for name in FORMATS if purpose in FORMATS[name]]
+    serving = [name for name in FORMATS if LIKE.get(purpose, purpose) in FORMATS[name]]
     for format in [*(set(FORMATS) - set(serving)), "alpaca"]:
         message = error_of(format, purpose, {})
         assert message.startswith(f"{purpose}.data.format={format} ")

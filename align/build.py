@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from align import config
 from align.answering import answering, learned_judge, policies
-from align.checks import absent, check, sampled
+from align.checks import absent, check, judged, sampled
 from align.errors import AlignError
 from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, reward_nodes, sources, target_of
 from align.preflight import MODEL_REWARD, check_roles, optimizer_steps
@@ -157,8 +157,13 @@ class Build:
             del shared["device"], shared["linear"]
             extra = {"data": call(node.data, f"{name}.data"), "check_roles": self.check_roles, "assemble": self.ppo}
         else:
+            asked = bool(options.shots)
+            general = None if absent(node.general) else call(node.general, "evaluate.general")
+            writes = judged(cfg) or "ppo" in self.stages or not (asked or general)
             extra = {
-                "data": call(cfg.ppo.data, "ppo.data"),
+                "data": call(cfg.ppo.data, "ppo.data") if writes else None,
+                "demonstrations": call(cfg.sft.data, "sft.data") if asked else None,
+                "general": general,
                 "pairs": call(cfg.rm.data, "rm.data") if "rm" in self.stages else None,
                 "score": self.function_reward(),
                 "max_pair_tokens": cfg.rm.max_length,

@@ -30,9 +30,8 @@ def absent(node: DictConfig | None) -> bool:
 def check(cfg: DictConfig) -> list[str]:
     """Refuses what is wrong in the root keys and in the numbers; returns the stages in the order they run."""
     check_root(cfg)
-    stages = order(
-        OmegaConf.to_object(cfg.stages) if OmegaConf.is_list(cfg.stages) else cfg.stages, judged(cfg), sampled(cfg.rm)
-    )
+    named = OmegaConf.to_object(cfg.stages) if OmegaConf.is_list(cfg.stages) else cfg.stages
+    stages = order(named, judged(cfg) or asks(cfg), sampled(cfg.rm))
     for key in sorted(OmegaConf.missing_keys(cfg)):
         example = EXAMPLES.get(key.rpartition(".")[2], "VALUE")
         raise AlignError(f"{key} is not set\n  write {key}={example}")
@@ -57,7 +56,13 @@ def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def judged(cfg: DictConfig) -> bool:
+    """A rule scores completions in the evaluation."""
     return cfg.evaluate.judge is not None
+
+
+def asks(cfg: DictConfig) -> bool:
+    """The evaluation has something to do without prompts of ppo."""
+    return bool(cfg.evaluate.shots) or not absent(cfg.evaluate.general)
 
 
 def sampled(stage: DictConfig) -> bool:

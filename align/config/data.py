@@ -65,3 +65,16 @@ class Mixture:
     """Shares go by size to the power 1 / temperature: 1 by size, the larger the more evenly."""
     rows: int | None = None
     """Training rows drawn in all; unset: as many as can be without drawing one twice."""
+
+
+@dataclass
+class ShortTexts:
+    _target_: str = "align.data.short_texts.ShortTexts"
+    task: str = "topic"
+    """topic, mood, or both."""
+    rows: int = 1000
+    """Texts to train on."""
+    documents: int = 4000
+    """Texts of the pretraining corpus."""
+    draw: int | None = None
+    """Which texts; unset: those of the run's seed."""

@@ -256,3 +256,16 @@ class Evaluate:
     """Completions generated at a time."""
     show: int = 3
     """Prompts printed with the answers before and after."""
+    shots: Any = field(default_factory=list)
+    """[0,4]: the model that fine-tuning started from answers sft.data's held-out rows after so many examples, the
+    trained ones after none."""
+    metrics: Any = field(default_factory=lambda: ["exact_match", "f1"])
+    """Of these answers: exact_match, f1 (of words), accuracy (the likeliest label), format (pattern, schema)."""
+    pattern: str | None = None
+    """A regular expression that a well-formed answer matches as a whole."""
+    schema: str | None = None
+    """A JSON schema's file, by which a well-formed answer is JSON."""
+    general: Any = None
+    """Text whose loss tells what was forgotten: data@evaluate.general=text evaluate.general.path=FILE."""
+    diversity: bool = False
+    """distinct-n, self-BLEU and entropy of the completions."""

@@ -141,7 +141,7 @@ def fitting_examples(
     # As TRL does it: the prompt with all that the tokenizer adds, and the completion from where they part.
     prompts = _ids([row["prompt"] for row in rows], tokenizer, add_generation_prompt=True)
     wholes = _ids([_whole(row, "completion", tokenizer) for row in rows], tokenizer)
-    starts = [_shared(prompt, whole) for prompt, whole in zip(prompts, wholes, strict=True)]
+    starts = [shared_length(prompt, whole) for prompt, whole in zip(prompts, wholes, strict=True)]
     fitting = [
         row for row, start, whole in zip(rows, starts, wholes, strict=True) if start < min(max_length, len(whole))
     ]
@@ -207,7 +207,7 @@ def _trailing(ids: list[int], wanted: int) -> int:
     return count
 
 
-def _shared(ids: list[int], others: list[int]) -> int:
+def shared_length(ids: list[int], others: list[int]) -> int:
     """How many ids two lists begin with alike."""
     for index, (one, other) in enumerate(zip(ids, others, strict=False)):
         if one != other:

@@ -91,12 +91,13 @@ class ShortTexts:
 
 
 def _document(random: Random) -> str:
-    """Two or three sentences as they stand in a diary; before some of them a word on what they are about."""
+    """Two or three sentences as they stand in a diary; behind some of them a word on what they were about."""
     said = []
     for _ in range(random.choice((2, 3))):
         text, topic, mood = _sentence(random, "train")
-        opening = random.choice(("", "", f"Some {topic}, with {mood} feelings. ", f"On {topic} and a {mood} mood: "))
-        said.append(opening + text)
+        said.append(
+            text + random.choice(("", f" So much for {topic}.", f" A {mood} day.", f" Thus {topic}, a {mood} day."))
+        )
     return " ".join(said)
 
 

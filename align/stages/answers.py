@@ -59,15 +59,18 @@ class Questions:
     schema: str | None = None
 
     def asked(self, shots: int, seed: int) -> list[str | list[dict]]:
-        """The prompts with `shots` examples before each, of its own task, the same for all questions of a task."""
+        """The prompts with `shots` examples before each, of its own task, the same for all questions of a task.
+
+        None before those of a task that is not trained on. Raises AlignError where a task has fewer.
+        """
         chosen: dict[str | None, list[dict]] = {}
         for task in {row.get(TASK) for row in self.rows}:
             own = [row for row in self.examples if row.get(TASK) == task]
-            if len(own) < shots:
+            if own and len(own) < shots:
                 raise AlignError(
                     f"evaluate.shots={shots}: there are {len(own)} rows to take examples from\n  write fewer"
                 )
-            chosen[task] = random.Random(f"{seed}/shots/{task}").sample(own, shots)
+            chosen[task] = random.Random(f"{seed}/shots/{task}").sample(own, min(shots, len(own)))
         return [with_examples(row["prompt"], chosen[row.get(TASK)]) for row in self.rows]
 
 
@@ -130,7 +133,7 @@ def _accuracy(
 ) -> list[float]:
     """1 where the right one of the task's labels is the likeliest, by the sum of its tokens' log-probabilities."""
     labels: dict[str | None, list[str]] = {}
-    for row in questions.examples:
+    for row in (*questions.examples, *questions.rows):
         known = labels.setdefault(row.get(TASK), [])
         if text_of(row["completion"]) not in known:
             known.append(text_of(row["completion"]))

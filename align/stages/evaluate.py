@@ -76,6 +76,8 @@ class Evaluate:
                 source.check(purpose)
         load_judge(self.options.judge)
         check_answers(self.options)
+        if self.demonstrations is not None:
+            self._questions().asked(max(self.options.shots), self.seed)
         if self.options.split not in ("eval", "test"):
             raise AlignError(f"evaluate.split={self.options.split}: write eval or test")
         for name in POLICIES:

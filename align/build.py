@@ -16,7 +16,7 @@ from align.answering import answering, learned_judge, policies
 from align.checks import absent, check, judged, sampled
 from align.errors import AlignError
 from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, reward_nodes, sources, target_of
-from align.preflight import MODEL_REWARD, check_roles, optimizer_steps
+from align.preflight import MODEL_REWARD, check_reward, check_roles, optimizer_steps
 from align.stages.lineage import measured_linear
 from align.stages.pipeline import Sources
 
@@ -191,11 +191,13 @@ class Build:
         """Loads the roles, then the rollout engine, then the reward; the loop of them."""
         import torch
 
+        from align.rewards.parts import start
         from align.roles.seating import Seating, Setting
         from align.roles.tokenizer import load_tokenizer, stop_ids
         from align.stages.ppo import PPO
         from align.types import Sampling
 
+        start(check_reward(self.cfg.reward, "reward"))
         cfg, said = self.cfg, []
 
         def tell(line: str) -> None:

@@ -19,7 +19,10 @@ INSTEAD = {
     "model": "a folder or a hub name such as org/name", "runs": "a folder, such as runs=runs",
     "device": "one of auto, cpu, cuda, cuda:1", "precision": f"one of {', '.join(PRECISIONS)}",
 }  # fmt: skip
-EXAMPLES = {"fn": "my_rewards.brevity (a function of my_rewards.py in the folder you stand in)"}
+EXAMPLES = {
+    "fn": "my_rewards.brevity (a function of my_rewards.py in the folder you stand in)",
+    "url": "http://localhost:8000/score",
+}
 
 
 def absent(node: DictConfig | None) -> bool:

@@ -44,6 +44,17 @@ CASES = [
     ("plugin whose import fails", f"{PPO} reward.fn=broken_plugin.score", ["no_such_package", "broken_plugin.py:1"]),
     ("reward with a wrong signature", f"{PPO} reward.fn=my_rewards.bare", ["bare", "**kwargs", "my_rewards.py"]),
     (
+        "reward server without a scheme",
+        f"{LEARNED} reward=http reward.url=localhost:8000/score",
+        ["reward: ", "url=localhost:8000/score is no URL", "http://HOST:PORT/PATH"],
+    ),
+    (
+        "token that the environment lacks",
+        f"{LEARNED} reward=http reward.url=http://localhost/score \"reward.headers.Authorization='Bearer $NO_TOKEN'\"",
+        ["headers.Authorization", "$NO_TOKEN", "export NO_TOKEN="],
+    ),
+    ("reward server without a URL", f"{LEARNED} reward=http", ["reward.url is not set", "http://localhost:8000/score"]),
+    (
         "where a reward model sits",
         f"{LEARNED} reward=model reward.path={{reward}} reward.backbone=shred",
         ["reward.backbone=shred: write one of auto, shared, own"],

@@ -65,7 +65,7 @@ def test_plugins_are_listed_with_origin_and_help(here, capsys):
     assert any(line.startswith("experiment=tiny") for line in lines)
     one_group = answer(capsys, "plugins reward").out.splitlines()
     assert {line.split()[0] for line in one_group} == {
-        "reward=fn", "reward=kind_words", "reward=mine", "reward=model", "reward=sum",
+        "reward=fn", "reward=http", "reward=kind_words", "reward=mine", "reward=model", "reward=sum",
     }  # fmt: skip
     mine = next(line for line in one_group if line.startswith("reward=mine"))
     assert "./conf" in mine and "my own: align reward=mine" in mine

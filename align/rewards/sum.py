@@ -31,6 +31,7 @@ class SumReward:
                 + (f"; did you mean {near[0]}?" if near else f"; +reward@reward.terms.{name}=kind_words adds one")
             )
         self.terms = dict(terms)
+        self.parts = {f"terms.{name}": term for name, term in terms.items()}
         self.weights = {name: float(weights.get(name, 1.0)) for name in terms}
         self.wants = set().union(*(term.wants for term in terms.values()))
 

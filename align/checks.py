@@ -21,6 +21,7 @@ INSTEAD = {
 }  # fmt: skip
 EXAMPLES = {
     "fn": "my_rewards.brevity (a function of my_rewards.py in the folder you stand in)",
+    "column": "task (a column of the prompts)",
     "url": "http://localhost:8000/score",
 }
 

@@ -21,22 +21,31 @@ from align.rewards.place import import_failed_at
 
 APART = ("path", "peft", "zero", "data")
 """What a role or a stage is given apart from its own scalars."""
+REWARDS_BY_NAME = ("terms", "cases")
+"""Where a reward holds others."""
 
 
 def call(node: DictConfig, key: str) -> Any:
     """What the `_target_` of a plug makes of its arguments; what it refuses is said with its key."""
-    target = target_of(node, key)
-    check_arguments(target, [str(name) for name in node], key)
-    if missing := sorted(OmegaConf.missing_keys(node)):
-        raise AlignError(f"{key}.{missing[0]} is not set\n  write {key}.{missing[0]}=VALUE")
+    check_given(node, [str(name) for name in node], key)
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, AlignError):
-            raise cause from None
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-        raise AlignError(f"{key}: {node._target_} refuses its arguments: {reason}") from error
+        raise refusal(node, error.__cause__ or error, key) from error
+
+
+def check_given(node: DictConfig, given: list[str], key: str) -> None:
+    """The target takes all that is given, and nothing is missing."""
+    check_arguments(target_of(node, key), given, key)
+    if missing := sorted(OmegaConf.missing_keys(node)):
+        raise AlignError(f"{key}.{missing[0]} is not set\n  write {key}.{missing[0]}=VALUE")
+
+
+def refusal(node: DictConfig, cause: BaseException, key: str) -> AlignError:
+    if isinstance(cause, AlignError):
+        return cause
+    reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+    return AlignError(f"{key}: {node._target_} refuses its arguments: {reason}")
 
 
 def sources(node: DictConfig, key: str) -> Any:
@@ -119,12 +128,45 @@ def peft(node: DictConfig | None, key: str) -> Any:
 
 
 def reward_nodes(node: DictConfig, key: str = "reward") -> Iterator[tuple[str, DictConfig]]:
-    """A reward with its key and, if it is a sum, its terms with theirs."""
+    """A reward and those inside it, each with its key."""
     yield key, node
-    for name, term in (node.get("terms") or {}).items():
-        if not isinstance(term, DictConfig):
-            raise AlignError(f"{key}.terms.{name}={term}: write +reward@{key}.terms.{name}={term}")
-        yield from reward_nodes(term, f"{key}.terms.{name}")
+    for name, inner in inner_rewards(node, key).items():
+        yield from reward_nodes(inner, f"{key}.{name}")
+
+
+def inner_rewards(node: DictConfig, key: str) -> dict[str, DictConfig]:
+    """The rewards inside a reward, by their key below its own."""
+    found = {}
+    for home in REWARDS_BY_NAME:
+        for name, inner in (node.get(home) or {}).items():
+            found[f"{home}.{name}"] = _reward_node(inner, f"{key}.{home}.{name}")
+    return found
+
+
+def _reward_node(node: Any, key: str) -> DictConfig:
+    if not isinstance(node, DictConfig):
+        raise AlignError(f"{key}={node}: write +reward@{key}={node}")
+    if "_target_" not in node:
+        raise AlignError(f"{key} has settings, but no reward that they are of\n  write +reward@{key}=fn")
+    return node
+
+
+def compose_reward(node: DictConfig, key: str, make: Callable[[DictConfig, str], Any]) -> Any:
+    """A reward with all those inside it, innermost first; `make` makes one that holds none, from node and key."""
+    inner = {name: compose_reward(part, f"{key}.{name}", make) for name, part in inner_rewards(node, key).items()}
+    if not inner:
+        return make(node, key)
+    arguments = OmegaConf.to_container(node, resolve=True)
+    del arguments["_target_"]
+    check_given(node, list(arguments), key)
+    arguments |= {home: {} for home in REWARDS_BY_NAME if home in arguments}
+    for name, reward in inner.items():
+        home, _, own = name.partition(".")
+        arguments[home][own] = reward
+    try:
+        return target_of(node, key)(**arguments)
+    except Exception as error:  # whatever a plugin raises
+        raise refusal(node, error, key) from error
 
 
 def plain_values(node: DictConfig) -> dict[str, Any]:

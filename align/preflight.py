@@ -5,13 +5,22 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from align import config
 from align.checks import absent, check_choice
 from align.config.choices import REWARD_BACKBONES
 from align.errors import AlignError
-from align.nodes import call, call_or_keep, check_arguments, peft, plain_values, reward_nodes, target_of
+from align.nodes import (
+    call,
+    call_or_keep,
+    check_arguments,
+    compose_reward,
+    peft,
+    plain_values,
+    reward_nodes,
+    target_of,
+)
 from align.stages.ranges import check_batches
 
 if TYPE_CHECKING:
@@ -28,7 +37,7 @@ def check_roles(build: Build, inputs: dict[str, str]) -> None:
     """Raises AlignError; `inputs` are the paths that are known before the run, by role."""
     cfg = build.cfg
     check_advantage(build)
-    check_reward(cfg.reward, "reward")
+    check_columns(check_reward(cfg.reward, "reward"), cfg)
     for key, node in [(name, cfg[name]) for name in ROLES] + list(reward_nodes(cfg.reward)):
         if not absent(node) and "zero" in node:
             build.zero(node.zero, f"{key}.zero", trained=key in ("actor", "critic"))
@@ -173,16 +182,25 @@ def check_advantage(build: Build) -> None:
     check_batches(cfg.ppo, cfg.rollout.samples_per_prompt, advantage.min_samples)
 
 
-def check_reward(node: Any, key: str) -> Any:
+def check_reward(node: DictConfig, key: str) -> Any:
     """The reward without its models: functions are imported, terms, weights and words are matched."""
-    if "terms" in node:
-        dict(reward_nodes(node, key))  # refuses terms that are no nodes
-        terms = {name: check_reward(term, f"{key}.terms.{name}") for name, term in (node.terms or {}).items()}
-        return target_of(node, key)(terms=terms, weights=OmegaConf.to_container(node.weights, resolve=True))
-    if node._target_ != MODEL_REWARD:
-        return call(node, key)
-    check_choice(f"{key}.backbone", node.backbone, REWARD_BACKBONES)
-    return UNLOADED
+
+    def make(node: DictConfig, key: str) -> Any:
+        if node._target_ != MODEL_REWARD:
+            return call(node, key)
+        check_choice(f"{key}.backbone", node.backbone, REWARD_BACKBONES)
+        return UNLOADED
+
+    return compose_reward(node, key, make)
+
+
+def check_columns(reward: Any, cfg: DictConfig) -> None:
+    """Where a reward goes by what stands in the rows, it can score them all."""
+    from align.rewards.parts import check_rows, reads_rows
+
+    if reads_rows(reward):
+        split = call(cfg.ppo.data, "ppo.data").load("ppo", cfg.seed)
+        check_rows(reward, [*split.train, *split.eval, *split.test], "reward")
 
 
 def check_folders(build: Build, inputs: dict[str, str]) -> None:

@@ -167,6 +167,13 @@ class RewardState:
     scores: Scores = field(default_factory=Scores)
     log_metric: Callable[[str, float], None] = lambda name, value: None
     log_extra: Callable[[str, list], None] = lambda column, values: None
+    place: str = "rewards"
+    """Where in the log a reward's own figures stand, beside those of its terms."""
+    training: bool = False
+    """The batch is trained on, so that a reward may learn from it."""
+
+    def within(self, name: str) -> RewardState:
+        return dataclasses.replace(self, place=f"{self.place}/{name}")
 
 
 @dataclass

@@ -82,6 +82,34 @@ CASES = [
         ["reward.terms.rm.path", "language model"],
     ),
     (
+        "value without a case",
+        f"{LEARNED} reward=by_column reward.column=topic +reward@reward.cases.words=fn "
+        "reward.cases.words.fn=my_rewards.brevity",
+        ["reward.column=topic", "'numbers'", "+reward@reward.cases.numbers=fn", "cases.default=fn"],
+    ),
+    (
+        "column of cases that the data lack",
+        f"{LEARNED} reward=sum +reward@reward.terms.x=by_column reward.terms.x.column=task "
+        "+reward@reward.terms.x.cases.default=fn reward.terms.x.cases.default.fn=my_rewards.brevity",
+        ["reward.terms.x.column=task", "only prompt, topic"],
+    ),
+    ("cases without one", f"{LEARNED} reward=by_column reward.column=topic", ["reward: ", "+reward@reward.cases."]),
+    (
+        "case as a plain value",
+        f"{LEARNED} reward=by_column reward.column=topic reward.cases.numbers=model",
+        ["reward.cases.numbers=model: write +reward@reward.cases.numbers=model"],
+    ),
+    (
+        "case without its reward",
+        f"{LEARNED} reward=by_column reward.column=topic +reward.cases.numbers.fn=my_rewards.brevity",
+        ["reward.cases.numbers has settings", "write +reward@reward.cases.numbers=fn"],
+    ),
+    (
+        "unknown argument of a reward with cases",
+        f"{LEARNED} reward=by_column reward.column=topic +reward.colour=1 +reward@reward.cases.numbers=model",
+        ["reward.colour"],
+    ),
+    (
         "term without a reward model",
         f"{LEARNED} reward=sum +reward@reward.terms.rm=model",
         ["reward.terms.rm.path", "runs/run/latest/rm"],

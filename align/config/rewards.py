@@ -60,3 +60,12 @@ class RewardHTTP:
     file of the run holds it."""
     name: str = "http"
     """Name in logs."""
+
+
+@dataclass
+class RewardByColumn:
+    _target_: str = "align.rewards.by_column.ByColumn"
+    column: str = MISSING
+    """Column of the data set whose value names the case that scores a row."""
+    cases: dict[str, Any] = field(default_factory=open_node)
+    """Rewards by that value: +reward@reward.cases.math=fn; the case `default` takes all other values."""

@@ -1,21 +1,47 @@
-"""What a reward may have beside its call; nothing is done where it has none of it.
+"""Rewards inside a reward, and what any reward may have beside its call; nothing is done where it has none of it.
 
-parts     rewards inside it, by their key below its own: {"terms.polite": …}
-start()   called as PPO starts, before models load: raises AlignError where what it needs is not there
+parts                   rewards inside it, by their key below its own: {"terms.polite": …}
+check_rows(rows, key)   before a model loads: raises AlignError for rows of the data set that it cannot score
+start()                 as PPO starts, before its models load: raises AlignError where what it needs is not there
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from align.types import Reward
+from torch import Tensor
+
+from align.types import Reward, Scored
 
 
 def every(reward: Reward, key: str = "") -> Iterator[tuple[str, Reward]]:
     """A reward and all those inside it, each with its key below the first one's own."""
     yield key, reward
-    for name, part in getattr(reward, "parts", {}).items():
+    for name, part in parts(reward).items():
         yield from every(part, f"{key}.{name}".lstrip("."))
+
+
+def parts(reward: Reward) -> dict[str, Reward]:
+    return getattr(reward, "parts", {})
+
+
+def named(name: str, scored: Scored) -> dict[str, Tensor]:
+    """For the log, what a reward inside another one says: its score by its name there, its own terms below that."""
+    terms = {part: term_B for part, term_B in scored.terms.items() if term_B is not scored.score_B}
+    return {name: scored.score_B, **{f"{name}/{part}": term_B for part, term_B in terms.items()}}
+
+
+def reads_rows(reward: Reward) -> bool:
+    return any(hasattr(one, "check_rows") for _, one in every(reward))
+
+
+def check_rows(reward: Reward, rows: list[dict], key: str) -> None:
+    """A reward that looks at rows hands those inside it their own; any other hands on all."""
+    if hasattr(reward, "check_rows"):
+        reward.check_rows(rows, key)
+        return
+    for name, part in parts(reward).items():
+        check_rows(part, rows, f"{key}.{name}")
 
 
 def start(reward: Reward) -> None:

@@ -8,6 +8,7 @@ import difflib
 import torch
 
 from align.errors import AlignError
+from align.rewards.parts import named
 from align.types import Reward, RewardState, Rollout, Scored, Texts
 
 
@@ -36,8 +37,8 @@ class SumReward:
         self.wants = set().union(*(term.wants for term in terms.values()))
 
     def __call__(self, rollout: Rollout, texts: Texts, state: RewardState) -> Scored:
-        """The sum, float32, and each term before its weight."""
-        terms = {name: term(rollout, texts, state).score_B for name, term in self.terms.items()}
-        weighted_KB = torch.stack([self.weights[name] * score_B.float() for name, score_B in terms.items()])
+        """The sum, float32, and each term before its weight, with its own terms below its name."""
+        scored = {name: term(rollout, texts, state.within(name)) for name, term in self.terms.items()}
+        weighted_KB = torch.stack([self.weights[name] * one.score_B.float() for name, one in scored.items()])
         score_B = weighted_KB.nansum(0).where(~weighted_KB.isnan().all(0), torch.nan)
-        return Scored(score_B, terms)
+        return Scored(score_B, {part: term for name, one in scored.items() for part, term in named(name, one).items()})

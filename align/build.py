@@ -176,6 +176,7 @@ class Build:
                 "general": general,
                 "pairs": call(cfg.rm.data, "rm.data") if "rm" in self.stages else None,
                 "score": self.function_reward(),
+                "ppo_steps": cfg.ppo.steps,
                 "max_pair_tokens": cfg.rm.max_length,
                 "max_new_tokens": cfg.rollout.max_new_tokens,
                 "max_prompt_tokens": cfg.ppo.max_prompt_tokens,

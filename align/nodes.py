@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import partial
@@ -21,8 +22,8 @@ from align.rewards.place import import_failed_at
 
 APART = ("path", "peft", "zero", "data")
 """What a role or a stage is given apart from its own scalars."""
-REWARDS_BY_NAME = ("terms", "cases")
-"""Where a reward holds others."""
+REWARDS_BY_NAME, REWARDS_ALONE = ("terms", "cases"), ("score", "condition")
+"""Where a reward holds others, or one."""
 
 
 def call(node: DictConfig, key: str) -> Any:
@@ -42,9 +43,12 @@ def check_given(node: DictConfig, given: list[str], key: str) -> None:
 
 
 def refusal(node: DictConfig, cause: BaseException, key: str) -> AlignError:
+    """What a target said of its arguments, with their key where it begins with the name of one."""
     if isinstance(cause, AlignError):
         return cause
     reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+    if (first := re.match(r"\w+", reason)) and first[0] in node:
+        return AlignError(f"{key}.{reason}")
     return AlignError(f"{key}: {node._target_} refuses its arguments: {reason}")
 
 
@@ -140,6 +144,9 @@ def inner_rewards(node: DictConfig, key: str) -> dict[str, DictConfig]:
     for home in REWARDS_BY_NAME:
         for name, inner in (node.get(home) or {}).items():
             found[f"{home}.{name}"] = _reward_node(inner, f"{key}.{home}.{name}")
+    for name in REWARDS_ALONE:
+        if isinstance(node.get(name), DictConfig):
+            found[name] = _reward_node(node[name], f"{key}.{name}")
     return found
 
 
@@ -162,7 +169,10 @@ def compose_reward(node: DictConfig, key: str, make: Callable[[DictConfig, str],
     arguments |= {home: {} for home in REWARDS_BY_NAME if home in arguments}
     for name, reward in inner.items():
         home, _, own = name.partition(".")
-        arguments[home][own] = reward
+        if own:
+            arguments[home][own] = reward
+        else:
+            arguments[name] = reward
     try:
         return target_of(node, key)(**arguments)
     except Exception as error:  # whatever a plugin raises

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from omegaconf import DictConfig
 
@@ -29,8 +28,15 @@ if TYPE_CHECKING:
 
 MODEL_REWARD = config.RewardModel._target_
 ROLES = ("actor", "critic", "reference")
-UNLOADED = SimpleNamespace(wants=set())
-"""Stands for a reward model until it is loaded."""
+
+
+class Unloaded:
+    """Stands for a reward model until it is loaded."""
+
+    wants: ClassVar[set[str]] = set()
+
+    def __call__(self, *args: Any) -> NoReturn:
+        raise AssertionError("a reward model is asked before it is loaded")
 
 
 def check_roles(build: Build, inputs: dict[str, str]) -> None:
@@ -189,7 +195,7 @@ def check_reward(node: DictConfig, key: str) -> Any:
         if node._target_ != MODEL_REWARD:
             return call(node, key)
         check_choice(f"{key}.backbone", node.backbone, REWARD_BACKBONES)
-        return UNLOADED
+        return Unloaded()
 
     return compose_reward(node, key, make)
 

@@ -46,12 +46,12 @@ CASES = [
     (
         "reward server without a scheme",
         f"{LEARNED} reward=http reward.url=localhost:8000/score",
-        ["reward: ", "url=localhost:8000/score is no URL", "http://HOST:PORT/PATH"],
+        ["reward.url=localhost:8000/score is no URL", "http://HOST:PORT/PATH"],
     ),
     (
         "token that the environment lacks",
         f"{LEARNED} reward=http reward.url=http://localhost/score \"reward.headers.Authorization='Bearer $NO_TOKEN'\"",
-        ["headers.Authorization", "$NO_TOKEN", "export NO_TOKEN="],
+        ["reward.headers.Authorization", "$NO_TOKEN", "export NO_TOKEN="],
     ),
     ("reward server without a URL", f"{LEARNED} reward=http", ["reward.url is not set", "http://localhost:8000/score"]),
     (
@@ -82,6 +82,37 @@ CASES = [
         ["reward.terms.rm.path", "language model"],
     ),
     (
+        "schedule out of order",
+        f"{LEARNED} reward=sum +reward@reward.terms.x=sum +reward@reward.terms.x.terms.polite=kind_words "
+        "reward.terms.x.weights.polite=[[5,1.0],[3,0.5]]",
+        ["reward.terms.x.weights.polite=[[5, 1.0], [3, 0.5]]", "out of order"],
+    ),
+    (
+        "weights of nothing",
+        f"{LEARNED} reward=sum +reward@reward.terms.polite=kind_words reward.weights.polite=0",
+        ["reward.weights are all 0"],
+    ),
+    (
+        "unknown normalisation",
+        f"{LEARNED} reward=sum +reward@reward.terms.polite=kind_words reward.normalize=rank",
+        ["reward.normalize=rank: write one of none, batch, running"],
+    ),
+    (
+        "gate without a condition",
+        f"{LEARNED} reward=gate +reward@reward.score=kind_words",
+        ["reward.condition is not set", "+reward@reward.condition="],
+    ),
+    (
+        "condition as a plain value",
+        f"{LEARNED} reward=gate +reward@reward.score=kind_words reward.condition=kind_words",
+        ["reward.condition=kind_words is no reward", "+reward@reward.condition=kind_words"],
+    ),
+    (
+        "threshold in words",
+        f"{LEARNED} reward=gate reward.threshold=high",
+        ["reward.threshold=high: write a number"],
+    ),
+    (
         "value without a case",
         f"{LEARNED} reward=by_column reward.column=topic +reward@reward.cases.words=fn "
         "reward.cases.words.fn=my_rewards.brevity",
@@ -93,7 +124,11 @@ CASES = [
         "+reward@reward.terms.x.cases.default=fn reward.terms.x.cases.default.fn=my_rewards.brevity",
         ["reward.terms.x.column=task", "only prompt, topic"],
     ),
-    ("cases without one", f"{LEARNED} reward=by_column reward.column=topic", ["reward: ", "+reward@reward.cases."]),
+    (
+        "cases without one",
+        f"{LEARNED} reward=by_column reward.column=topic",
+        ["reward.cases has none", "+reward@reward.cases."],
+    ),
     (
         "case as a plain value",
         f"{LEARNED} reward=by_column reward.column=topic reward.cases.numbers=model",

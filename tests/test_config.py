@@ -166,7 +166,7 @@ def test_a_sum_of_a_model_and_a_plugin_composes_and_builds():
     words = "reward=sum +reward@reward.terms.rm=model +reward@reward.terms.polite=kind_words"
     cfg = composed([*TINY.split(), *words.split(), "+reward.weights.polite=0.5"])
     reward = check_reward(cfg.reward, "reward")
-    assert reward.weights == {"rm": 1.0, "polite": 0.5}
+    assert {name: weight.at(0) for name, weight in reward.weights.items()} == {"rm": 1.0, "polite": 0.5}
     assert reward.terms["polite"](*_rollout_of(["please wait", "go"])).score_B.tolist() == pytest.approx([0.2, 0.0])
     assert Build(cfg).sources().reward_key == "reward.terms.rm.path"
 

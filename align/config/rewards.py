@@ -39,8 +39,11 @@ class RewardSum:
     _target_: str = "align.rewards.sum.SumReward"
     terms: dict[str, Any] = field(default_factory=open_node)
     """Rewards by name: +reward@reward.terms.polite=kind_words"""
-    weights: dict[str, float] = field(default_factory=open_node)
-    """Weight of each term; 1 where none is given."""
+    weights: dict[str, Any] = field(default_factory=open_node)
+    """Weight of each term, 1 where none is given: a number, or points of a weight that moves over PPO's steps,
+    [[0,1.0],[50,0.2]] or [cosine,[0,1.0],[50,0.2]] (align/rewards/weight.py)."""
+    normalize: str = "none"
+    """batch or running: before its weight, each term is divided by its deviation over the batch, or over all so far."""
 
 
 @dataclass
@@ -69,3 +72,16 @@ class RewardByColumn:
     """Column of the data set whose value names the case that scores a row."""
     cases: dict[str, Any] = field(default_factory=open_node)
     """Rewards by that value: +reward@reward.cases.math=fn; the case `default` takes all other values."""
+
+
+@dataclass
+class RewardGate:
+    _target_: str = "align.rewards.gate.Gate"
+    score: Any = None
+    """The reward that is to be had: +reward@reward.score=model"""
+    condition: Any = None
+    """The reward that opens it: +reward@reward.condition=format"""
+    threshold: float = 1.0
+    """What the condition must score, or more."""
+    otherwise: float = 0.0
+    """The score of a row whose condition scores less."""

@@ -8,6 +8,7 @@ start()                 as PPO starts, before its models load: raises AlignError
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 
@@ -48,3 +49,16 @@ def start(reward: Reward) -> None:
     for _, one in every(reward):
         if hasattr(one, "start"):
             one.start()
+
+
+def state_of(reward: Reward) -> dict[str, dict[str, Any]]:
+    """What a reward and those inside it have learned, by key; those without a state are left out."""
+    states = {key: one.state() for key, one in every(reward) if hasattr(one, "state")}
+    return {key: state for key, state in states.items() if state}
+
+
+def load_state(reward: Reward, saved: dict[str, dict[str, Any]]) -> None:
+    """What `state_of` gave, into a reward of the same settings."""
+    for key, one in every(reward):
+        if key in saved:
+            one.load_state(saved[key])

@@ -100,7 +100,7 @@ class PPO:
             scores = self.roles.score(rollout, self._wanted())
         scores = self._old_logp(rollout, scores)
         with self.clock("reward"):
-            scored, logged = self.score_texts(rollout, scores)
+            scored, logged = self.score_texts(rollout, scores, training=True)
         experience, metrics = self.experience(rollout, scores, scored)
         with self.clock("update"):
             metrics |= self.update(experience)
@@ -124,13 +124,13 @@ class PPO:
                 f"which is at {trains}"
             )
 
-    def score_texts(self, rollout: Rollout, scores: Scores) -> tuple[Scored, dict[str, float]]:
+    def score_texts(self, rollout: Rollout, scores: Scores, training: bool = False) -> tuple[Scored, dict[str, float]]:
         """Scores of the completions, those that did not end dealt with; what the rewards log.
 
-        A completion without a score (NaN) stays so.
+        A completion without a score (NaN) stays so. In `training` a reward may learn from the batch.
         """
         logged: dict[str, float] = {}
-        state = RewardState(self.steps_done, scores, log_metric=logged.__setitem__)
+        state = RewardState(self.steps_done, scores, log_metric=logged.__setitem__, training=training)
         scored = self.reward(rollout, texts_of(rollout, self.tokenizer), state)
         score_B = scored.score_B.to(rollout.logp_BT.device)
         if self.options.missing_eos_penalty:

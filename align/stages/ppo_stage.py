@@ -18,6 +18,7 @@ from align import config
 from align.data.encode import fitting_prompts
 from align.data.source import Source
 from align.report.report import StageReport
+from align.rewards.parts import state_of
 from align.stages.ppo import PPO
 from align.stages.rollouts import Row, batches, row_of, spread, texts_of, write
 from align.stages.scoring import judge_rollout
@@ -119,9 +120,12 @@ def evaluate(ppo: PPO, rows: list[Row], seed: int) -> dict[str, float]:
 
 
 def save(ppo: PPO, directory: Path) -> None:
-    """Roles and tokenizer, in folders that transformers and PEFT load; steps done and kl_coef, which may be steered."""
+    """Roles and tokenizer, in folders that transformers and PEFT load; steps done, kl_coef, which may be steered, and
+    what the reward has learned."""
     ppo.roles.save(directory)
-    state = {"steps": ppo.steps_done, "kl_coef": ppo.kl_coef}
+    state: dict[str, Any] = {"steps": ppo.steps_done, "kl_coef": ppo.kl_coef}
+    if learned := state_of(ppo.reward):
+        state["reward"] = learned
     (directory / STATE_FILE).write_text(json.dumps(state) + "\n")
     for folder in (directory, directory / "critic"):
         if folder.exists():

@@ -21,6 +21,9 @@ INSTEAD = {
 }  # fmt: skip
 EXAMPLES = {
     "fn": "my_rewards.brevity (a function of my_rewards.py in the folder you stand in)",
+    "buffer": "16",
+    "pattern": "'(?s)<think>.*</think>.*'",
+    "schema": "answer.schema.json",
     "column": "task (a column of the prompts)",
     "url": "http://localhost:8000/score",
 }

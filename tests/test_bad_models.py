@@ -112,6 +112,17 @@ CASES = [
         f"{LEARNED} reward=gate reward.threshold=high",
         ["reward.threshold=high: write a number"],
     ),
+    ("pattern that is none", f"{LEARNED} reward=format \"reward.pattern='(a'\"", ["reward.pattern=(a is no regular"]),
+    (
+        "schema that is none",
+        f"{LEARNED} reward=json reward.schema={{{{type:objekt}}}}",
+        ["reward.schema is no JSON schema", "'objekt'"],
+    ),
+    (
+        "buffer longer than a response",
+        f"{LEARNED} reward=sum +reward@reward.terms.length=overlong reward.terms.length.buffer=9",
+        ["reward.terms.length.buffer=9", "from 1 to max_length=8"],
+    ),
     (
         "value without a case",
         f"{LEARNED} reward=by_column reward.column=topic +reward@reward.cases.words=fn "

@@ -85,3 +85,37 @@ class RewardGate:
     """What the condition must score, or more."""
     otherwise: float = 0.0
     """The score of a row whose condition scores less."""
+
+
+@dataclass
+class RewardFormat:
+    _target_: str = "align.rewards.format.FormatReward"
+    pattern: str = MISSING
+    """Regular expression that the whole completion matches; begin it with (?s) where `.` is to be a line break, too."""
+    timeout: float = 10.0
+    """Seconds for one completion, after which the run ends: the pattern is one that takes for ever."""
+
+
+@dataclass
+class RewardJSON:
+    _target_: str = "align.rewards.json_schema.JSONReward"
+    schema: Any = MISSING
+    """A file with a JSON schema, or the schema itself."""
+
+
+@dataclass
+class RewardOverlong:
+    _target_: str = "align.rewards.overlong.Overlong"
+    buffer: int = MISSING
+    """The last tokens before `max_length`, over which the penalty grows from 0 to -1 (Yu et al. 2025, eq. 13)."""
+    max_length: int = "${rollout.max_new_tokens}"  # type: ignore[assignment]
+    """Tokens from which on it is -1."""
+
+
+@dataclass
+class RewardRepetition:
+    _target_: str = "align.rewards.repetition.Repetition"
+    ngram_size: int = 3
+    """Tokens in a row that count as said again."""
+    max_penalty: float = -1.0
+    """The score of a completion that says the same all the time; the share that it repeats is a share of it."""

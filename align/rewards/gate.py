@@ -1,6 +1,6 @@
 """A reward that another one opens.
 
-    align reward=gate +reward@reward.score=model +reward@reward.condition=format reward.condition.pattern=PATTERN
+    align reward=gate +reward@reward.score=model +reward@reward.condition=format reward.condition.pattern=.*please.*
 
 Shapes: B completions.
 """

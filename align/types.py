@@ -106,6 +106,9 @@ class Scores:
     entropy_BT: Tensor | None = None
     reward_B: Tensor | None = None
 
+    def __getitem__(self, rows: Tensor) -> Scores:
+        return _take(self, rows)
+
 
 @dataclass
 class Experience:
@@ -120,7 +123,7 @@ class Experience:
         return len(self.rollout)
 
     def __getitem__(self, rows: Tensor) -> Experience:
-        return _take(self, rows, rollout=self.rollout[rows], old=_take(self.old, rows))
+        return _take(self, rows, rollout=self.rollout[rows], old=self.old[rows])
 
     def trim(self) -> Experience:
         rollout = self.rollout.trim()

@@ -17,7 +17,7 @@ from torch import Tensor
 from align.errors import AlignError
 from align.rewards.answers import row_name
 from align.rewards.parts import check_rows, named
-from align.types import Reward, RewardState, Rollout, Scored, Scores, Texts
+from align.types import Reward, RewardState, Rollout, Scored, Texts
 
 DEFAULT = "default"
 """The case of every value that has none of its own."""
@@ -64,8 +64,9 @@ class ByColumn:
         terms: dict[str, Tensor] = {}
         score_B = torch.full((len(rollout),), torch.nan, device=rollout.row_B.device)
         for name in dict.fromkeys(names):
-            rows_C = torch.tensor([row for row, own in enumerate(names) if own == name], device=score_B.device)
-            scored = self.cases[name](rollout[rows_C], _texts(texts, rows_C), _state(state.within(name), rows_C))
+            rows_C = torch.tensor([row for row, case in enumerate(names) if case == name], device=score_B.device)
+            own = dataclasses.replace(state.within(name), scores=state.scores[rows_C])
+            scored = self.cases[name](rollout[rows_C], _texts(texts, rows_C), own)
             score_B[rows_C] = scored.score_B.to(score_B)
             for term, value_C in named(name, scored).items():
                 terms[term] = torch.full_like(score_B, torch.nan).index_copy(0, rows_C, value_C.to(score_B))
@@ -93,8 +94,3 @@ def _word(value: Any) -> str | None:
 
 def _texts(texts: Texts, rows_C: Tensor) -> Texts:
     return Texts(*([column[row] for row in rows_C.tolist()] for column in vars(texts).values()))
-
-
-def _state(state: RewardState, rows_C: Tensor) -> RewardState:
-    scores = {name: value[rows_C] for name, value in vars(state.scores).items() if value is not None}
-    return dataclasses.replace(state, scores=Scores(**scores))

@@ -20,7 +20,7 @@ from align.data.source import Source
 from align.report.report import StageReport
 from align.rewards.parts import state_of
 from align.stages.ppo import PPO
-from align.stages.rollouts import Row, batches, row_of, spread, texts_of, write
+from align.stages.rollouts import Row, batches, further, row_of, spread, texts_of, write
 from align.stages.scoring import judge_rollout
 
 STATE_FILE = "ppo_state.json"
@@ -67,7 +67,8 @@ class PPOStage:
             best.offer(before["eval/objective"], ppo)
         with report.steps(options.steps) as tell:
             for step in range(1, options.steps + 1):
-                metrics = ppo.step(next(feed))
+                batch = next(feed)
+                metrics = ppo.step(batch, further(rows, batch, prompts, self.seed, step))
                 if watched and step % options.eval_every == 0:
                     metrics |= evaluate(ppo, watched, self.seed)
                     best.offer(metrics["eval/objective"], ppo)

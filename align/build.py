@@ -202,13 +202,13 @@ class Build:
         """Loads the roles, then the rollout engine, then the reward; the loop of them."""
         import torch
 
-        from align.rewards.parts import start
+        from align.rewards.parts import check_reachable
         from align.roles.seating import Seating, Setting
         from align.roles.tokenizer import load_tokenizer, stop_ids
         from align.stages.ppo import PPO
         from align.types import Sampling
 
-        start(check_reward(self.cfg.reward, "reward"))
+        check_reachable(check_reward(self.cfg.reward, "reward"))
         cfg, said = self.cfg, []
 
         def tell(line: str) -> None:

@@ -247,7 +247,8 @@ class TrainEngine(Protocol):
 
 
 class Reward(Protocol):
-    """Scores completions. `wants` names what it needs of `Roles.score` (a field of Scores, without its suffix)."""
+    """Scores completions. `wants` names what it needs of `Roles.score` (a field of Scores, without its suffix);
+    what else one may have: align/rewards/parts.py."""
 
     wants: set[str]
 

@@ -61,8 +61,6 @@ class RewardHTTP:
     headers: dict[str, str] = field(default_factory=open_node)
     """Sent with each request: reward.headers.Authorization='Bearer $TOKEN' takes TOKEN from the environment, and no
     file of the run holds it."""
-    name: str = "http"
-    """Name in logs."""
 
 
 @dataclass

@@ -37,7 +37,7 @@ class ByColumn:
             raise ValueError("cases has none: add one for each value, +reward@reward.cases.VALUE=fn")
         self.column = column
         self.cases = {str(name): case for name, case in cases.items()}
-        self.parts = {f"cases.{name}": case for name, case in self.cases.items()}
+        self.rewards_inside = {f"cases.{name}": case for name, case in self.cases.items()}
         self.wants = set().union(*(case.wants for case in cases.values()))
 
     def check_rows(self, rows: list[dict], key: str) -> None:

@@ -39,10 +39,10 @@ class Deviations:
         deviation = math.sqrt(known[2] / known[0]) if known else 0.0
         return deviation if deviation > LEAST else 1.0
 
-    def state(self) -> dict[str, list[float]]:
+    def learned(self) -> dict[str, list[float]]:
         return {name: list(moments) for name, moments in self.trained.items()}
 
-    def load_state(self, saved: dict[str, list[float]]) -> None:
+    def load_learned(self, saved: dict[str, list[float]]) -> None:
         self.trained = {name: (int(count), mean, squares) for name, (count, mean, squares) in saved.items()}
 
 

@@ -27,8 +27,8 @@ class Gate:
     def __init__(
         self, score: Reward | None, condition: Reward | None, threshold: float = 1.0, otherwise: float = 0.0
     ) -> None:
-        self.inner = {"score": score, "condition": condition}
-        for name, reward in self.inner.items():
+        self.rewards_inside = {"score": score, "condition": condition}
+        for name, reward in self.rewards_inside.items():
             if reward is None:
                 raise ValueError(f"{name} is not set: add the reward, +reward@reward.{name}=fn")
             if not callable(reward):
@@ -37,12 +37,11 @@ class Gate:
             if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
                 raise ValueError(f"{name}={number}: write a finite number")
         self.threshold, self.otherwise = threshold, otherwise
-        self.parts = self.inner
         self.wants = score.wants | condition.wants
 
     def __call__(self, rollout: Rollout, texts: Texts, state: RewardState) -> Scored:
         """score_B, float32, and the terms of both."""
-        scored = {name: reward(rollout, texts, state.within(name)) for name, reward in self.inner.items()}
+        scored = {name: reward(rollout, texts, state.within(name)) for name, reward in self.rewards_inside.items()}
         score_B, condition_B = (scored[name].score_B.float() for name in ("score", "condition"))
         known_B = ~(score_B.isnan() | condition_B.isnan())
         open_B = condition_B >= self.threshold

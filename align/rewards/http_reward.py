@@ -55,6 +55,8 @@ class HTTPReward:
     Raises ValueError for settings that cannot be, a variable that is not set among them.
     """
 
+    name = "http"
+
     def __init__(
         self,
         url: str,
@@ -62,7 +64,6 @@ class HTTPReward:
         retries: int = 4,
         batch_size: int = 64,
         headers: dict[str, str] | None = None,
-        name: str = "http",
     ) -> None:
         if not 0 < timeout < math.inf:
             raise ValueError(f"timeout={timeout}: write a number of seconds above 0")
@@ -73,11 +74,11 @@ class HTTPReward:
         self.url = address(from_environment(url, "url"))
         given = dict(header(key, from_environment(value, f"headers.{key}")) for key, value in (headers or {}).items())
         self.headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **given}
-        self.timeout, self.retries, self.batch_size, self.name = timeout, retries, batch_size, name
+        self.timeout, self.retries, self.batch_size = timeout, retries, batch_size
         self.wants: set[str] = set()
-        self.here = f"reward {name!r} ({shown(self.url)})"
+        self.here = f"reward {self.name!r} ({shown(self.url)})"
 
-    def start(self) -> None:
+    def check_reachable(self) -> None:
         """Raises AlignError where no server answers; tells nothing about its scores.
 
         A HEAD request, to which any answer will do, since few servers know it: 405 and 501 say that somebody is there.
@@ -149,8 +150,9 @@ class HTTPReward:
                 why = f"no whole answer within reward.timeout={self.timeout:g} seconds"
             except (Away, httpx2.TransportError) as error:
                 why = str(error) or type(error).__name__
+        tries = f"{self.retries + 1} tries" if self.retries else "one try"
         raise AlignError(
-            f"{self.here} stayed away for {self.retries + 1} tries, the last time: {why}\n"
+            f"{self.here} stayed away for {tries}, the last time: {why}\n"
             "  write reward.url=URL of a server that runs, or more reward.timeout or reward.retries"
         )
 

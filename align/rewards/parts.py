@@ -1,8 +1,10 @@
 """Rewards inside a reward, and what any reward may have beside its call; nothing is done where it has none of it.
 
-parts                   rewards inside it, by their key below its own: {"terms.polite": …}
+rewards_inside          those it is made of, by their key below its own: {"terms.polite": …}
 check_rows(rows, key)   before a model loads: raises AlignError for rows of the data set that it cannot score
-start()                 as PPO starts, before its models load: raises AlignError where what it needs is not there
+check_reachable()       as PPO starts, before its models load: raises AlignError where what it needs is away
+learned()               what it has learned from batches that were trained on, as JSON holds it; {} is nothing
+load_learned(saved)     goes on from there
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from align.types import Reward, Scored
 def every(reward: Reward, key: str = "") -> Iterator[tuple[str, Reward]]:
     """A reward and all those inside it, each with its key below the first one's own."""
     yield key, reward
-    for name, part in parts(reward).items():
+    for name, part in inside(reward).items():
         yield from every(part, f"{key}.{name}".lstrip("."))
 
 
-def parts(reward: Reward) -> dict[str, Reward]:
-    return getattr(reward, "parts", {})
+def inside(reward: Reward) -> dict[str, Reward]:
+    return getattr(reward, "rewards_inside", {})
 
 
 def named(name: str, scored: Scored) -> dict[str, Tensor]:
@@ -41,24 +43,24 @@ def check_rows(reward: Reward, rows: list[dict], key: str) -> None:
     if hasattr(reward, "check_rows"):
         reward.check_rows(rows, key)
         return
-    for name, part in parts(reward).items():
+    for name, part in inside(reward).items():
         check_rows(part, rows, f"{key}.{name}")
 
 
-def start(reward: Reward) -> None:
+def check_reachable(reward: Reward) -> None:
     for _, one in every(reward):
-        if hasattr(one, "start"):
-            one.start()
+        if hasattr(one, "check_reachable"):
+            one.check_reachable()
 
 
-def state_of(reward: Reward) -> dict[str, dict[str, Any]]:
-    """What a reward and those inside it have learned, by key; those without a state are left out."""
-    states = {key: one.state() for key, one in every(reward) if hasattr(one, "state")}
-    return {key: state for key, state in states.items() if state}
+def learned(reward: Reward) -> dict[str, dict[str, Any]]:
+    """What a reward and those inside it have learned, by key; those that have nothing are left out."""
+    each = {key: one.learned() for key, one in every(reward) if hasattr(one, "learned")}
+    return {key: found for key, found in each.items() if found}
 
 
-def load_state(reward: Reward, saved: dict[str, dict[str, Any]]) -> None:
-    """What `state_of` gave, into a reward of the same settings."""
+def load_learned(reward: Reward, saved: dict[str, dict[str, Any]]) -> None:
+    """What `learned` gave, into a reward of the same settings."""
     for key, one in every(reward):
         if key in saved:
-            one.load_state(saved[key])
+            one.load_learned(saved[key])

@@ -49,7 +49,7 @@ class SumReward:
         if normalize not in NORMALIZE:
             raise ValueError(f"normalize={normalize}: write one of {', '.join(NORMALIZE)}")
         self.terms = dict(terms)
-        self.parts = {f"terms.{name}": term for name, term in terms.items()}
+        self.rewards_inside = {f"terms.{name}": term for name, term in terms.items()}
         self.weights = {name: weight_of(weights.get(name, 1.0), f"weights.{name}") for name in terms}
         if not any(weight for one in self.weights.values() for _, weight in one.points):
             raise ValueError("weights are all 0, so that every score is: write one that is not")
@@ -73,9 +73,9 @@ class SumReward:
         weighted_KB = torch.stack(weighted)
         return Scored(weighted_KB.nansum(0).where(~weighted_KB.isnan().all(0), torch.nan), terms)
 
-    def state(self) -> dict[str, Any]:
-        return self.deviations.state() if self.deviations else {}
+    def learned(self) -> dict[str, Any]:
+        return self.deviations.learned() if self.deviations else {}
 
-    def load_state(self, saved: dict[str, Any]) -> None:
+    def load_learned(self, saved: dict[str, Any]) -> None:
         if self.deviations:
-            self.deviations.load_state(saved)
+            self.deviations.load_learned(saved)

@@ -18,7 +18,7 @@ from align import config
 from align.data.encode import fitting_prompts
 from align.data.source import Source
 from align.report.report import StageReport
-from align.rewards.parts import state_of
+from align.rewards.parts import learned
 from align.stages.ppo import PPO
 from align.stages.rollouts import Row, batches, further, row_of, spread, texts_of, write
 from align.stages.scoring import judge_rollout
@@ -125,8 +125,8 @@ def save(ppo: PPO, directory: Path) -> None:
     what the reward has learned."""
     ppo.roles.save(directory)
     state: dict[str, Any] = {"steps": ppo.steps_done, "kl_coef": ppo.kl_coef}
-    if learned := state_of(ppo.reward):
-        state["reward"] = learned
+    if reward := learned(ppo.reward):
+        state["reward"] = reward
     (directory / STATE_FILE).write_text(json.dumps(state) + "\n")
     for folder in (directory, directory / "critic"):
         if folder.exists():

@@ -19,6 +19,8 @@ from align.types import Rollout, Scored, Scores
 
 @dataclass
 class Sampled:
+    """Completions, their scores by the roles, and their scores by the reward; sliced together."""
+
     rollout: Rollout
     scores: Scores
     scored: Scored
@@ -31,6 +33,7 @@ class Sampled:
         return len(self.rollout)
 
     def __getitem__(self, rows: Tensor) -> Sampled:
+        rows = rows.cpu()  # which indexes tensors of any device
         terms = {name: term_B[rows] for name, term_B in self.scored.terms.items()}
         scored = Scored(self.scored.score_B[rows], terms)
         return dataclasses.replace(self, rollout=self.rollout[rows], scores=self.scores[rows], scored=scored)
@@ -38,12 +41,12 @@ class Sampled:
 
 def joined(a: Sampled, b: Sampled) -> Sampled:
     """The completions of both, those of `a` first, padded as one rollout; logged figures are means over both."""
-    columns = {name: a.rollout.columns[name] + b.rollout.columns[name] for name in a.rollout.columns}
-    terms = {}
+    columns, terms, logged = {}, {}, Average()
+    for name in {**a.rollout.columns, **b.rollout.columns}:
+        columns[name] = [value for one in (a, b) for value in one.rollout.columns.get(name, [None] * len(one))]
     for name in {**a.scored.terms, **b.scored.terms}:
-        each = [one.scored.terms.get(name, torch.full_like(one.scored.score_B, torch.nan)) for one in (a, b)]
-        terms[name] = torch.cat(each)
-    logged = Average()
+        each = [one.scored.terms.get(name, torch.full((len(one),), torch.nan)) for one in (a, b)]
+        terms[name] = torch.cat([term_B.to(a.scored.score_B) for term_B in each])
     for one in (a, b):
         logged.add(one.logged, len(one))
     return Sampled(

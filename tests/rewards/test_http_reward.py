@@ -11,7 +11,7 @@ from test_function_reward import STATE, rollout
 from align.errors import AlignError
 from align.rewards import http_reward
 from align.rewards.http_reward import HTTPReward
-from align.rewards.parts import start
+from align.rewards.parts import check_reachable
 from align.rewards.sum import SumReward
 from align.types import Texts
 
@@ -61,9 +61,10 @@ def test_null_is_no_opinion_and_terms_are_logged_by_name():
     answer = {"scores": [1.5, None], "terms": {"kind": [None, 0.25]}}
     with serving(saying(200, json.dumps(answer))) as server:
         scored = score(SumReward({"judge": HTTPReward(server.url)}), ["a", "b"])
-        own = score(HTTPReward(server.url, name="judge"), ["a", "b"])
+        own = score(HTTPReward(server.url), ["a", "b"])
     assert scored.score_B[0] == 1.5 and math.isnan(scored.score_B[1])
-    assert set(own.terms) == {"judge", "kind"} and own.terms["kind"][1] == 0.25 and math.isnan(own.terms["kind"][0])
+    assert set(scored.terms) == {"judge", "judge/kind"} and set(own.terms) == {"http", "kind"}
+    assert own.terms["kind"][1] == 0.25 and math.isnan(own.terms["kind"][0])
 
 
 def test_a_term_that_some_batches_lack_is_no_opinion_there():
@@ -115,6 +116,18 @@ def test_a_connection_that_breaks_is_tried_again():
 
     with serving(answers) as server:
         assert score(HTTPReward(server.url, retries=1), ["ab"]).score_B.tolist() == [2.0]
+
+
+def test_after_a_server_that_drips_the_next_try_is_a_fresh_one():
+    def answers(handler, body):
+        if len(handler.server.seen) == 1:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            handler.drip(b"1")
+        else:
+            lengths(handler, body)
+
+    with serving(answers) as server:
+        assert score(HTTPReward(server.url, timeout=0.5, retries=3), ["ab"]).score_B.tolist() == [2.0]
 
 
 @pytest.mark.parametrize("begin", [b"HTTP/1.1 200 OK\r\n\r\n", b""], ids=["in the answer", "in its headers"])
@@ -180,7 +193,7 @@ def test_nobody_at_home_is_told_without_credentials(monkeypatch):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         reward = HTTPReward(f"http://me:$PASSWORD@127.0.0.1:{port}/score?key=$PASSWORD", retries=1)
-        for ask in (lambda: score(reward, ["a"]), lambda: start(SumReward({"judge": reward}))):
+        for ask in (lambda: score(reward, ["a"]), lambda: check_reachable(SumReward({"judge": reward}))):
             with pytest.raises(AlignError) as caught:
                 ask()
             said = str(caught.value)
@@ -197,7 +210,7 @@ def test_credentials_in_the_url_reach_the_server(monkeypatch):
 
 def test_a_server_that_knows_no_head_is_there_all_the_same():
     with serving(lengths) as server:
-        start(SumReward({"judge": HTTPReward(server.url)}))
+        check_reachable(SumReward({"judge": HTTPReward(server.url)}))
         assert server.seen == []
 
 

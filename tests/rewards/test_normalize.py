@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_function_reward import rollout
 
-from align.rewards.parts import load_state, state_of
+from align.rewards.parts import learned, load_learned
 from align.rewards.sum import SumReward
 from align.types import RewardState, Scored, Texts
 
@@ -70,7 +70,7 @@ def test_evaluation_goes_by_what_training_has_come_to_and_leaves_it_alone(normal
     before = summed(reward, SCORES[1], training=False)
     assert before.tolist() == pytest.approx(expected(SCORES[1], [SCORES[1]]), rel=1e-5)
     assert summed(reward, SCORES[4], training=False).tolist() == pytest.approx(expected(SCORES[4], [SCORES[1]]))
-    assert state_of(reward) == {}
+    assert learned(reward) == {}
     for scores in (SCORES[0], SCORES[4]):
         one, other = summed(reward, scores), summed(twin, scores)
         assert torch.equal(one, other)
@@ -85,10 +85,10 @@ def test_what_was_learned_goes_through_json(normalize):
     straight, stopped = make(normalize), make(normalize)
     for scores in SCORES[:2]:
         summed(straight, scores), summed(stopped, scores)
-    saved = json.loads(json.dumps(state_of(SumReward({"inner": stopped}))))
+    saved = json.loads(json.dumps(learned(SumReward({"inner": stopped}))))
     assert list(saved) == ["terms.inner"]
     resumed = make(normalize)
-    load_state(SumReward({"inner": resumed}), saved)
+    load_learned(SumReward({"inner": resumed}), saved)
     for training in (False, True):
         assert torch.equal(summed(straight, SCORES[4], training), summed(resumed, SCORES[4], training))
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from align.rewards.parts import state_of
+from align.rewards.parts import learned
 from align.rewards.sum import SumReward
 from align.stages.ppo_stage import STATE_FILE, evaluate, save
 from align.types import Scored
@@ -46,4 +46,4 @@ def test_weights_and_deviations_stand_in_the_metrics_and_the_state_is_saved(make
         torch.testing.assert_close(ppo.last[1].score_B, (weight - 2) * seen[-1] / deviation, rtol=1e-5, atol=1e-5)
     save(ppo, tmp_path)
     state = json.loads((tmp_path / STATE_FILE).read_text())
-    assert state["reward"] == {"": reward.state()} == state_of(reward) and set(state["reward"][""]) == {"ids", "more"}
+    assert state["reward"] == {"": reward.learned()} == learned(reward) and set(state["reward"][""]) == {"ids", "more"}

@@ -15,18 +15,9 @@ from align import config
 from align.answering import answering, learned_judge, policies
 from align.checks import absent, check, judged, sampled
 from align.errors import AlignError
-from align.nodes import (
-    as_dataclass,
-    call,
-    call_or_keep,
-    compose_reward,
-    peft,
-    plain_values,
-    reward_nodes,
-    sources,
-    target_of,
-)
-from align.preflight import MODEL_REWARD, check_reward, check_roles, optimizer_steps
+from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, sources, target_of
+from align.preflight import check_roles, optimizer_steps
+from align.rewarding import MODEL_REWARD, check_reward, compose_reward, reward_nodes
 from align.stages.lineage import measured_linear
 from align.stages.pipeline import Sources
 
@@ -227,7 +218,7 @@ class Build:
         self.role("reference", inputs).seat(seats)
         if not absent(cfg.critic):
             self.role("critic", inputs).seat(seats)
-        reward = self.reward(inputs, setting, tokenizer, seats)
+        reward = self.reward(cfg.reward, inputs, setting, tokenizer, seats)
         report.write_card(cpu_linear=self.linear.facts(), start=said)
         roles = seats.roles(cfg.ppo.micro_batch_size, cfg.ppo.micro_batch_tokens)
         sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens, stop_ids(inputs["actor"], tokenizer))
@@ -254,9 +245,10 @@ class Build:
         return target_of(node, name)(**{**values, **given})
 
     def reward(
-        self, inputs: dict[str, str], setting: Setting | None, tokenizer: Any, seats: Seating | None = None
-    ) -> Any:
-        """The reward with all those inside it; a learned model with what it needs to load."""
+        self, node: DictConfig, inputs: dict[str, str], setting: Setting | None, tokenizer: Any,
+        seats: Seating | None = None, key: str = "reward",
+    ) -> Any:  # fmt: skip
+        """A reward with all those inside it; a learned model with what it needs to load."""
 
         def make(node: DictConfig, key: str) -> Any:
             if node._target_ != MODEL_REWARD:
@@ -265,14 +257,14 @@ class Build:
             zero = self.zero(node.zero, f"{key}.zero", trained=False) if "zero" in node else None
             return target_of(node, key)(path, setting, tokenizer, node.normalize, zero, node.backbone, seats)
 
-        return compose_reward(self.cfg.reward, "reward", make)
+        return compose_reward(node, key, make)
 
     def function_reward(self) -> Any:
         """The run's reward, if it is a function or a sum of functions; None if a model has a part in it."""
         nodes = [node for _, node in reward_nodes(self.cfg.reward)]
         if any(node._target_ == MODEL_REWARD for node in nodes):
             return None
-        return self.reward({}, None, None)
+        return self.reward(self.cfg.reward, {}, None, None)
 
     def zero(self, node: DictConfig | None, key: str, trained: bool = True) -> config.Zero | None:
         """A role's ZeRO settings; checks that DeepSpeed is there, and the stage one that the role can have."""

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -22,8 +22,6 @@ from align.rewards.place import import_failed_at
 
 APART = ("path", "peft", "zero", "data")
 """What a role or a stage is given apart from its own scalars."""
-REWARDS_BY_NAME, REWARDS_ALONE = ("terms", "cases"), ("score", "condition")
-"""Where a reward holds others, or one."""
 
 
 def call(node: DictConfig, key: str) -> Any:
@@ -129,54 +127,6 @@ def peft(node: DictConfig | None, key: str) -> Any:
     method = on_quantized(call(settings, key), node.get("quantize"))
     check_wanted(method, key)
     return method
-
-
-def reward_nodes(node: DictConfig, key: str = "reward") -> Iterator[tuple[str, DictConfig]]:
-    """A reward and those inside it, each with its key."""
-    yield key, node
-    for name, inner in inner_rewards(node, key).items():
-        yield from reward_nodes(inner, f"{key}.{name}")
-
-
-def inner_rewards(node: DictConfig, key: str) -> dict[str, DictConfig]:
-    """The rewards inside a reward, by their key below its own."""
-    found = {}
-    for home in REWARDS_BY_NAME:
-        for name, inner in (node.get(home) or {}).items():
-            found[f"{home}.{name}"] = _reward_node(inner, f"{key}.{home}.{name}")
-    for name in REWARDS_ALONE:
-        if isinstance(node.get(name), DictConfig):
-            found[name] = _reward_node(node[name], f"{key}.{name}")
-    return found
-
-
-def _reward_node(node: Any, key: str) -> DictConfig:
-    if not isinstance(node, DictConfig):
-        raise AlignError(f"{key}={node}: write +reward@{key}={node}")
-    if "_target_" not in node:
-        raise AlignError(f"{key} has settings, but no reward that they are of\n  write +reward@{key}=fn")
-    return node
-
-
-def compose_reward(node: DictConfig, key: str, make: Callable[[DictConfig, str], Any]) -> Any:
-    """A reward with all those inside it, innermost first; `make` makes one that holds none, from node and key."""
-    inner = {name: compose_reward(part, f"{key}.{name}", make) for name, part in inner_rewards(node, key).items()}
-    if not inner:
-        return make(node, key)
-    arguments = OmegaConf.to_container(node, resolve=True)
-    del arguments["_target_"]
-    check_given(node, list(arguments), key)
-    arguments |= {home: {} for home in REWARDS_BY_NAME if home in arguments}
-    for name, reward in inner.items():
-        home, _, own = name.partition(".")
-        if own:
-            arguments[home][own] = reward
-        else:
-            arguments[name] = reward
-    try:
-        return target_of(node, key)(**arguments)
-    except Exception as error:  # whatever a plugin raises
-        raise refusal(node, error, key) from error
 
 
 def plain_values(node: DictConfig) -> dict[str, Any]:

@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from align import config
-from align.checks import absent, check_choice
-from align.config.choices import REWARD_BACKBONES
+from align.checks import absent
 from align.errors import AlignError
-from align.nodes import (
-    call,
-    call_or_keep,
-    check_arguments,
-    compose_reward,
-    peft,
-    plain_values,
-    reward_nodes,
-    target_of,
-)
+from align.nodes import call, call_or_keep, check_arguments, peft, plain_values, target_of
+from align.rewarding import MODEL_REWARD, check_scoring, reward_nodes
 from align.stages.ranges import check_batches
 
 if TYPE_CHECKING:
     from align.build import Build
     from align.roles.folder import Folder
 
-MODEL_REWARD = config.RewardModel._target_
 ROLES = ("actor", "critic", "reference")
-
-
-class Unloaded:
-    """Stands for a reward model until it is loaded."""
-
-    wants: ClassVar[set[str]] = set()
-
-    def __call__(self, *args: Any) -> NoReturn:
-        raise AssertionError("a reward model is asked before it is loaded")
 
 
 def check_roles(build: Build, inputs: dict[str, str]) -> None:
     """Raises AlignError; `inputs` are the paths that are known before the run, by role."""
     cfg = build.cfg
     check_advantage(build)
-    check_columns(check_reward(cfg.reward, "reward"), cfg)
+    check_scoring(cfg.reward, "reward", cfg.ppo.data, "ppo", cfg.seed)
     for key, node in [(name, cfg[name]) for name in ROLES] + list(reward_nodes(cfg.reward)):
         if not absent(node) and "zero" in node:
             build.zero(node.zero, f"{key}.zero", trained=key in ("actor", "critic"))
@@ -186,27 +166,6 @@ def check_advantage(build: Build) -> None:
             "trunk\n  write critic.trunk_gradient=0, or critic=own"
         )
     check_batches(cfg.ppo, cfg.rollout.samples_per_prompt, advantage.min_samples)
-
-
-def check_reward(node: DictConfig, key: str) -> Any:
-    """The reward without its models: functions are imported, terms, weights and words are matched."""
-
-    def make(node: DictConfig, key: str) -> Any:
-        if node._target_ != MODEL_REWARD:
-            return call(node, key)
-        check_choice(f"{key}.backbone", node.backbone, REWARD_BACKBONES)
-        return Unloaded()
-
-    return compose_reward(node, key, make)
-
-
-def check_columns(reward: Any, cfg: DictConfig) -> None:
-    """Where a reward goes by what stands in the rows, it can score them all."""
-    from align.rewards.parts import check_rows, reads_rows
-
-    if reads_rows(reward):
-        split = call(cfg.ppo.data, "ppo.data").load("ppo", cfg.seed)
-        check_rows(reward, [*split.train, *split.eval, *split.test], "reward")
 
 
 def check_folders(build: Build, inputs: dict[str, str]) -> None:

@@ -161,7 +161,7 @@ def test_plugins_and_align_have_no_plug_of_the_same_name():
 
 
 def test_a_sum_of_a_model_and_a_plugin_composes_and_builds():
-    from align.preflight import check_reward
+    from align.rewarding import check_reward
 
     words = "reward=sum +reward@reward.terms.rm=model +reward@reward.terms.polite=kind_words"
     cfg = composed([*TINY.split(), *words.split(), "+reward.weights.polite=0.5"])

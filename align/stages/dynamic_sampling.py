@@ -17,12 +17,12 @@ import torch
 
 from align import ops
 from align.stages.rollouts import Row
-from align.stages.sampled import Sampled, joined
+from align.stages.scored_rollout import ScoredRollout, joined
 
 
 def replace_alike(
-    first: Sampled, further: Iterable[list[Row]], sample: Callable[[list[Row]], Sampled], bound: int
-) -> tuple[Sampled, dict[str, float]]:
+    first: ScoredRollout, further: Iterable[list[Row]], sample: Callable[[list[Row]], ScoredRollout], bound: int
+) -> tuple[ScoredRollout, dict[str, float]]:
     """As many completions as `first` has, of prompts whose samples differ in score as far as `bound` batches give them.
 
     First those of the earlier batches; `first` itself where nothing had to be drawn. In the metrics, over all

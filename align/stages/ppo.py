@@ -30,7 +30,7 @@ from align.stages import ppo_loss, ppo_metrics
 from align.stages.dynamic_sampling import replace_alike
 from align.stages.ranges import check_dynamic_sampling, check_ppo
 from align.stages.rollouts import Row, texts_of, write
-from align.stages.sampled import Sampled
+from align.stages.scored_rollout import ScoredRollout
 from align.types import (
     Advantage,
     Experience,
@@ -115,7 +115,7 @@ class PPO:
         metrics |= {"lr" if role == "actor" else f"lr/{role}": rate for role, rate in rates.items()}
         return {**metrics, **sampled.logged, **self.clock.seconds(sampled.tokens)}
 
-    def sample(self, rows: list[Row]) -> Sampled:
+    def sample(self, rows: list[Row]) -> ScoredRollout:
         """Completions of each row by the policy as it is, with what roles and reward say of them."""
         with self.clock("generate"):
             rollout = write(
@@ -127,7 +127,7 @@ class PPO:
             scores = self.roles.score(rollout, self._wanted())
         with self.clock("reward"):
             scored, logged = self.score_texts(rollout, scores, training=True)
-        return Sampled(rollout, scores, scored, logged, int(rollout.response_mask_BT.sum()))
+        return ScoredRollout(rollout, scores, scored, logged, int(rollout.response_mask_BT.sum()))
 
     def _check_version(self, rollout: Rollout) -> None:
         """Every row was written by the policy that is about to be trained."""

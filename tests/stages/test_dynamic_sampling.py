@@ -8,7 +8,7 @@ from compare_weights import same, weights
 
 from align.errors import AlignError
 from align.stages.rollouts import as_rows, further
-from align.stages.sampled import joined
+from align.stages.scored_rollout import joined
 from align.types import Scored
 
 SAMPLES = 2

@@ -18,7 +18,7 @@ from align.types import Rollout, Scored, Scores
 
 
 @dataclass
-class Sampled:
+class ScoredRollout:
     """Completions, their scores by the roles, and their scores by the reward; sliced together."""
 
     rollout: Rollout
@@ -32,14 +32,14 @@ class Sampled:
     def __len__(self) -> int:
         return len(self.rollout)
 
-    def __getitem__(self, rows: Tensor) -> Sampled:
+    def __getitem__(self, rows: Tensor) -> ScoredRollout:
         rows = rows.cpu()  # which indexes tensors of any device
         terms = {name: term_B[rows] for name, term_B in self.scored.terms.items()}
         scored = Scored(self.scored.score_B[rows], terms)
         return dataclasses.replace(self, rollout=self.rollout[rows], scores=self.scores[rows], scored=scored)
 
 
-def joined(a: Sampled, b: Sampled) -> Sampled:
+def joined(a: ScoredRollout, b: ScoredRollout) -> ScoredRollout:
     """The completions of both, those of `a` first, padded as one rollout; logged figures are means over both."""
     columns, terms, logged = {}, {}, Average()
     for name in {**a.rollout.columns, **b.rollout.columns}:
@@ -49,7 +49,7 @@ def joined(a: Sampled, b: Sampled) -> Sampled:
         terms[name] = torch.cat([term_B.to(a.scored.score_B) for term_B in each])
     for one in (a, b):
         logged.add(one.logged, len(one))
-    return Sampled(
+    return ScoredRollout(
         dataclasses.replace(a.rollout, columns=columns, **_tensors(a.rollout, b.rollout)),
         Scores(**_tensors(a.scores, b.scores)),
         Scored(torch.cat([a.scored.score_B, b.scored.score_B]), terms),

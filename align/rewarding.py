@@ -29,7 +29,8 @@ def inner_rewards(node: DictConfig, key: str) -> dict[str, DictConfig]:
     """The rewards inside a reward, by their key below its own."""
     found = {}
     for home in REWARDS_BY_NAME:
-        for name, inner in (node.get(home) or {}).items():
+        named = node.get(home)
+        for name, inner in named.items() if isinstance(named, DictConfig) else ():
             found[f"{home}.{name}"] = _reward_node(inner, f"{key}.{home}.{name}")
     for name in REWARDS_ALONE:
         if isinstance(node.get(name), DictConfig):

@@ -171,6 +171,12 @@ def test_a_sum_of_a_model_and_a_plugin_composes_and_builds():
     assert Build(cfg).sources().reward_key == "reward.terms.rm.path"
 
 
+def test_evaluation_takes_the_reward_that_a_schedule_ends_with():
+    words = "reward=sum +reward@reward.terms.polite=kind_words reward.weights.polite=[[0,1.0],[3,0.5]]"
+    stage = Build(composed([*TINY.split(), *words.split(), "stages=[evaluate]", "actor.path=a"])).stage("evaluate")
+    assert stage.ppo_steps == 3 and stage.score.weights["polite"].at(stage.ppo_steps) == 0.5
+
+
 def test_rloo_needs_no_critic():
     cfg = composed([*TINY.split(), "advantage=rloo", "critic=none", "rollout.samples_per_prompt=4"])
     build = Build(cfg)

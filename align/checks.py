@@ -22,7 +22,7 @@ INSTEAD = {
 EXAMPLES = {
     "fn": "my_rewards.brevity (a function of my_rewards.py in the folder you stand in)",
     "buffer": "16",
-    "pattern": "'(?s)<think>.*</think>.*'",
+    "pattern": "'<think>.*</think>.*'",
     "schema": "answer.schema.json",
     "column": "task (a column of the prompts)",
     "url": "http://localhost:8000/score",

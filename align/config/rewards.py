@@ -89,7 +89,7 @@ class RewardGate:
 class RewardFormat:
     _target_: str = "align.rewards.format.FormatReward"
     pattern: str = MISSING
-    """Regular expression that the whole completion matches; begin it with (?s) where `.` is to be a line break, too."""
+    """Regular expression that the whole completion matches, as in `evaluate.pattern`."""
     timeout: float = 10.0
     """Seconds for one completion, after which the run ends: the pattern is one that takes for ever."""
 

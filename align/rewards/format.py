@@ -1,6 +1,6 @@
 """Whether a completion has the form that a pattern describes.
 
-    align reward=format "reward.pattern='(?s)<think>.*</think>.*'"
+    align reward=format "reward.pattern='<think>.*</think>.*'"
 
 Shapes: B completions.
 """
@@ -19,12 +19,12 @@ from align.types import RewardState, Rollout, Scored, Texts
 
 
 class FormatReward:
-    """1 where the whole completion matches a pattern, else 0.
+    """1 where the whole completion, but for white space around it, matches a pattern, else 0.
 
-    pattern: a regular expression of Python's `re` (also what the `regex` library adds to it): `.` is no line
-    break unless the pattern begins with (?s). timeout: seconds for one completion. A pattern that can match a text
-    in many ways, such as (a|aa)+c, takes time that doubles with each letter; the run ends with the row it
-    fails on, as it would there each time, since a score that hangs on the clock would not repeat.
+    pattern: a regular expression of Python's `re`, or with what the `regex` library adds to it; `.` is a line break,
+    too, as in `evaluate.pattern`. timeout: seconds for one completion. A pattern that can match a text in many
+    ways, such as (a|aa)+c, takes time that doubles with each letter; the run then ends and names the row, since a
+    score that hangs on the clock would not repeat.
 
     Raises ValueError for a pattern that is none.
     """
@@ -33,7 +33,7 @@ class FormatReward:
 
     def __init__(self, pattern: str, timeout: float = 10.0) -> None:
         try:
-            self.pattern = regex.compile(pattern)
+            self.pattern = regex.compile(pattern, regex.DOTALL)
         except (regex.error, TypeError) as error:
             raise ValueError(f"pattern={pattern} is no regular expression: {error}") from error
         if not 0 < timeout < math.inf:
@@ -49,7 +49,7 @@ class FormatReward:
 
     def _fits(self, text: str, where: str) -> bool:
         try:
-            return self.pattern.fullmatch(text, timeout=self.timeout) is not None
+            return self.pattern.fullmatch(text.strip(), timeout=self.timeout) is not None
         except TimeoutError:
             raise AlignError(
                 f"reward 'format', {where}: {self.pattern.pattern} takes more than {self.timeout:g} seconds for "

@@ -8,6 +8,7 @@ from test_function_reward import STATE, rollout
 from align.errors import AlignError
 from align.rewards.format import FormatReward
 from align.rewards.json_schema import JSONReward
+from align.stages.text_metrics import format_check
 from align.types import Texts
 
 ANSWER = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}
@@ -21,9 +22,15 @@ def score(reward, *completions):
 
 
 def test_the_whole_completion_must_match():
-    assert score(FormatReward("[0-9]+"), "12", "12 ", "x12", "") == [1.0, 0.0, 0.0, 0.0]
-    assert score(FormatReward(r"<b>.*</b>"), "<b>a\nb</b>") == [0.0]
-    assert score(FormatReward(r"(?s)<b>.*</b>"), "<b>a\nb</b>") == [1.0]
+    assert score(FormatReward("[0-9]+"), "12", "x12", "1 2", "") == [1.0, 0.0, 0.0, 0.0]
+    assert score(FormatReward("<b>.*</b>"), "<b>a\nb</b>", "<b>a</b>\n", "<b>a</b> c") == [1.0, 1.0, 0.0]
+
+
+def test_patterns_mean_what_they_mean_in_evaluation():
+    texts = ["12", " 12\n", "1\n2", "x", "", "12 x"]
+    for pattern in ("[0-9]+", "1.2", "(?i)X?", ".*x$"):
+        check = format_check(pattern, None)
+        assert score(FormatReward(pattern), *texts) == [check(text) for text in texts], pattern
 
 
 def test_of_messages_the_last_ones_text_is_looked_at():

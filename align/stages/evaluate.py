@@ -106,7 +106,8 @@ class Evaluate:
                     results[name]["kl"] = kl(policy, reference, rollout)
             if general:
                 results[name]["general_loss"] = text_loss(policy, general, tokenizer, self.options.batch_size)
-            for shots in questions and (self.options.shots if name == names[0] else [0]):
+            asked = self.options.shots if name == names[0] else [0]
+            for shots in asked if questions else []:
                 told = results.setdefault(f"{name}, {shots} shots" if shots else name, {})
                 told |= self._answer(policy, questions, shots, tokenizer, inputs[name])
             if name == "sft":

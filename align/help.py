@@ -10,7 +10,7 @@ import yaml
 from align.plugins import plugs
 
 EXAMPLES = """\
-align [run] [FLAGS] [SETTINGS]    one run: the stages pretrain, sft, rm, ppo, evaluate, or some of them
+align [run] [FLAGS] [SETTINGS]    one run: some of pretrain, sft, rm, preferences, best_of, dpo, kto, ppo, evaluate
 align plugins [GROUP]             every choice below, where it comes from and how it is used
 align plugins --explain METHOD    what a PEFT method trains, how vLLM serves it, who can share a base (model=FOLDER)
 align export RUN --to DIR --merge a policy and its adapter as one plain model (--dtype fp32|bf16|fp16)
@@ -53,7 +53,8 @@ def choices() -> list[tuple[str, list[str]]]:
         keys.setdefault(group, []).append(package)
     found = []
     for group in sorted(names, key=lambda group: (group != "experiment", group)):
-        owners = [package.removesuffix(f".{group}") for package in keys.get(group, []) if package]
-        key = f"{group}@{{{','.join(owners)}}}.{group}" if owners else group
+        packages = keys.get(group, [])
+        owners = [package.removesuffix(f".{group}") for package in packages if package.endswith(f".{group}")]
+        key = f"{group}@{{{','.join(owners)}}}.{group}" if owners and "" not in packages else group
         found.append((key, sorted(set(names[group]))))
     return found

@@ -40,7 +40,7 @@ def test_help_fits_a_screen_and_lists_commands_choices_and_examples(here, capsys
     for word in (
         "align plugins",
         "align experiment=tiny",
-        "peft@{sft,rm,actor,critic}.peft=",
+        "peft@{sft,best_of,rm,actor,critic}.peft=",
         "kind_words",
         "--cfg job",
     ):

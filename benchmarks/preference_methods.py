@@ -2,7 +2,7 @@
 
     python benchmarks/preference_methods.py --out DIR [--seed 0]     # writes DIR/methods.json and methods.md
 
-All start from one fine-tuned model; PPO, RLOO and best-of learn from one reward model, which learned from the pairs that
+All start from one fine-tuned model; PPO, RLOO and best-of learn from one reward model, and that from the pairs that
 DPO, IPO and KTO learn from themselves. What is in DIR already is not run again.
 """
 

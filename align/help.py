@@ -11,6 +11,7 @@ from align.plugins import plugs
 
 EXAMPLES = """\
 align [run] [FLAGS] [SETTINGS]    one run: the stages pretrain, sft, rm, ppo, evaluate, or some of them
+align table RUNS                  settings and figures of many runs, side by side (--columns --over seed --to FILE)
 align plugins [GROUP]             every choice below, where it comes from and how it is used
 align plugins --explain METHOD    what a PEFT method trains, how vLLM serves it, who can share a base (model=FOLDER)
 align export RUN --to DIR --merge a policy and its adapter as one plain model (--dtype fp32|bf16|fp16)

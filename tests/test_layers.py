@@ -20,7 +20,7 @@ LAYERS = [
     {"preflight"},
     {"build"},
     {"explain", "plugins"},
-    {"composing", "export", "help", "methods"},
+    {"composing", "export", "help", "methods", "tables"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -21,6 +21,7 @@ LAYERS = [
     {"build"},
     {"explain", "plugins"},
     {"composing", "export", "help", "methods", "tables"},
+    {"search"},
     {"cli"},
     {"__init__", "__main__"},
 ]

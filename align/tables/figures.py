@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,15 @@ def in_order(names: list[str]) -> list[str]:
     owners = ("base", *STAGES)
     place = {owner: i for i, owner in enumerate(owners)}
     return sorted(names, key=lambda name: (name.count(".") == 0, place.get(name.partition(".")[0], len(owners))))
+
+
+def nearest_figures(word: str, names: list[str]) -> list[str]:
+    """Names that may have been meant: with the same last part, much alike, or with a last part much alike."""
+    last = word.rpartition(".")[2]
+    lasts = difflib.get_close_matches(last, {name.rpartition(".")[2] for name in names}, n=2)
+    found = [name for name in names if name.rpartition(".")[2] == last]
+    found = found or difflib.get_close_matches(word, names, n=4, cutoff=0.5)
+    return (found or [name for name in names if name.rpartition(".")[2] in lasts])[:6]
 
 
 def headlines(names: list[str]) -> list[str]:

@@ -36,6 +36,9 @@ def read(words: list[str]) -> list[Run]:
     for label, (folder, meant) in zip(labels(list(found)), found.items(), strict=True):
         stages = [stage for stage in stages_of(folder) if meant is None or stage in meant]
         settings = flat(_settings(folder, stages), stages)
+        if settings.get("cpu_linear") == "auto":  # what it came to is what runs differ in
+            kinds = [read_json(folder / stage / "card.json").get("cpu_linear", {}).get("kind") for stage in stages]
+            settings["cpu_linear"] = next(filter(None, kinds), "auto")
         runs.append(Run(label, folder, state(folder, stages), settings, figures(folder, stages)))
     return runs
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import statistics
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 from align.errors import AlignError
-from align.tables.figures import headlines, in_order
+from align.tables.figures import headlines, in_order, nearest_figures
 from align.tables.runs import DONE, Run
 from align.tables.settings import differing, shown
 
@@ -86,11 +85,8 @@ def resolve(word: str, names: list[str], option: str) -> str:
     ends = [name for name in names if name.endswith(f".{word}")]
     if len(ends) == 1:
         return ends[0]
-    last = word.rpartition(".")[2]
-    near = ends or [name for name in names if name.rpartition(".")[2] == last]
-    near = near or difflib.get_close_matches(word, names, n=4, cutoff=0.5)
-    near = near or [n for n in names if n.rpartition(".")[2] in difflib.get_close_matches(last, [n.rpartition(".")[2]])]
-    known = f"nearest: {', '.join(near[:6])}" if near else f"one of: {', '.join(names[:20]) or 'none: no stage ended'}"
+    near = ends or nearest_figures(word, names)
+    known = f"nearest: {', '.join(near)}" if near else f"one of: {', '.join(names[:20]) or 'none: no stage ended'}"
     what = "are several columns" if len(ends) > 1 else "is no column of these runs"
     raise AlignError(f"table: {option} {word} {what}\n  {known}")
 

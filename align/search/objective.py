@@ -1,0 +1,144 @@
+"""What a search is after: a figure of `align table`, its direction, and where it shows on the way."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from align.build import Build
+from align.checks import judged
+from align.errors import AlignError
+from align.tables.figures import figures, nearest_figures
+from align.tables.runs import stages_of
+
+LESS = {"loss", "kl", "seconds", "perplexity", "gap", "error"}
+MORE = {"accuracy", "score", "reward", "margin", "objective", "correct", "polite", "concise", "clean", "finished"}
+"""Words in a figure's name that tell whether less or more of it is wanted."""
+OF_STAGE = {"pretrain": "eval_loss", "sft": "eval_loss", "rm": "eval_accuracy"}
+"""What a stage measures on held-out rows."""
+ON_THE_WAY = {"best.objective": "eval/objective", "true_score": "eval/score", "reward": "eval/score"}
+"""Names of PPO's figures in metrics.jsonl, or of the nearest there is."""
+EVALUATIONS = 8
+"""Of a trial that TRL trains, spread over its steps, for the pruner to see."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    figure: str
+    direction: str
+
+    @property
+    def stage(self) -> str:
+        return self.figure.partition(".")[0]
+
+    def better(self, value: float, other: float) -> bool:
+        return value < other if self.direction == "minimize" else value > other
+
+    def value(self, run: Path) -> float:
+        """The figure of a run that came to its end. Raises AlignError where there is none, or no finite one."""
+        found = figures(run, stages_of(run))
+        if self.figure not in found:
+            raise AlignError(
+                f"search: objective={self.figure}: a run came to its end without it\n"
+                f"  nearest: {', '.join(nearest_figures(self.figure, list(found)))}"
+            )
+        return found[self.figure]
+
+
+def objective(figure: str | None, direction: str | None, cfg: DictConfig, stages: list[str]) -> Objective:
+    """What was asked for, or the held-out score of the last stage that trains. Raises AlignError for what cannot be."""
+    figure = figure or default(cfg, stages)
+    owner = figure.partition(".")[0]
+    owners = [*stages, *(["base"] if "evaluate" in stages else []), "seconds"]
+    if owner not in owners:
+        raise AlignError(
+            f"search: objective={figure}: {owner} is no stage of these runs\n"
+            f"  write a figure of align table, such as {default(cfg, stages)}; stages: {', '.join(stages)}"
+        )
+    node = cfg[owner].get("data") if owner in ("sft", "rm") else None
+    if node is not None and node.get("eval_share") == 0 and node.get("eval_path") is None:
+        raise AlignError(
+            f"search: objective={figure}: no rows are held out ({owner}.data.eval_share=0)\n"
+            f"  write {owner}.data.eval_share=0.05, or {owner}.data.eval_path=FILE"
+        )
+    return Objective(figure, direction or _direction(figure))
+
+
+def default(cfg: DictConfig, stages: list[str]) -> str:
+    """sft.eval_loss, rm.eval_accuracy; of PPO the true score if a judge knows it, else the best held-out reward."""
+    trained = [stage for stage in stages if stage != "evaluate"]
+    last = trained[-1] if trained else "evaluate"
+    if last in OF_STAGE:
+        return f"{last}.{OF_STAGE[last]}"
+    if last != "ppo":
+        raise AlignError(f"search: {last} has no score of its own to go by\n  write objective={last}.FIGURE")
+    if judged(cfg):
+        return "ppo.true_score"
+    if cfg.ppo.eval_every:
+        return "ppo.best.objective"
+    return "ppo.reward" if Build(cfg).sources().learned_reward else "ppo.score"
+
+
+def _direction(figure: str) -> str:
+    words = set(re.split(r"[._/]", figure))
+    less, more = bool(words & LESS), bool(words & MORE)
+    if less == more:
+        raise AlignError(
+            f"search: objective={figure}: its name does not tell whether less or more is wanted\n"
+            "  write direction=minimize or direction=maximize"
+        )
+    return "minimize" if less else "maximize"
+
+
+def on_the_way(wanted: Objective, cfg: DictConfig, typed: list[str]) -> tuple[list[str], str]:
+    """Words that make a trial evaluate itself on its way, and why there is nothing to prune by ('' if there is)."""
+    stage = wanted.stage
+    if stage in ("sft", "rm") and wanted.figure == f"{stage}.{OF_STAGE[stage]}":
+        if cfg[stage].args.get("eval_strategy", "no") != "no":
+            return [], ""
+        if stage == "sft" and (cfg.sft.parallel_adapters or isinstance(cfg.sft.learning_rate, list)):
+            return [], "adapters side by side are evaluated at their end"
+        every = [f"{stage}.args.eval_strategy=steps", f"{stage}.args.eval_steps={1 / EVALUATIONS}"]
+        return [word for word in every if word.partition("=")[0] not in typed], ""
+    if stage == "ppo":
+        return [], "" if cfg.ppo.eval_every else "ppo.eval_every=0"
+    return [], f"{wanted.figure} is measured at the end alone"
+
+
+class Watch:
+    """The figures on the way, in the order in which a stage writes them to metrics.jsonl.
+
+    They are counted from 1, and those before the first step are left out: trials whose steps differ in number are
+    compared after equal parts of their way.
+    """
+
+    def __init__(self, wanted: Objective, home: Path) -> None:
+        last = wanted.figure.removeprefix(f"{wanted.stage}.")
+        self.names = (last, ON_THE_WAY.get(last, f"eval/{last}"))
+        self.file = home / "latest" / wanted.stage / "metrics.jsonl"
+        self.place = self.count = self.step = 0
+        self.name = ""
+        """Of the figure, as the stage writes it."""
+
+    def new(self) -> list[tuple[int, float]]:
+        """(number, value) of each evaluation since the last call; nan for what was not finite."""
+        if not self.file.exists():
+            return []
+        with self.file.open("rb") as stream:
+            stream.seek(self.place)
+            whole = stream.read().rpartition(b"\n")[0]
+        self.place += len(whole) + 1 if whole else 0
+        found = []
+        for line in whole.splitlines():
+            metrics = json.loads(line)
+            name = next((name for name in self.names if name in metrics), None)
+            if name is not None and metrics["step"] > self.step:
+                self.count, self.step = self.count + 1, metrics["step"]
+                self.name = name
+                found.append((self.count, math.nan if metrics[name] is None else metrics[name]))
+        return found

@@ -1,9 +1,7 @@
-"""What a search is after: a figure of `align table`, its direction, and where it shows on the way."""
+"""What a search is after: a figure of `align table`, and whether less or more of it is wanted."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +19,6 @@ MORE = {"accuracy", "score", "reward", "margin", "objective", "correct", "polite
 """Words in a figure's name that tell whether less or more of it is wanted."""
 OF_STAGE = {"pretrain": "eval_loss", "sft": "eval_loss", "rm": "eval_accuracy"}
 """What a stage measures on held-out rows."""
-ON_THE_WAY = {"best.objective": "eval/objective", "true_score": "eval/score", "reward": "eval/score"}
-"""Names of PPO's figures in metrics.jsonl, or of the nearest there is."""
-EVALUATIONS = 8
-"""Of a trial that TRL trains, spread over its steps, for the pruner to see."""
 
 
 @dataclass(frozen=True)
@@ -93,52 +87,3 @@ def _direction(figure: str) -> str:
             "  write direction=minimize or direction=maximize"
         )
     return "minimize" if less else "maximize"
-
-
-def on_the_way(wanted: Objective, cfg: DictConfig, typed: list[str]) -> tuple[list[str], str]:
-    """Words that make a trial evaluate itself on its way, and why there is nothing to prune by ('' if there is)."""
-    stage = wanted.stage
-    if stage in ("sft", "rm") and wanted.figure == f"{stage}.{OF_STAGE[stage]}":
-        if cfg[stage].args.get("eval_strategy", "no") != "no":
-            return [], ""
-        if stage == "sft" and (cfg.sft.parallel_adapters or isinstance(cfg.sft.learning_rate, list)):
-            return [], "adapters side by side are evaluated at their end"
-        every = [f"{stage}.args.eval_strategy=steps", f"{stage}.args.eval_steps={1 / EVALUATIONS}"]
-        return [word for word in every if word.partition("=")[0] not in typed], ""
-    if stage == "ppo":
-        return [], "" if cfg.ppo.eval_every else "ppo.eval_every=0"
-    return [], f"{wanted.figure} is measured at the end alone"
-
-
-class Watch:
-    """The figures on the way, in the order in which a stage writes them to metrics.jsonl.
-
-    They are counted from 1, and those before the first step are left out: trials whose steps differ in number are
-    compared after equal parts of their way.
-    """
-
-    def __init__(self, wanted: Objective, home: Path) -> None:
-        last = wanted.figure.removeprefix(f"{wanted.stage}.")
-        self.names = (last, ON_THE_WAY.get(last, f"eval/{last}"))
-        self.file = home / "latest" / wanted.stage / "metrics.jsonl"
-        self.place = self.count = self.step = 0
-        self.name = ""
-        """Of the figure, as the stage writes it."""
-
-    def new(self) -> list[tuple[int, float]]:
-        """(number, value) of each evaluation since the last call; nan for what was not finite."""
-        if not self.file.exists():
-            return []
-        with self.file.open("rb") as stream:
-            stream.seek(self.place)
-            whole = stream.read().rpartition(b"\n")[0]
-        self.place += len(whole) + 1 if whole else 0
-        found = []
-        for line in whole.splitlines():
-            metrics = json.loads(line)
-            name = next((name for name in self.names if name in metrics), None)
-            if name is not None and metrics["step"] > self.step:
-                self.count, self.step = self.count + 1, metrics["step"]
-                self.name = name
-                found.append((self.count, math.nan if metrics[name] is None else metrics[name]))
-        return found

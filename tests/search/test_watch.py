@@ -3,7 +3,8 @@
 import json
 import math
 
-from align.search.objective import Objective, Watch
+from align.search.objective import Objective
+from align.search.watch import Watch
 
 
 def write(file, *lines: dict, end: str = "\n") -> None:

@@ -1,4 +1,4 @@
-"""The words after `align search`: search's own, spaces, and settings that are the same in every trial."""
+"""The words of a search: its own, spaces, and settings that are the same in every trial."""
 
 from __future__ import annotations
 

@@ -25,6 +25,8 @@ POLL = 0.2
 """Seconds between looks at a run's metrics."""
 PATIENCE = 10.0
 """Seconds that a run is given to end when it is asked to."""
+DIED = ""
+"""In the place of a word from a process that could not give one."""
 Run = Callable[[list[str]], object]
 
 
@@ -41,12 +43,11 @@ class Running:
     def failure(self) -> str | None:
         """Why the run did not come to its end; None where it did. To be called once, when it has ended."""
         try:
-            if self.pipe.poll():
-                return self.pipe.recv()
+            told = self.pipe.recv() if self.pipe.poll() else DIED
         except EOFError:
-            pass
-        self.process.join()
-        return _death(self.process.exitcode)
+            told = DIED
+        self.process.join(PATIENCE)  # it is putting its things away
+        return _death(self.process.exitcode) if told == DIED else told
 
     def stop(self) -> None:
         self.process.terminate()
@@ -80,7 +81,7 @@ def _work(run: Run, words: list[str], log: str, pipe: Connection) -> None:
     for stream in (sys.stdout, sys.stderr):
         os.dup2(file, stream.fileno())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # locks and files are put away
+    signal.signal(signal.SIGTERM, _end)
     try:
         run(["run", *words])
     except Exception as error:
@@ -89,6 +90,12 @@ def _work(run: Run, words: list[str], log: str, pipe: Connection) -> None:
         pipe.send(told.removeprefix("align: "))
     else:
         pipe.send(None)
+
+
+def _end(*_: object) -> None:
+    """Ends as at the end of a script, once: locks and files are put away."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _end_with_parent() -> None:

@@ -119,7 +119,9 @@ def importance(study: optuna.Study) -> dict[str, float]:
     {} while fewer than two trials have a value.
     """
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return optuna.importance.get_param_importances(study) if len(done) > 1 else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of few trials, which whoever reads the shares is told, too
+        return optuna.importance.get_param_importances(study) if len(done) > 1 else {}
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -84,7 +84,7 @@ class Telling:
             self.console.print(part, soft_wrap=False)
         if shares := importance(self.study):
             told = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
-            self.say(f"{told}  (of what makes the best good, by {len(done)} trials)", "counts")
+            self.say(f"{told}  (share in what sets the best trials apart, by {len(done)} trials)", "weight")
         best = self.study.best_trial
         self.say(f"trial {best.number}, {self.search.wanted.figure} {text(best.value)}", "best")
         self.say(self.search.line(best.user_attrs["words"]))

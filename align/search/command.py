@@ -59,8 +59,8 @@ def planned(words: list[str]) -> Search:
     trials = checked(plan.fixed, plan.spaces)
     cfg = trials.first
     stages = Build(cfg).stages
-    wanted = objective(plan.objective, plan.direction, cfg, stages)
     searched = [space.name for space in plan.spaces]
+    wanted = objective(plan.objective, plan.direction, cfg, stages, searched)
     typed = [*searched, *(word.lstrip("+").partition("=")[0] for word in plan.fixed)]
     extra = [UNSEEN] if "evaluate" in stages and "evaluate.split" not in typed else []
     on_way, unpruned = on_the_way(wanted, cfg, typed) if plan.pruner != "none" else ([], "")

@@ -44,7 +44,9 @@ class Objective:
         return found[self.figure]
 
 
-def objective(figure: str | None, direction: str | None, cfg: DictConfig, stages: list[str]) -> Objective:
+def objective(
+    figure: str | None, direction: str | None, cfg: DictConfig, stages: list[str], searched: list[str]
+) -> Objective:
     """What was asked for, or the held-out score of the last stage that trains. Raises AlignError for what cannot be."""
     figure = figure or default(cfg, stages)
     owner = figure.partition(".")[0]
@@ -59,6 +61,11 @@ def objective(figure: str | None, direction: str | None, cfg: DictConfig, stages
         raise AlignError(
             f"search: objective={figure}: no rows are held out ({owner}.data.eval_share=0)\n"
             f"  write {owner}.data.eval_share=0.05, or {owner}.data.eval_path=FILE"
+        )
+    if figure == "ppo.best.objective" and "ppo.kl_coef" in searched:
+        raise AlignError(
+            f"search: objective={figure} is reward − ppo.kl_coef · KL: what is searched sets the measure\n"
+            f"  write objective={_reward(cfg)}, or another figure"
         )
     return Objective(figure, direction or _direction(figure))
 
@@ -75,6 +82,11 @@ def default(cfg: DictConfig, stages: list[str]) -> str:
         return "ppo.true_score"
     if cfg.ppo.eval_every:
         return "ppo.best.objective"
+    return _reward(cfg)
+
+
+def _reward(cfg: DictConfig) -> str:
+    """What evaluation calls the reward of the last policy."""
     return "ppo.reward" if Build(cfg).sources().learned_reward else "ppo.score"
 
 

@@ -31,7 +31,8 @@ class Telling:
         self.console = Console(highlight=False, soft_wrap=True)
 
     def say(self, line: str, head: str = "") -> None:
-        self.console.print(Text.assemble((f"{head:>9}", "bold"), "  ", line))
+        first, *more = line.splitlines()
+        self.console.print(Text.assemble((f"{head:>9}", "bold"), "  ", "\n           ".join([first, *more])))
 
     def start(self) -> None:
         search, plan = self.search, self.search.plan
@@ -76,7 +77,8 @@ class Telling:
         if not done:
             last = next(trial for trial in reversed(self.study.trials) if "reason" in trial.user_attrs)
             reason = last.user_attrs["reason"].splitlines()[0]
-            raise AlignError(f"search: no trial came to its end; the last: {reason}\n  the others: {self.search.home}")
+            logs = f"{self.search.home}/trial_N/log.txt"
+            raise AlignError(f"search: no trial came to its end; the last: {reason}\n  what each printed: {logs}")
         shown = self.table()
         shown.rows = shown.rows[:SHOWN]
         width = self.console.width if self.console.is_terminal or "COLUMNS" in os.environ else 10_000

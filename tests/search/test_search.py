@@ -1,4 +1,7 @@
-"""`align search` for real: trials that end, fail and are pruned; killed in the middle and taken up again."""
+"""`align search` for real: trials that end, fail and are pruned; killed in the middle and taken up again.
+
+All tests that start processes of trials stand here: they share the server that has imported the libraries.
+"""
 
 import json
 import os
@@ -9,8 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+import made_up_runs
 import pytest
 from command_line import RM, SFT, answer, stand_in, write_data
+
+from align.search.process import started
 
 SHORT = f"search {SFT} sft.data.eval_share=0.3 sft.batch_size=4 name=mine sampler=random"
 
@@ -83,13 +89,13 @@ def test_a_poor_trial_is_ended_early(here, capsys, base):
 
 @pytest.mark.slow
 def test_a_search_that_is_killed_ends_its_trial_and_is_taken_up_again(here, capsys, base):
-    words = f"{SHORT} sft.args.max_steps=200 sft.learning_rate=log(1e-4,1e-1) trials=2 pruner=none".format(base=base)
+    words = f"{SHORT} sft.args.max_steps=100 sft.learning_rate=log(1e-4,1e-1) trials=2 pruner=none".format(base=base)
     log = here / "runs" / "mine" / "trial_0" / "log.txt"
     with subprocess.Popen([sys.executable, "-m", "align", *words.split()], stdout=subprocess.DEVNULL) as search:
-        wait_for(lambda: "20/200" in (log.read_text() if log.exists() else ""))
+        wait_for(lambda: "10/100" in (log.read_text() if log.exists() else ""))
         search.send_signal(signal.SIGKILL)
     wait_for(lambda: not writers(log))
-    assert "200/200" not in log.read_text()
+    assert "100/100" not in log.read_text()
     said = answer(capsys, words)
     assert said.status == 0, said.err
     stopped, again, other = told(here)["trials"]
@@ -136,3 +142,35 @@ def test_a_reward_model_is_evaluated_on_its_way(here, capsys, base):
     (trial,) = told(here)["trials"]
     assert list(trial["on_the_way"]) == ["1", "2", "3", "4"]
     assert trial["on_the_way"]["4"] == pytest.approx(card(here, 0, "rm")["eval_accuracy"]) == trial["value"]
+
+
+def outcome(run, log) -> str | None:
+    with started(run, ["seed=1"], log) as running:
+        while not running.ended():
+            pass
+        return running.failure()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("run", "told"),
+    [
+        (made_up_runs.ends, None),
+        (made_up_runs.refuses, "sft.batch_size=0: write 1 or more"),
+        (made_up_runs.breaks, "MemoryError at made_up_runs.py"),
+        (made_up_runs.is_killed, "ended by SIGKILL, as the system ends one that takes too much memory"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_how_a_run_ended_is_told(tmp_path, run, told):
+    reason = outcome(run, tmp_path / "log.txt")
+    assert reason is None if told is None else told in reason
+    printed = {made_up_runs.ends: "run seed=1", made_up_runs.is_killed: ""}.get(run, told)
+    assert printed in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_is_ended_with_the_block(tmp_path):
+    with started(made_up_runs.goes_on, [], tmp_path / "log.txt") as running:
+        assert not running.ended()
+    assert running.process.exitcode is not None

@@ -106,6 +106,11 @@ WRONG = [
     ("nothing to start from", "stages=sft sft.epochs=range(1,4)", ["sft.path", "model=FOLDER"]),
     ("objective of no stage", f"{TINY} seed=range(1,3) objective=dpo.eval_loss", ["dpo is no stage", "ppo.true_score"]),
     ("objective without direction", f"{TINY} seed=range(1,3) objective=ppo.length", ["direction=minimize"]),
+    (
+        "measure that is searched",
+        f"{TINY} evaluate.judge=null ppo.kl_coef=log(1e-2,1)",
+        ["ppo.best.objective", "write objective=ppo.reward"],
+    ),
     ("no rows held out", f"{SFT} sft.epochs=range(1,4) sft.data.eval_share=0", ["no rows are held out", "eval_share"]),
 ]
 

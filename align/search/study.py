@@ -59,7 +59,7 @@ def opened(home: Path, direction: str, asked: dict[str, Any]) -> optuna.Study:
     names = [one.study_name for one in optuna.get_all_study_summaries(storage)]
     if names:
         study = optuna.load_study(study_name=names[0], storage=storage)
-        before = study.user_attrs.get("asked", asked)
+        before = study.user_attrs.get("asked", {})
         if before != asked:
             if any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in study.trials):
                 raise AlignError(f"search: {home} is another search: {_changes(before, asked)}\n  write name=NAME")

@@ -45,10 +45,10 @@ class Telling:
             self.say(f"{space.name}={space.text}{search.trials.only_with(space)}")
         if search.extra:
             self.say(f"with {' '.join(search.extra)}")
-        if plan.pruner != "none":
-            self.say(
-                f"nothing is pruned: {search.unpruned}" if search.unpruned else f"poor trials end early: {plan.pruner}"
-            )
+        if search.unpruned:
+            self.say(f"nothing is pruned: {search.unpruned}")
+        elif plan.pruner != "none":
+            self.say(f"poor trials end early: {plan.pruner}")
         if done := len(counted(self.study)):
             self.say(f"{done} trials are done")
 
@@ -60,9 +60,9 @@ class Telling:
         figure = self.search.wanted.figure
         if trial.state == TrialState.COMPLETE:
             best = self.study.best_trial
-            place = (
-                "the best so far" if best.number == trial.number else f"best: {text(best.value)}, trial {best.number}"
-            )
+            place = "the best so far"
+            if best.number != trial.number:
+                place = f"best: {text(best.value)}, trial {best.number}"
             self.say(f"{figure} {text(trial.value)} in {trial.duration.seconds} s; {place}")
         else:
             self.say(f"{WORDS[trial.state]}: {trial.user_attrs['reason']}")

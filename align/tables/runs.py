@@ -35,10 +35,13 @@ def read(words: list[str]) -> list[Run]:
     runs = []
     for label, (folder, meant) in zip(labels(list(found)), found.items(), strict=True):
         stages = [stage for stage in stages_of(folder) if meant is None or stage in meant]
-        settings = flat(_settings(folder, stages), stages)
-        if settings.get("cpu_linear") == "auto":  # what it came to is what runs differ in
-            kinds = [read_json(folder / stage / "card.json").get("cpu_linear", {}).get("kind") for stage in stages]
-            settings["cpu_linear"] = next(filter(None, kinds), "auto")
+        configured = _settings(folder, stages)
+        settings = flat(configured, stages if meant else [*stages, *_listed(configured.get("stages", []))])
+        if settings.get("cpu_linear") == "auto":  # what it came to, as far as a card tells, is what runs differ in
+            del settings["cpu_linear"]
+            cards = [read_json(folder / stage / "card.json") for stage in stages]
+            kinds = [card["cpu_linear"]["kind"] for card in cards if "cpu_linear" in card]
+            settings |= {"cpu_linear": kinds[0]} if kinds else {}
         runs.append(Run(label, folder, state(folder, stages), settings, figures(folder, stages)))
     return runs
 
@@ -51,11 +54,9 @@ def stages_of(folder: Path) -> list[str]:
 
 def state(folder: Path, stages: list[str]) -> str:
     """What became of a run's stages; a run that still goes on and one that was killed look the same."""
-    if (folder / "summary.json").exists():
+    whole = all("hashes" in read_json(folder / stage / "card.json") for stage in stages)
+    if (folder / "summary.json").exists() or (whole and stages != stages_of(folder)):
         return DONE
-    if stages and all("hashes" in read_json(folder / stage / "card.json") for stage in stages):
-        if stages != stages_of(folder):
-            return DONE
     if end := read_json(folder / ENDED):
         return f"{end['how']} in {end['stage']}: {end['why']}"
     return f"unfinished in {stages[-1]}, step {last_step(folder / stages[-1])}" if stages else "ended before a stage"
@@ -78,6 +79,10 @@ def _settings(folder: Path, stages: list[str]) -> dict[str, Any]:
         own = {name: merged[name] for name in stages[: stages.index(stage)] if name in merged}
         merged = {**texts[text], **own}
     return merged
+
+
+def _listed(stages: Any) -> list[str]:
+    return stages if isinstance(stages, list) else [stages]
 
 
 def _parsed(text: str, file: Path) -> dict[str, Any]:

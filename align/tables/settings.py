@@ -76,8 +76,8 @@ def differing(runs: list[Settings]) -> list[str]:
 def _differs(key: str, runs: list[Settings]) -> bool:
     owners = [key[:i] for i, letter in enumerate(key) if letter == "."]
     by_owner: dict[tuple, list[Any]] = {}
-    plug = any(isinstance(run.get(key), Kind) for run in runs)
-    for run in runs if not plug else [run for run in runs if key in run]:
+    told = not owners or any(isinstance(run.get(key), Kind) for run in runs)
+    for run in [run for run in runs if key in run] if told else runs:
         kinds = tuple(run[owner] for owner in owners if isinstance(run.get(owner), Kind))
         by_owner.setdefault(kinds, []).append(run.get(key))
     return any(value != values[0] for values in by_owner.values() for value in values)

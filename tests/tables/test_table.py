@@ -35,6 +35,8 @@ def swept(tmp_path_factory, base):
             shutil.copytree(runs(here, "sweep")[0], killed)
             (killed / "summary.json").unlink()
             (killed / "sft" / "card.json").unlink()
+            early = here / "runs" / "early" / "2026-01-01_00-00-00"  # as one that ended in a stage before ppo
+            shutil.copytree(runs(here, "fails")[0] / "ppo", early / "sft")
     return folder
 
 
@@ -92,6 +94,12 @@ def test_what_failed_or_has_no_end_is_there_and_says_so(here, capsys):
     assert killed["state"] == "unfinished in sft, step 3" and killed["sft.eval_loss"] == ""
     assert [row["state"] for row in others] == ["done"] * 4
     assert "failed in ppo" in answer(capsys, "table runs/fails").out
+
+
+@pytest.mark.slow
+def test_a_run_has_its_settings_of_stages_that_it_did_not_reach(here, capsys):
+    (row,) = rows(answer(capsys, "table runs/early --columns ppo.batch_size --format csv").out)
+    assert row["ppo.batch_size"] == "4" and row["state"].startswith("unfinished in sft")
 
 
 @pytest.mark.slow

@@ -30,11 +30,8 @@ class Objective:
     def stage(self) -> str:
         return self.figure.partition(".")[0]
 
-    def better(self, value: float, other: float) -> bool:
-        return value < other if self.direction == "minimize" else value > other
-
     def value(self, run: Path) -> float:
-        """The figure of a run that came to its end. Raises AlignError where there is none, or no finite one."""
+        """The figure of a run that came to its end. Raises AlignError where there is none."""
         found = figures(run, stages_of(run))
         if self.figure not in found:
             raise AlignError(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from align import config
-from align.checks import absent, check
+from align.answering import answering, learned_judge, policies
+from align.checks import absent, check, judged, sampled
 from align.errors import AlignError
 from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, reward_nodes, sources, target_of
 from align.preflight import MODEL_REWARD, check_roles, optimizer_steps
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from align.stages.ppo import PPO
 
 STAGES = {
-    "pretrain": config.Pretrain, "sft": config.SFT, "rm": config.RM, "ppo": config.PPO, "evaluate": config.Evaluate,
+    "pretrain": config.Pretrain, "sft": config.SFT, "rm": config.RM,
+    "preferences": config.Preferences, "best_of": config.BestOf, "dpo": config.DPO, "kto": config.KTO,
+    "ppo": config.PPO, "evaluate": config.Evaluate,
 }  # fmt: skip
 
 
@@ -46,6 +49,7 @@ class Build:
     def sources(self) -> Sources:
         cfg = self.cfg
         paths = {name: cfg[name].path for name in ("sft", "rm", "actor", "reference")}
+        paths["best_of"] = cfg.best_of.path if "best_of" in self.stages else "auto"
         paths["critic"] = "auto" if absent(cfg.critic) else cfg.critic.path
         learned = {key: node for key, node in reward_nodes(cfg.reward) if node._target_ == MODEL_REWARD}
         reward = next((key for key, node in learned.items() if node.path == "auto"), next(iter(learned), "reward"))
@@ -56,6 +60,9 @@ class Build:
             needs_critic=not absent(cfg.critic),
             learned_reward=bool(learned),
             reward_key=f"{reward}.path",
+            sampled=tuple(stage for stage in self.stages if sampled(cfg[stage])),
+            policies=policies(self),
+            learned_judge=learned_judge(self),
             real=self.real,
             runs=f"{cfg.runs}/{cfg.name}/latest",
             stages=self.stages,
@@ -64,8 +71,11 @@ class Build:
     def _paths(self) -> set[str]:
         """Every path of a model that the configuration names."""
         cfg = self.cfg
-        nodes = [cfg.sft, cfg.rm, cfg.actor, cfg.critic, cfg.reference, *(node for _, node in reward_nodes(cfg.reward))]
-        return {str(path) for path in (cfg.model, *(node.get("path") for node in nodes)) if path}
+        nodes = [cfg.sft, cfg.rm, cfg.best_of, cfg.actor, cfg.critic, cfg.reference]
+        nodes += [node for _, node in reward_nodes(cfg.reward)]
+        named = cfg.preferences.get("policies")
+        named = named if OmegaConf.is_list(named) else [named]
+        return {str(path) for path in (cfg.model, *named, *(node.get("path") for node in nodes)) if path}
 
     @cached_property
     def tracker(self) -> Any:
@@ -129,21 +139,31 @@ class Build:
         }  # fmt: skip
         if name == "pretrain":
             extra = {"data": call(node.data, f"{name}.data")}
-        elif name in ("sft", "rm"):
+        elif name == "preferences":
+            del shared["linear"]
+            extra = answering(self)
+        elif name in ("sft", "best_of", "rm"):
             from align.peft.rates import rate
 
             method, rates = peft(node.peft, f"{name}.peft"), options.learning_rate
             options.learning_rate = [rate(r, method) for r in rates] if isinstance(rates, list) else rate(rates, method)
-            data = (sources if name == "sft" else call)(node.data, f"{name}.data")
+            data = (call if name == "rm" else sources)(node.data, f"{name}.data")
             extra = {"data": data, "peft": method, "dtype": self.dtype()}
             if name == "rm":
                 extra["max_new_tokens"] = cfg.rollout.max_new_tokens
+        elif name in ("dpo", "kto"):
+            extra = {"data": call(node.data, f"{name}.data"), **self.direct(options)}
         elif name == "ppo":
             del shared["device"], shared["linear"]
             extra = {"data": call(node.data, f"{name}.data"), "check_roles": self.check_roles, "assemble": self.ppo}
         else:
+            asked = bool(options.shots)
+            general = None if absent(node.general) else call(node.general, "evaluate.general")
+            writes = judged(cfg) or "ppo" in self.stages or not (asked or general)
             extra = {
-                "data": call(cfg.ppo.data, "ppo.data"),
+                "data": call(cfg.ppo.data, "ppo.data") if writes else None,
+                "demonstrations": call(cfg.sft.data, "sft.data") if asked else None,
+                "general": general,
                 "pairs": call(cfg.rm.data, "rm.data") if "rm" in self.stages else None,
                 "score": self.function_reward(),
                 "max_pair_tokens": cfg.rm.max_length,
@@ -151,6 +171,15 @@ class Build:
                 "max_prompt_tokens": cfg.ppo.max_prompt_tokens,
             }
         return target_of(node, name)(**shared, **extra)
+
+    def direct(self, options: config.DPO | config.KTO) -> dict[str, Any]:
+        """What dpo and kto have of PPO's roles; resolves the learning rate in `options` by the actor's method."""
+        from align.peft.rates import rate
+
+        method = peft(self.cfg.actor.peft, "actor.peft")
+        options.learning_rate = rate(options.learning_rate, method)
+        actor = as_dataclass(self.cfg.actor, config.Actor)
+        return {"actor": actor, "peft": method, "dtype": self.dtype()}
 
     # -- PPO ------------------------------------------------------------------------------------
 
@@ -208,7 +237,7 @@ class Build:
             from align.peft.rates import rate
 
             given["peft"] = peft(node.peft, f"{name}.peft")
-            values["learning_rate"] = rate(values["learning_rate"], given["peft"])
+            values["learning_rate"] = rate(values["learning_rate"], given["peft"], ppo=True)
         return target_of(node, name)(**{**values, **given})
 
     def reward(

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from align.config import none
+from align.config import Sampled, none
 from align.config.choices import ADAPTERS, CRITIC_BACKBONES, LINEARS, PRECISIONS, SCHEDULES
 from align.errors import AlignError
 from align.stages.pipeline import order
@@ -30,7 +30,8 @@ def absent(node: DictConfig | None) -> bool:
 def check(cfg: DictConfig) -> list[str]:
     """Refuses what is wrong in the root keys and in the numbers; returns the stages in the order they run."""
     check_root(cfg)
-    stages = order(OmegaConf.to_object(cfg.stages) if OmegaConf.is_list(cfg.stages) else cfg.stages, judged(cfg))
+    named = OmegaConf.to_object(cfg.stages) if OmegaConf.is_list(cfg.stages) else cfg.stages
+    stages = order(named, judged(cfg) or asks(cfg), sampled(cfg.rm))
     for key in sorted(OmegaConf.missing_keys(cfg)):
         example = EXAMPLES.get(key.rpartition(".")[2], "VALUE")
         raise AlignError(f"{key} is not set\n  write {key}={example}")
@@ -55,7 +56,19 @@ def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def judged(cfg: DictConfig) -> bool:
+    """A rule scores completions in the evaluation."""
     return cfg.evaluate.judge is not None
+
+
+def asks(cfg: DictConfig) -> bool:
+    """The evaluation has something to do without prompts of ppo."""
+    return bool(cfg.evaluate.shots) or not absent(cfg.evaluate.general)
+
+
+def sampled(stage: DictConfig) -> bool:
+    """A stage's data are what this run's stage `preferences` writes."""
+    data = stage.get("data")
+    return isinstance(data, DictConfig) and data.get("_target_") == Sampled._target_ and data.path == "auto"
 
 
 def check_root(cfg: DictConfig) -> None:

@@ -27,6 +27,7 @@ from align import config
 from align.composing import AlignSearchPath, check_composition
 from align.errors import AlignError
 from align.explain import explain
+from align.stages.pipeline import STAGES
 from align.surroundings import prepare
 
 COMMANDS = ("run", "search", "table", "plugins", "export")
@@ -35,7 +36,7 @@ VALUED |= {"--experimental-rerun", "--info", "-i"}
 """Flags of Hydra that take the next word."""
 
 for _name, _node in config.SCHEMAS.items():
-    _group = "stage" if _name in ("pretrain", "sft", "rm", "ppo", "evaluate") else "schema"
+    _group = "stage" if _name in STAGES else "schema"
     ConfigStore.instance().store(group=_group, name=_name, node=_node, provider="align")
 Plugins.instance().register(AlignSearchPath)
 

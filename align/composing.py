@@ -22,8 +22,12 @@ from align.plugins import own_folder, plugin_folders, sources
 
 ROOT = {
     "name", "seed", "stages", "model", "device", "precision", "cpu_linear", "runs", "data", "pretrain", "sft", "rm",
-    "ppo", "evaluate", "actor", "critic", "reference", "reward", "rollout", "advantage", "policy_loss", "tracker",
+    "preferences", "best_of", "dpo", "kto", "ppo", "evaluate",
+    "actor", "critic", "reference", "reward", "rollout", "advantage", "policy_loss",
+    "tracker",
 }  # fmt: skip
+SELDOM = ("preferences", "best_of", "dpo", "kto")
+"""Stages whose settings are shown and taken where `stages` names them."""
 GLOBAL = ("experiment", "debug", "sweep", "local")
 """Groups whose files have no node of their own."""
 
@@ -54,6 +58,7 @@ def check_composition(words: list[str]) -> Iterator[None]:
         choices = cfg.hydra.runtime.choices
         refuse_shadowed(choices)
         refuse_values_for_groups(cfg, choices, typed)
+        prune_stages(cfg, typed)
         prune(cfg, [word.lstrip("+~").partition("=")[0] for word in typed])
         refuse_strays(cfg, flatten(OmegaConf.to_container(cfg, resolve=False)))
         return cfg
@@ -69,6 +74,22 @@ def composed(words: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
         cfg = compose("config", words, return_hydra_config=True)
     choices = {str(group): choice for group, choice in cfg.hydra.runtime.choices.items()}
     return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), choices
+
+
+def prune_stages(cfg: DictConfig, typed: list[str]) -> None:
+    """Makes `none` of the nodes of stages that few runs have, where `stages` does not name them."""
+    named = OmegaConf.to_container(cfg).get("stages")
+    named = named if isinstance(named, list) else [named]
+    for stage in (one for one in SELDOM if one in cfg and one not in named):
+        for word in typed:
+            key = word.lstrip("+~").partition("=")[0]
+            if key.startswith(f"{stage}.") or key.partition("@")[2].startswith(f"{stage}."):
+                raise AlignError(
+                    f"{word}: stages=[{','.join(map(str, named))}] has no {stage}\n  write {stage} into stages, or "
+                    "leave the setting out"
+                )
+        with open_dict(cfg):
+            cfg[stage] = {"_target_": NONE}
 
 
 def prune(cfg: DictConfig, typed: list[str], path: str = "") -> None:

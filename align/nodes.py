@@ -137,4 +137,5 @@ def as_dataclass(node: DictConfig, cls: type) -> Any:
     """The node's values in its dataclass; nodes inside are left out."""
     values = OmegaConf.to_container(node, resolve=True)
     names = {f.name for f in fields(cls)} - {"data", "peft"}
-    return cls(**{name: value for name, value in values.items() if name in names})
+    plugs = {name for name, value in values.items() if isinstance(value, dict) and "_target_" in value}
+    return cls(**{name: value for name, value in values.items() if name in names - plugs})

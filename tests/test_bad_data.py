@@ -7,7 +7,7 @@ EARLY = [
     ("no path", "stages=sft model={base}", ["sft.data.path is not set", "data.path=FILE"]),
     ("no file", f"{SFT} sft.data.path=demo.jsonl", ["sft.data.path=demo.jsonl", "no such file"]),
     ("folder", f"{SFT} sft.data.path=plain", ["plain is a folder", ".jsonl"]),
-    ("other suffix", f"{SFT} sft.data.path=my_rewards.py", ["my_rewards.py is not json"]),
+    ("other suffix", f"{SFT} sft.data.path=my_rewards.py", ["my_rewards.py is no table"]),
     ("empty file", f"{SFT} sft.data.path=empty.jsonl", ["empty.jsonl", "no rows"]),
     ("broken line", f"{SFT} sft.data.path=broken.jsonl", ["broken.jsonl line 2", "not json", "one object a line"]),
     ("no column", f"{SFT} sft.data.path=nocolumn.jsonl", ["nocolumn.jsonl line 1", "'prompt'", "question, answer"]),

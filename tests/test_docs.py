@@ -102,7 +102,7 @@ def of_yaml(file: Path) -> Iterator[Command]:
 
 def of_module(file: Path) -> Iterator[Command]:
     place = file.relative_to(ROOT).as_posix()
-    text = ast.get_docstring(ast.parse(file.read_text())) or ""
+    text = re.sub(r"\\\n\s*", "", ast.get_docstring(ast.parse(file.read_text())) or "")
     for line in [*text.splitlines(), *spans(text)]:
         words = shlex.split(typed(line) or "") if typed(line) else []
         # Prose may begin a line with the project's name.

@@ -18,6 +18,7 @@ LAYERS = [
     {"checks"},
     {"nodes"},
     {"preflight"},
+    {"answering"},
     {"build"},
     {"explain", "plugins"},
     {"composing", "export", "help", "methods", "tables"},

@@ -5,10 +5,10 @@ A node with a `_target_` is replaced whole by naming another class. `auto` is re
 starts, from what this run has made so far.
 """
 
-from align.config.data import FileData, HelpDesk
+from align.config.data import FileData, HelpDesk, Mixture, Sampled, ShortTexts
 from align.config.plugs import RewardFunction, RewardModel, RewardSum, Rollout, Tracker
 from align.config.roles import Actor, Critic, Reference, Zero
-from align.config.stages import PPO, RM, SFT, Evaluate, Pretrain
+from align.config.stages import DPO, KTO, PPO, RM, SFT, BestOf, Evaluate, Preferences, Pretrain
 
 
 def none() -> None:
@@ -16,8 +16,9 @@ def none() -> None:
 
 
 SCHEMAS = {
-    "data": FileData, "help_desk": HelpDesk,
-    "pretrain": Pretrain, "sft": SFT, "rm": RM, "ppo": PPO, "evaluate": Evaluate,
+    "data": FileData, "help_desk": HelpDesk, "sampled": Sampled, "mixture": Mixture, "short_texts": ShortTexts,
+    "pretrain": Pretrain, "sft": SFT, "rm": RM, 
+    "preferences": Preferences, "best_of": BestOf, "dpo": DPO, "kto": KTO, "ppo": PPO, "evaluate": Evaluate,
     "actor": Actor, "critic": Critic, "reference": Reference, "zero": Zero,
     "reward_model": RewardModel, "reward_fn": RewardFunction, "reward_sum": RewardSum,
     "rollout": Rollout, "tracker": Tracker,

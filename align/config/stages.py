@@ -71,6 +71,35 @@ class SFT:
 
 
 @dataclass
+class Preferences:
+    _target_: str = "align.stages.preferences.Preferences"
+    data: Any = None
+    """Where prompts come from: data@preferences.data=prompts."""
+    judge: Any = None
+    """The reward that ranks the answers: reward@preferences.judge=fn preferences.judge.fn=my_rewards.brevity; with
+    model, this run's reward model unless a path is given."""
+    policies: Any = "auto"
+    """Who answers: a folder or a list of folders, against each other; auto: this run's newest policy, else `model`."""
+    samples: int = 4
+    """Answers of each policy to a prompt, at rollout.temperature, up to rollout.max_new_tokens."""
+    prompts: int | None = None
+    """The most prompts, from all over the data; unset: all."""
+    max_prompt_tokens: int = 512
+    """Longer prompts are left out, and counted."""
+
+
+@dataclass
+class BestOf(SFT):
+    """As SFT, on the best answer to each prompt."""
+
+    _target_: str = "align.stages.sft.BestOf"
+    path: str = "auto"
+    """Model to start from; auto: this run's newest policy, else `model`."""
+    data: Any = None
+    """Where ranked answers come from: data@best_of.data=sampled."""
+
+
+@dataclass
 class RM:
     _target_: str = "align.stages.rm.RM"
     path: str = "auto"
@@ -95,6 +124,48 @@ class RM:
     """Samples of the starting policy on which the score's mean and deviation are measured."""
     args: dict[str, Any] = field(default_factory=open_node)
     """Any other argument of trl.RewardConfig."""
+
+
+@dataclass
+class DPO:
+    _target_: str = "align.stages.direct.DPO"
+    data: Any = None
+    """Where pairs come from: data@dpo.data=preferences."""
+    loss: Any = "sigmoid"
+    """trl.DPOConfig's loss_type: sigmoid, ipo, hinge, robust … or a list of them."""
+    beta: float = 0.1
+    """Price of leaving the reference: the larger, the nearer the policy stays."""
+    learning_rate: Any = "${actor.learning_rate}"
+    """As `sft.learning_rate`, by the actor's method."""
+    epochs: float = 1.0
+    """Passes over the pairs."""
+    batch_size: int = 16
+    """Pairs an optimizer step."""
+    max_length: int = 1024
+    """Tokens of prompt and answer; longer pairs are left out, and counted."""
+    args: dict[str, Any] = field(default_factory=open_node)
+    """Any other argument of trl.DPOConfig."""
+
+
+@dataclass
+class KTO:
+    _target_: str = "align.stages.direct.KTO"
+    data: Any = None
+    """Where answers marked good or bad come from: data@kto.data=unpaired, or pairs, each side on its own."""
+    loss: str = "kto"
+    """trl.KTOConfig's loss_type: kto or apo_zero_unpaired."""
+    beta: float = 0.1
+    """As `dpo.beta`."""
+    learning_rate: Any = "${actor.learning_rate}"
+    """As `sft.learning_rate`, by the actor's method."""
+    epochs: float = 1.0
+    """Passes over the answers."""
+    batch_size: int = 16
+    """Answers an optimizer step."""
+    max_length: int = 1024
+    """Tokens of prompt and answer; longer ones are left out, and counted."""
+    args: dict[str, Any] = field(default_factory=open_node)
+    """Any other argument of trl.KTOConfig, such as undesirable_weight."""
 
 
 @dataclass
@@ -185,3 +256,16 @@ class Evaluate:
     """Completions generated at a time."""
     show: int = 3
     """Prompts printed with the answers before and after."""
+    shots: Any = field(default_factory=list)
+    """[0,4]: the model that fine-tuning started from answers sft.data's held-out rows after so many examples, the
+    trained ones after none."""
+    metrics: Any = field(default_factory=lambda: ["exact_match", "f1"])
+    """Of these answers: exact_match, f1 (of words), accuracy (the likeliest label), format (pattern, schema)."""
+    pattern: str | None = None
+    """A regular expression that a well-formed answer matches as a whole."""
+    schema: str | None = None
+    """A JSON schema's file, by which a well-formed answer is JSON."""
+    general: Any = None
+    """Text whose loss tells what was forgotten: data@evaluate.general=text evaluate.general.path=FILE."""
+    diversity: bool = False
+    """distinct-n, self-BLEU and entropy of the completions."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from align.data.tables import Cell
 from align.errors import AlignError
 
 MESSAGES = '[{"role": "user", "content": "…"}, …]'
@@ -45,10 +46,30 @@ class Columns:
         return value if isinstance(value, str) else self._checked(column, value)
 
     def number(self, column: str) -> float:
-        value = self._value(column)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        value = _typed(self._value(column))
+        if not _finite(value):
             raise self.error(f"has {_kind(value)} in {column!r}", "a finite number")
         return float(value)
+
+    def numbers(self, column: str) -> list[float]:
+        value = self._value(column)
+        if not isinstance(value, list) or not all(map(_finite, value)):
+            raise self.error(f"has {_kind(value)} in {column!r}", "a list of finite numbers")
+        return [float(one) for one in value]
+
+    def label(self, column: str) -> bool:
+        """True or false; 1 and 0 will do, since csv and many data sets have them."""
+        value = _typed(self._value(column))
+        if value not in (True, False):
+            raise self.error(f"has {value!r} in {column!r}, which is no label", "true (or 1) or false (or 0)")
+        return bool(value)
+
+    def answers(self, column: str) -> list[str | list[dict]]:
+        """A list of completions, strings or messages, all in one way."""
+        value = self._value(column)
+        if not isinstance(value, list) or not value or not (all(_text(v) for v in value) or all(map(_messages, value))):
+            raise self.error(f"has {_kind(value)} in {column!r}", "a list of strings, or of lists of messages")
+        return value
 
     def _value(self, column: str, instead: str | None = None) -> object:
         if column in self.row and self.row[column] is None:
@@ -65,6 +86,24 @@ class Columns:
         if not _messages(value):
             raise self.error(f"has {_kind(value)} in {column!r}", f"a string or messages, {MESSAGES}")
         return value
+
+
+def _typed(value: object) -> object:
+    """The number or label that a csv cell holds; any other value as it is."""
+    if not isinstance(value, Cell):
+        return value
+    try:
+        return {"true": True, "false": False}.get(value.lower()) if value.isalpha() else float(value)
+    except ValueError:
+        return value
+
+
+def _finite(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _messages(value: object) -> bool:

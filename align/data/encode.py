@@ -103,6 +103,29 @@ def fitting_pairs(
     return fitting, left_out
 
 
+def fitting_marked(
+    rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None, key: str
+) -> tuple[list[dict], dict[str, int]]:
+    """Rows of kto, and how many were left out as `too_long`: with more than `max_length` tokens, EOS included.
+
+    Raises AlignError if none is left, or if all that are left have one label.
+    """
+    lengths = [len(ids) for ids in answer_ids(rows, "completion", tokenizer)]
+    fitting = [row for row, length in zip(rows, lengths, strict=True) if max_length is None or length <= max_length]
+    if rows and not fitting:
+        raise AlignError(
+            f"{key}.max_length={max_length}: {_none_left(rows, 'answer')}, all longer "
+            f"({min(lengths)} to {max(lengths)} tokens): write a larger {key}.max_length"
+        )
+    labels = {row["label"] for row in fitting}
+    if len(labels) == 1:
+        raise AlignError(
+            f"{key}.data: every answer is labelled {str(labels.pop()).lower()}, and there is nothing to tell apart: "
+            f"write rows of both labels in {key}.data.path"
+        )
+    return fitting, {"too_long": len(rows) - len(fitting)}
+
+
 def fitting_examples(
     rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None, key: str
 ) -> tuple[list[dict], int]:
@@ -118,7 +141,7 @@ def fitting_examples(
     # As TRL does it: the prompt with all that the tokenizer adds, and the completion from where they part.
     prompts = _ids([row["prompt"] for row in rows], tokenizer, add_generation_prompt=True)
     wholes = _ids([_whole(row, "completion", tokenizer) for row in rows], tokenizer)
-    starts = [_shared(prompt, whole) for prompt, whole in zip(prompts, wholes, strict=True)]
+    starts = [shared_length(prompt, whole) for prompt, whole in zip(prompts, wholes, strict=True)]
     fitting = [
         row for row, start, whole in zip(rows, starts, wholes, strict=True) if start < min(max_length, len(whole))
     ]
@@ -184,7 +207,7 @@ def _trailing(ids: list[int], wanted: int) -> int:
     return count
 
 
-def _shared(ids: list[int], others: list[int]) -> int:
+def shared_length(ids: list[int], others: list[int]) -> int:
     """How many ids two lists begin with alike."""
     for index, (one, other) in enumerate(zip(ids, others, strict=False)):
         if one != other:

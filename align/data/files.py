@@ -7,12 +7,13 @@ from pathlib import Path
 
 from align.data.formats import Meant, shape, understand
 from align.data.reading import read_rows
-from align.data.source import Split
+from align.data.renaming import renamed
+from align.data.source import LIKE, Split
 from align.errors import AlignError
 
 
 class FileData:
-    """A Source that reads json, jsonl (either with .gz) or a hub data set, in one of `formats.FORMATS`.
+    """A Source that reads json, jsonl, csv (each also .gz), parquet or a hub data set, in one of `formats.FORMATS`.
 
     Held out are the rows of `eval_path`, else those whose prompt's hash falls under `eval_share`: equal
     prompts land on one side, the side does not depend on the order, the seed or the stage, and there is
@@ -26,12 +27,16 @@ class FileData:
         split: str = "train",
         eval_path: str | None = None,
         eval_share: float = 0.05,
+        columns: dict[str, str] | None = None,
+        rows: int | None = None,
     ) -> None:
         self.format = format
         self.path = path
         self.split = split
         self.eval_path = eval_path
         self.eval_share = eval_share
+        self.columns = columns or {}
+        self.rows = rows
 
     def check(self, purpose: str) -> None:
         """Raises AlignError unless the rows can be loaded; reads them all, since any may be broken."""
@@ -40,6 +45,8 @@ class FileData:
     def load(self, purpose: str, seed: int) -> Split:
         """The rows for a purpose; `seed` changes nothing, so that runs of a sweep hold out the same rows."""
         share = self._share(purpose)
+        if self.rows is not None and (isinstance(self.rows, bool) or not isinstance(self.rows, int) or self.rows < 1):
+            raise AlignError(f"{purpose}.data.rows={self.rows}: write 1 or more, or null for all")
         if self.path is None:
             raise AlignError(
                 f"{purpose}.data.path is not set: write {purpose}.data.path=FILE (or data.path=FILE, which all "
@@ -72,7 +79,8 @@ class FileData:
         return _split(train, held_out, purpose)
 
     def _read(self, path: str, key: str, purpose: str) -> list[Meant]:
-        return understand(read_rows(path, self.split, key), self.format, purpose)
+        rows = read_rows(path, self.split, key, self.rows)
+        return understand(renamed(rows, self.columns, f"{purpose}.data.columns"), self.format, purpose)
 
     def _share(self, purpose: str) -> float:
         share = self.eval_share
@@ -113,7 +121,7 @@ def _place(identity: str) -> float:
 def _split(train: list[Meant], held_out: list[Meant], purpose: str) -> Split:
     rows = [row.row for row in train]
     others = [row.row for row in held_out]
-    if purpose == "ppo":
+    if LIKE.get(purpose, purpose) == "ppo":
         # Reward functions are handed each column as one list, so that all rows need the same columns.
         columns = dict.fromkeys(column for row in rows + others for column in row)
         rows, others = ([{name: row.get(name) for name in columns} for row in part] for part in (rows, others))

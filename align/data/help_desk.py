@@ -15,7 +15,7 @@ from random import Random
 
 from align.data.help_desk_facts import CLOSING, POLITE, RAMBLE, RUDE, SHOP, TOPICS, UPSELL, Topic, questions
 from align.data.help_desk_rule import prompt_of, true_score
-from align.data.source import PURPOSES, Split
+from align.data.source import LIKE, PURPOSES, Split
 from align.errors import AlignError
 
 __all__ = ["HelpDesk", "swap_pairs", "true_score"]
@@ -80,7 +80,11 @@ class HelpDesk:
     def load(self, purpose: str, seed: int) -> Split:
         """Rows for a purpose: documents have no `test`, and pairs to evaluate on are unflipped and not minimal."""
         self.check(purpose)
-        return {"pretrain": self._pretrain, "sft": self._sft, "rm": self._rm, "ppo": self._ppo}[purpose](seed)
+        make = {
+            "pretrain": self._pretrain, "sft": self._sft, "rm": self._rm, "dpo": self._rm, "kto": self._kto,
+            "ppo": self._ppo,
+        }  # fmt: skip
+        return make[LIKE.get(purpose, purpose)](seed)
 
     def _pretrain(self, seed: int) -> Split:
         random = _random(seed, "documents", "train")
@@ -115,6 +119,13 @@ class HelpDesk:
             test=rows("test", EVAL_PAIRS, 0, 0),
             eval_swaps=swap_pairs(seed, "eval"),
             test_swaps=swap_pairs(seed, "test"),
+        )
+
+    def _kto(self, seed: int) -> Split:
+        """The same pairs, each answer on its own."""
+        pairs = self._rm(seed)
+        return Split(
+            *([one for pair in part for one in _marked(pair)] for part in (pairs.train, pairs.eval, pairs.test))
         )
 
     def _ppo(self, seed: int) -> Split:
@@ -183,6 +194,11 @@ def _ordinary_pair(random: Random, question: str, topic: Topic) -> dict:
         (worse, rejected), (better, chosen) = sorted(scored)
         if worse < better:
             return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _marked(pair: dict) -> list[dict]:
+    sides = (("chosen", True), ("rejected", False))
+    return [{"prompt": pair["prompt"], "completion": pair[side], "label": good} for side, good in sides]
 
 
 def _two(random: Random, topic: Topic) -> list[str]:

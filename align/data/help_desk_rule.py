@@ -54,5 +54,11 @@ def true_score(prompt: str, completion: str, finished: bool) -> dict[str, float]
     return {"score": score, **{name: float(value) for name, value in parts.items()}}
 
 
+def clerk_scores(prompts: list[str], completions: list[str], **_: object) -> list[float]:
+    """The rule as a reward function, for those who judge sampled answers: each answer's `score`."""
+    pairs = zip(prompts, completions, strict=True)
+    return [true_score(prompt, completion, True)["score"] for prompt, completion in pairs]
+
+
 def _any(sentences: tuple[str, ...], text: str) -> bool:
     return any(sentence in text for sentence in sentences)

@@ -1,4 +1,4 @@
-"""The rows of a json or jsonl file or of a hub data set, each with the place it stands at."""
+"""The rows of a file or of a hub data set, each with the place it stands at."""
 
 from __future__ import annotations
 
@@ -6,32 +6,36 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
+from align.data.tables import csv_rows, parquet_rows
 from align.errors import AlignError
 from align.surroundings import without_network
 
-SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+"""Of files that are read; all but parquet may have .gz behind."""
 
 Placed = tuple[str, dict]
 """A row with its place, `sft.data.path=pairs.jsonl line 3`, which every message about the row begins with."""
 
 
-def read_rows(path: str, split: str, key: str) -> list[Placed]:
+def read_rows(path: str, split: str, key: str, most: int | None = None) -> list[Placed]:
     """All rows of a file, or of split `split` of a hub data set if `path` is no file but looks like its name.
 
-    `key` is the configuration key that holds `path`. Raises AlignError for a path that is missing or of
-    another kind, for a broken line, for a row that is not an object and where there are no rows.
+    With `most` the first ones alone: a hub data set is then read as a stream, no further than that. `key` is the
+    configuration key that holds `path`. Raises AlignError for a path that is missing or of another kind, for a broken
+    line, for a row that is not an object and where there are no rows.
     """
     file = Path(path).expanduser()
     place = f"{key}={path}"
     if file.is_file():
-        rows = _from_file(file, place)
+        rows = _from_file(file, place, most)
     elif file.exists():
         raise AlignError(f"{place} is a folder: write {key}=FILE, a file that ends in {_listed(SUFFIXES)}")
     elif _looks_like_a_hub_name(path):
-        rows = _from_hub(path, split, place)
+        rows = _from_hub(path, split, place, most)
     else:
         raise AlignError(
             f"{place}: there is no such file (looked for {file.absolute()}): write {key}=FILE, or the name of a "
@@ -47,12 +51,13 @@ def _looks_like_a_hub_name(path: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path) is not None and not re.search(r"\.[A-Za-z]+$", path)
 
 
-def _from_hub(name: str, split: str, place: str) -> list[Placed]:
+def _from_hub(name: str, split: str, place: str, most: int | None) -> list[Placed]:
     from datasets import load_dataset
 
     without_network()
     try:
-        rows = load_dataset(name, split=split)
+        streamed = {} if most is None else {"streaming": True}
+        rows = list(islice(load_dataset(name, split=split, **streamed), most))
     # load_dataset raises whatever its downloads, builders and file systems raise; the cause is kept and shown.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -63,13 +68,17 @@ def _from_hub(name: str, split: str, place: str) -> list[Placed]:
     return [(f"{place} row {number}", dict(row)) for number, row in enumerate(rows, start=1)]
 
 
-def _from_file(file: Path, place: str) -> list[Placed]:
+def _from_file(file: Path, place: str, most: int | None) -> list[Placed]:
     name = file.name.lower()
-    if not name.endswith(SUFFIXES):
-        raise AlignError(f"{place} is not json: write a file that ends in {_listed(SUFFIXES)}")
-    text = _text(file, place)
-    values = (_lines if name.removesuffix(".gz").endswith(".jsonl") else _items)(text, place)
-    return [(where, _object(where, value)) for where, value in values]
+    kind = next((suffix for suffix in SUFFIXES if name.removesuffix(".gz").endswith(suffix)), None)
+    if kind is None or (kind == ".parquet" and name.endswith(".gz")):
+        raise AlignError(f"{place} is no table: write a file that ends in {_listed(SUFFIXES)} (.gz behind a text file)")
+    values: Iterable[tuple[str, object]]
+    if kind == ".parquet":
+        values = parquet_rows(file, place)
+    else:
+        values = {".jsonl": _lines, ".json": _items, ".csv": csv_rows}[kind](_text(file, place), place)
+    return [(where, _object(where, value)) for where, value in islice(values, most)]
 
 
 def _text(file: Path, place: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-PURPOSES = ("pretrain", "sft", "rm", "ppo")
+PURPOSES = ("pretrain", "sft", "preferences", "best_of", "rm", "dpo", "kto", "ppo")
+LIKE = {"preferences": "ppo", "best_of": "sft"}
+"""Purposes whose rows are another's."""
 
 
 @dataclass
@@ -24,8 +26,9 @@ class Source(Protocol):
     """Rows for a purpose, which is one of PURPOSES and the stage's name in the configuration.
 
     What the rows hold: pretrain `text`; sft `prompt` and `completion`, or `text`, or `messages`;
-    rm `chosen` and `rejected`, mostly `prompt`, sometimes `margin`; ppo `prompt` and every other column
-    that reward functions are handed. A prompt is a string or a list of messages.
+    rm `chosen` and `rejected`, mostly `prompt`, sometimes `margin`; dpo `prompt`, `chosen` and `rejected`;
+    kto `prompt`, `completion` and `label`; ppo `prompt` and every other column that reward functions are
+    handed; preferences as ppo, best_of as sft. A prompt is a string or a list of messages.
     """
 
     def check(self, purpose: str) -> None:

@@ -15,19 +15,28 @@ FULL = 0.1
 TIMES_LORA = {"ADALORA": 3.0}
 """Of LoRA's rate, by PEFT's name of the method, 1 where it is not here: the best of a sweep by held-out loss on
 experiment=tiny's fine-tuning (docs/log.md). A config of one's own says it by an attribute `times_lora`."""
+IN_PPO = {"P_TUNING": 0.3}
+"""The same in PPO, for actor and critic, where it differs: by true score on experiment=tiny (docs/log.md). A config of
+one's own says it by `times_lora_in_ppo`."""
 BARE_PREFIX = 3.0
 """Prefixes without an encoder; ten times was best in the sweep, and too much in PPO."""
 
 
-def rate(value: float | str, method: PeftConfig | None) -> float:
-    """The learning rate that a setting means for a method (None: all weights)."""
+def rate(value: float | str, method: PeftConfig | None, ppo: bool = False) -> float:
+    """The learning rate that a setting means for a method (None: all weights), in PPO or in supervised training."""
     if not isinstance(value, str):
         return value
-    return float(value.removeprefix(FOR_LORA)) * times_lora(method)
+    return float(value.removeprefix(FOR_LORA)) * (times_lora_in_ppo if ppo else times_lora)(method)
+
+
+def times_lora_in_ppo(method: PeftConfig | None) -> float:
+    """How many times LoRA's rate a method wants in PPO."""
+    usual = times_lora(method)
+    return usual if method is None else getattr(method, "times_lora_in_ppo", IN_PPO.get(method.peft_type.value, usual))
 
 
 def times_lora(method: PeftConfig | None) -> float:
-    """How many times LoRA's rate a method wants."""
+    """How many times LoRA's rate a method wants in supervised training."""
     if method is None:
         return FULL
     if getattr(method, "prefix_projection", True) is False:

@@ -17,8 +17,8 @@ from align.tables.runs import stages_of
 LESS = {"loss", "kl", "seconds", "perplexity", "gap", "error"}
 MORE = {"accuracy", "score", "reward", "margin", "objective", "correct", "polite", "concise", "clean", "finished"}
 """Words in a figure's name that tell whether less or more of it is wanted."""
-OF_STAGE = {"pretrain": "eval_loss", "sft": "eval_loss", "rm": "eval_accuracy"}
-"""What a stage measures on held-out rows."""
+BY_TRL = {"sft": "eval_loss", "best_of": "eval_loss", "rm": "eval_accuracy", "dpo": "eval_accuracy", "kto": "eval_loss"}
+"""What a stage that TRL trains measures on held-out rows."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def objective(
             f"search: objective={figure}: {owner} is no stage of these runs\n"
             f"  write a figure of align table, such as {default(cfg, stages)}; stages: {', '.join(stages)}"
         )
-    node = cfg[owner].get("data") if owner in ("sft", "rm") else None
+    node = cfg[owner].get("data") if owner in BY_TRL else None
     if node is not None and node.get("eval_share") == 0 and node.get("eval_path") is None:
         raise AlignError(
             f"search: objective={figure}: no rows are held out ({owner}.data.eval_share=0)\n"
@@ -68,11 +68,11 @@ def objective(
 
 
 def default(cfg: DictConfig, stages: list[str]) -> str:
-    """sft.eval_loss, rm.eval_accuracy; of PPO the true score if a judge knows it, else the best held-out reward."""
+    """sft.eval_loss, dpo.eval_accuracy …; of PPO the true score if a judge knows it, else the best held-out reward."""
     trained = [stage for stage in stages if stage != "evaluate"]
     last = trained[-1] if trained else "evaluate"
-    if last in OF_STAGE:
-        return f"{last}.{OF_STAGE[last]}"
+    if last in ("pretrain", *BY_TRL):
+        return f"{last}.{BY_TRL.get(last, 'eval_loss')}"
     if last != "ppo":
         raise AlignError(f"search: {last} has no score of its own to go by\n  write objective={last}.FIGURE")
     if judged(cfg):

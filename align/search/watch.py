@@ -6,12 +6,15 @@ import json
 import math
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from align.search.objective import OF_STAGE, Objective
+from align.search.objective import BY_TRL, Objective
 
-ON_THE_WAY = {"best.objective": "eval/objective", "true_score": "eval/score", "reward": "eval/score"}
-"""Names of PPO's figures in metrics.jsonl, or of the nearest there is."""
+ON_THE_WAY = {
+    "best.objective": "eval/objective", "true_score": "eval/score", "reward": "eval/score",
+    "eval_accuracy": "eval_rewards/accuracies", "eval_margin": "eval_rewards/margins",
+}  # fmt: skip
+"""Other names of figures in metrics.jsonl, PPO's and TRL's DPO's, or of the nearest there is."""
 EVALUATIONS = 8
 """Of a trial that TRL trains, spread over its steps, for the pruner to see."""
 
@@ -19,10 +22,10 @@ EVALUATIONS = 8
 def on_the_way(wanted: Objective, cfg: DictConfig, typed: list[str]) -> tuple[list[str], str]:
     """Words that make a trial evaluate itself on its way, and why there is nothing to prune by ('' if there is)."""
     stage = wanted.stage
-    if stage in ("sft", "rm") and wanted.figure == f"{stage}.{OF_STAGE[stage]}":
+    if stage in BY_TRL and wanted.figure == f"{stage}.{BY_TRL[stage]}":
         if cfg[stage].args.get("eval_strategy", "no") != "no":
             return [], ""
-        if stage == "sft" and (cfg.sft.parallel_adapters or isinstance(cfg.sft.learning_rate, list)):
+        if cfg[stage].get("parallel_adapters") or OmegaConf.is_list(cfg[stage].get("learning_rate")):
             return [], "adapters side by side are evaluated at their end"
         every = [f"{stage}.args.eval_strategy=steps", f"{stage}.args.eval_steps={1 / EVALUATIONS}"]
         return [word for word in every if word.partition("=")[0] not in typed], ""

@@ -13,6 +13,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.box import SIMPLE
@@ -22,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align import config, ops
 from align.data.encode import fitting_pairs, fitting_prompts
-from align.data.source import Source
+from align.data.source import Source, Split
 from align.engine.cpu_linear import CpuLinear
 from align.errors import AlignError
 from align.report.report import StageReport
@@ -35,19 +36,28 @@ from align.roles.policy import TrainedPolicy
 from align.roles.score import score_rollout
 from align.roles.tokenizer import load_tokenizer, stop_ids
 from align.rollout.hf import HFRollout
+from align.stages.answers import Questions, answer_figures, check_answers, text_of
+from align.stages.forgetting import diversity, text_loss
 from align.stages.pairs import compare, swapped
+from align.stages.pipeline import LATER
 from align.stages.rollouts import Row, row_of, texts_of, write
 from align.types import Reward, RewardState, Rollout, Sampling, Texts
 
-POLICIES = ("base", "sft", "ppo")
+POLICIES = ("base", "sft", *LATER)
 UNJUDGED = ("score", "reward", "kl", "length", "finished")
+"""Figures of completions, in the order of their columns, behind the judge's and before all others."""
 TITLES = {"true_score": "true score", "kl": "KL", "length": "tokens", "finished": "ended"}
 
 
 @dataclass
 class Evaluate:
     options: config.Evaluate
-    data: Source
+    data: Source | None
+    """Prompts to complete; None where no policy is to write completions."""
+    demonstrations: Source | None
+    """Questions with reference answers."""
+    general: Source | None
+    """Text whose loss is taken."""
     pairs: Source | None
     """Where held-out pairs for the reward model come from."""
     max_pair_tokens: int
@@ -61,8 +71,13 @@ class Evaluate:
     linear: CpuLinear = field(default_factory=CpuLinear)
 
     def check(self, inputs: dict[str, str]) -> None:
-        self.data.check("ppo")
+        for source, purpose in ((self.data, "ppo"), (self.demonstrations, "sft"), (self.general, "pretrain")):
+            if source is not None:
+                source.check(purpose)
         load_judge(self.options.judge)
+        check_answers(self.options)
+        if self.demonstrations is not None:
+            self._questions().asked(max(self.options.shots), self.seed)
         if self.options.split not in ("eval", "test"):
             raise AlignError(f"evaluate.split={self.options.split}: write eval or test")
         for name in POLICIES:
@@ -72,40 +87,81 @@ class Evaluate:
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         names = [name for name in POLICIES if name in inputs]
         tokenizer = load_tokenizer(inputs[names[-1]], "evaluate")
-        rows = self._rows(tokenizer, inputs[names[-1]])
-        reward = self._reward(inputs)
+        rows = self._rows(tokenizer) if self.data else []
+        reward = self._reward(inputs) if self.data else None
+        questions, general = self._questions(), self._general()
         results: dict[str, dict[str, float]] = {}
         texts: dict[str, Texts] = {}
         reference: TrainedPolicy | None = None
         for name in names:
             policy = self._policy(inputs[name])
-            rollout = self._write(policy, rows, tokenizer, inputs[name])
-            texts[name] = texts_of(rollout, tokenizer)
-            results[name] = self._judge(rollout, texts[name], reward)
-            if reference is not None:
-                results[name]["kl"] = kl(policy, reference, rollout)
+            results[name] = {}
+            if rows:
+                rollout = self._write(policy, rows, tokenizer, inputs[name])
+                texts[name] = texts_of(rollout, tokenizer)
+                results[name] = self._judge(rollout, texts[name], reward)
+                if reference is not None:
+                    results[name]["kl"] = kl(policy, reference, rollout)
+            if general:
+                results[name]["general_loss"] = text_loss(policy, general, tokenizer, self.options.batch_size)
+            for shots in (self.options.shots if name == names[0] else [0]) if questions else []:
+                told = results.setdefault(f"{name}, {shots} shots" if shots else name, {})
+                told |= self._answer(policy, questions, shots, tokenizer, inputs[name])
             if name == "sft":
                 reference = policy
-            report.metrics(0, {f"{name}/{key}": value for key, value in results[name].items()})
+        for name, figures in results.items():
+            report.metrics(0, {f"{name}/{key}": value for key, value in figures.items()})
+        results = {name: figures for name, figures in results.items() if figures}
         facts = {"policies": results, "samples": self.options.samples, "split": self.options.split}
         if reward is not None and self.pairs is not None:
             facts |= self._judge_reward(reward, tokenizer)
         report.write_card(inputs=inputs, cpu_linear=self.linear.facts(), **facts)
+        self._tell(report, results, texts, facts)
+
+    def _tell(self, report: StageReport, results: dict, texts: dict[str, Texts], facts: dict[str, Any]) -> None:
         title = f"{self.options.samples} completions a policy, held-out prompts; KL to sft in nats a completion"
-        report.print(results_table(results, title))
+        report.print(results_table(results, title if texts else "held-out questions"))
         if "reward_accuracy" in facts:
             swap = facts["swap_accuracy"]
             report.say(
                 f"reward model on held-out pairs: accuracy {facts['reward_accuracy']:.3f}"
                 + ("" if swap is None else f", swap test {swap:.3f}")
             )
-        if self.options.show:
+        if self.options.show and texts:
             report.print(answers_table(texts, self.options.show))
 
-    def _rows(self, tokenizer: PreTrainedTokenizerBase, path: str) -> list[Row]:
+    def _questions(self) -> Questions | None:
+        """The held-out demonstrations, where answers to them are asked for."""
+        if self.demonstrations is None:
+            return None
+        split = self.demonstrations.load("sft", self.seed)
+        rows = self._part(split)
+        if not rows or "prompt" not in rows[0] or "completion" not in rows[0]:
+            raise AlignError(
+                "evaluate.shots: sft.data has no held-out rows with a prompt and a completion\n"
+                "  write evaluate.shots=[]"
+            )
+        options = self.options
+        return Questions(rows, split.train, list(options.metrics), options.pattern, options.schema)
+
+    def _general(self) -> list[str]:
+        return [row["text"] for row in self._part(self.general.load("pretrain", self.seed))] if self.general else []
+
+    def _part(self, split: Split) -> list[dict]:
+        """The held-out rows that decide."""
+        return (split.test if self.options.split == "test" else split.eval) or split.eval
+
+    def _answer(
+        self, policy: TrainedPolicy, questions: Questions, shots: int, tokenizer: PreTrainedTokenizerBase, path: str
+    ) -> dict[str, float]:
+        return answer_figures(
+            policy, questions, shots, tokenizer, stop_ids(path, tokenizer), self.max_new_tokens,
+            self.options.batch_size, self.seed,
+        )  # fmt: skip
+
+    def _rows(self, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
         """Held-out prompts, round and round until there are `samples` of them."""
-        split = self.data.load("ppo", self.seed)
-        rows = (split.test if self.options.split == "test" else split.eval) or split.eval
+        rows = self._part(self.data.load("ppo", self.seed))
         if not rows:
             raise AlignError("ppo.data: no held-out prompts to evaluate on: write ppo.data.eval_share=0.05")
         fitting, _ = fitting_prompts(rows, tokenizer, self.max_prompt_tokens, "ppo")
@@ -133,6 +189,8 @@ class Evaluate:
             "length": float(rollout.response_mask_BT.sum(1).float().mean()),
             "finished": float(rollout.finished_B.float().mean()),
         }
+        if self.options.diversity:
+            figures |= diversity(rollout, [text_of(one) for one in texts.completions])
         if self.score is not None:
             figures["score"] = float(self.score(rollout, texts, RewardState(0)).score_B.nanmean())
         if reward is not None:
@@ -192,8 +250,9 @@ def results_table(results: dict[str, dict[str, float]], title: str | None = None
     """A row a policy, a column a figure: the judge's first, then reward, KL, tokens and share that ended."""
     names = dict.fromkeys(name for figures in results.values() for name in figures)
     judged = [name for name in names if name.startswith("true_")]
-    columns = [*judged, *(name for name in UNJUDGED if name in names)]
-    titles = [TITLES.get(name, name.removeprefix("true_")) for name in columns]
+    others = [name for name in names if name not in judged and name not in UNJUDGED]
+    columns = [*judged, *(name for name in UNJUDGED if name in names), *others]
+    titles = [TITLES.get(name, name.removeprefix("true_").replace("_", " ")) for name in columns]
     table = Table("policy", *[Column(title, justify="right") for title in titles], box=SIMPLE, padding=0, title=title)
     for policy, figures in results.items():
         row = [f"{figures[name]:.2f}" if name in figures else "" for name in columns]

@@ -10,7 +10,15 @@ from typing import Any
 
 from align.config.choices import MEASURED
 
-WEIGHTS = ("*.safetensors", "*.bin", "config.json", "adapter_config.json", "tokenizer.json")
+WEIGHTS = (
+    "*.safetensors",
+    "*.bin",
+    "config.json",
+    "adapter_config.json",
+    "tokenizer.json",
+    "rankings.jsonl",
+    "held_out.jsonl",
+)
 CHUNK = 1 << 20
 
 

@@ -24,7 +24,7 @@ from trl import SFTTrainer
 from align.engine.lora import use_fast_loras
 from align.errors import AlignError
 from align.peft.add import kept_trainable, trained_of
-from align.peft.switch import routed, use_adapter
+from align.peft.switch import routed
 from align.report.report import StageReport
 from align.stages.trl_bridge import loraplus, remove_if_empty, steps_of_batches
 
@@ -55,11 +55,6 @@ class Learner:
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
         return {"grad_norm": float(norm), "learning_rate": rate}
-
-    def held_out_loss(self, model: PeftModel) -> float:
-        """TRL's own, in nats a token."""
-        with use_adapter(model, self.seat):
-            return self.trainer.evaluate()["eval_loss"]
 
 
 def learner(model: PeftModel, name: str, seat: str, trainer: SFTTrainer, loraplus_lr_ratio: float | None) -> Learner:

@@ -19,7 +19,12 @@ from typing import Any
 from align.errors import AlignError
 from align.stages.lineage import fingerprints
 
-STAGES = ("pretrain", "sft", "rm", "ppo", "evaluate")
+STAGES = ("pretrain", "sft", "rm", "preferences", "best_of", "dpo", "kto", "ppo", "evaluate")
+POLICIES = ("kto", "dpo", "best_of", "sft", "pretrain")
+"""Stages that leave a policy for another to start from, the last first."""
+
+LATER = ("best_of", "dpo", "kto", "ppo")
+"""Stages whose policy starts from the fine-tuned one."""
 ENDED = "ended.json"
 """In a run's folder beside no summary.json: the stage in which it ended, how (failed, stopped or pruned) and why."""
 
@@ -30,13 +35,19 @@ class Sources:
 
     model: str | None
     paths: dict[str, str]
-    """Explicit paths by role: sft, rm, actor, critic, reference, reward; `auto` where left open."""
+    """Explicit paths by role: sft, best_of, rm, actor, critic, reference, reward; `auto` where left open."""
     needs_critic: bool
     learned_reward: bool
     runs: str = "runs/NAME/latest"
     reward_key: str = "reward.path"
     """The key of the reward model's path, which in a sum of rewards is a term's."""
     stages: list[str] = field(default_factory=list)
+    sampled: tuple[str, ...] = ()
+    """Stages whose data are what this run's stage `preferences` writes."""
+    policies: list[str] = field(default_factory=list)
+    """Who answers in `preferences`, where they are named."""
+    learned_judge: bool = False
+    """The judge of `preferences` is this run's reward model."""
     real: dict[str, str] = field(default_factory=dict)
     """Where paths lie before the run's folder is made: `runs/NAME/latest/sft` is another place afterwards."""
 
@@ -50,22 +61,45 @@ class Sources:
             found["path"] = self._find("sft", made, "pretrain")
         elif stage == "rm":
             found["path"] = self._find("rm", made, "sft", "pretrain")
+        elif stage == "best_of":
+            found["path"] = self._find("best_of", made, *before(stage))
+        elif stage in ("dpo", "kto"):
+            found |= self._actor(stage, made)
+        elif stage == "preferences":
+            found |= {f"policy_{i}": path for i, path in enumerate(self.policies, start=1)}
+            if not self.policies:
+                found["actor"] = self._find("actor", made, *before(stage))
+            if self.learned_judge:
+                found["reward"] = self._find("reward", made, "rm", model=False)
         elif stage == "ppo":
-            found["actor"] = self._find("actor", made, "sft", "pretrain")
+            found |= self._actor(stage, made)
             if self.needs_critic:
                 found["critic"] = self._find("critic", made, "rm", default=found["actor"])
             if self.learned_reward:
                 found["reward"] = self._find("reward", made, "rm", model=False)
-            if self.paths["reference"] != "auto":
-                found["reference"] = self.paths["reference"]
         elif stage == "evaluate":
             found |= self._policies(made)
+        if stage in self.sampled:
+            found["samples"] = self._samples(stage, made)
         return {name: path for name, path in found.items() if path is not None}
 
+    def _actor(self, stage: str, made: dict[str, str]) -> dict[str, str | None]:
+        """What the actor starts from, and the reference where one is named."""
+        named = {"reference": self.paths["reference"]} if self.paths["reference"] != "auto" else {}
+        return {"actor": self._find("actor", made, *before(stage)), **named}
+
+    def _samples(self, stage: str, made: dict[str, str]) -> str | None:
+        if "preferences" not in self.stages:
+            raise AlignError(
+                f"{stage}.data.path is auto, and no stage of this run samples answers\n  write {stage}.data.path="
+                f"{self.runs}/preferences (of an earlier run), or stages=[preferences,{','.join(self.stages)}]"
+            )
+        return made.get("preferences")
+
     def _policies(self, made: dict[str, str]) -> dict[str, str | None]:
-        """base, sft and ppo policies and the reward model, as far as this run or a path names them."""
+        """The policies and the reward model, as far as a stage of this run or a path names them."""
         explicit = {role: path for role, path in self.paths.items() if path != "auto"}
-        if "ppo" not in self.stages and "sft" not in self.stages:
+        if not {"sft", *LATER} & set(self.stages):
             policies = {"ppo": explicit.get("actor", self.model), "sft": explicit.get("reference")}
             if policies["ppo"] is None:
                 raise AlignError(f"evaluate needs a policy: write actor.path={self.runs}/ppo")
@@ -75,7 +109,7 @@ class Sources:
         return {
             "base": base if base != sft else None,
             "sft": sft,
-            "ppo": made.get("ppo"),
+            **{stage: made.get(stage) for stage in LATER},
             "rm": made.get("rm") or explicit.get("reward"),
         }
 
@@ -92,9 +126,10 @@ class Sources:
         if model and self.model:
             return self.model
         key = self.reward_key if role == "reward" else f"{role}.path"
-        longer = ",".join([stages[0], *(stage for stage in self.stages if stage != "evaluate")])
+        usual = "sft" if "sft" in stages else stages[0]
+        longer = ",".join([usual, *(stage for stage in self.stages if stage != "evaluate")])
         ways = ["model=FOLDER (or a hub name)"] if model else []
-        ways += [f"{key}={self.runs}/{stages[0]} (of an earlier run)", f"stages=[{longer}]"]
+        ways += [f"{key}={self.runs}/{usual} (of an earlier run)", f"stages=[{longer}]"]
         ways += [] if model else ["another reward (reward=fn reward.fn=module.function)"]
         raise AlignError(
             f"{key} is auto, and no stage of this run makes what it needs\n"
@@ -102,10 +137,15 @@ class Sources:
         )
 
 
-def order(stages: Any, judged: bool) -> list[str]:
+def before(stage: str) -> list[str]:
+    """Stages before this one that leave a policy, the last first."""
+    return [one for one in POLICIES if STAGES.index(one) < STAGES.index(stage)]
+
+
+def order(stages: Any, judged: bool, rm_sampled: bool = False) -> list[str]:
     """The stages in the order in which they run; evaluation closes a run that has a policy to judge.
 
-    `stages` is a list of names, or one name.
+    `stages` is a list of names, or one name; with `rm_sampled` the reward model learns from sampled preferences.
     """
     given = [stages] if isinstance(stages, str) else stages
     example = "write some of " + ", ".join(STAGES) + ", such as stages=[sft,rm]"
@@ -119,7 +159,10 @@ def order(stages: Any, judged: bool) -> list[str]:
         if given.count(name) > 1:
             raise AlignError(f"stages=[{','.join(given)}] names {name} twice\n  write it once")
     chosen = [stage for stage in STAGES if stage in given]
-    if "evaluate" not in chosen and ("ppo" in chosen or (judged and "sft" in chosen)):
+    if rm_sampled and {"rm", "preferences"} <= set(chosen):
+        chosen.remove("rm")
+        chosen.insert(chosen.index("preferences") + 1, "rm")
+    if "evaluate" not in chosen and ("ppo" in chosen or (judged and {"sft", *LATER} & set(chosen))):
         chosen.append("evaluate")
     return chosen
 

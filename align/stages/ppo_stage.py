@@ -19,7 +19,7 @@ from align.data.encode import fitting_prompts
 from align.data.source import Source
 from align.report.report import StageReport
 from align.stages.ppo import PPO
-from align.stages.rollouts import Row, batches, row_of, texts_of, write
+from align.stages.rollouts import Row, batches, row_of, spread, texts_of, write
 from align.stages.scoring import judge_rollout
 
 STATE_FILE = "ppo_state.json"
@@ -106,12 +106,6 @@ class Best:
 
     def facts(self) -> dict[str, Any]:
         return {"step": self.step, "objective": self.value} if self.value > float("-inf") else {}
-
-
-def spread(rows: list[Row], count: int) -> list[Row]:
-    """`count` rows from all over, since neighbours are often alike; all if there are fewer."""
-    count = min(count, len(rows))
-    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def evaluate(ppo: PPO, rows: list[Row], seed: int) -> dict[str, float]:

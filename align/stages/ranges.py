@@ -67,7 +67,11 @@ NUMBERS: dict[str, dict[str, Range]] = {
         "hidden_size": COUNT, "layers": COUNT, "heads": COUNT, "intermediate_size": COUNT, "max_positions": Range(2),
     },
     "sft": {**TRAINED, "parallel_adapters": COUNT},
+    "preferences": {"samples": COUNT, "prompts": COUNT, "max_prompt_tokens": COUNT},
+    "best_of": {**TRAINED, "parallel_adapters": COUNT},
     "rm": {**TRAINED, "norm_samples": FROM_ZERO},
+    "dpo": {**TRAINED, "beta": Range(0, above=True)},
+    "kto": {**TRAINED, "beta": Range(0, above=True), "batch_size": Range(2)},
     "ppo": {
         "steps": COUNT, "batch_size": COUNT, "minibatches": COUNT, "micro_batch_size": COUNT,
         "micro_batch_tokens": COUNT, "epochs": COUNT, "max_prompt_tokens": COUNT,
@@ -88,7 +92,7 @@ NUMBERS: dict[str, dict[str, Range]] = {
         "batch_size": COUNT, "kv_cache_mib": COUNT,
     },
 }  # fmt: skip
-LISTED = {"sft": ("learning_rate",)}
+LISTED = {"sft": ("learning_rate",), "best_of": ("learning_rate",)}
 """Numbers that may be a list instead."""
 PPO_WORDS = {
     "kl_in": ("reward", "loss"), "kl_estimator": ("auto", "k1", "k2", "k3"), "old_logp": ("auto", "trainer", "engine"),

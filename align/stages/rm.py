@@ -20,6 +20,7 @@ from trl import RewardConfig, RewardTrainer
 
 from align import config
 from align.data.encode import fitting_pairs
+from align.data.sampled import located
 from align.data.source import Source, Split
 from align.engine.cpu_linear import CpuLinear
 from align.errors import AlignError
@@ -61,7 +62,7 @@ class RM:
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         tokenizer = pad_apart_from_eos(load_tokenizer(inputs["path"], "rm.path"))
-        split = self.data.load("rm", self.seed)
+        split = located(self.data, inputs).load("rm", self.seed)
         rows, left_out = fitting_pairs(split.train, tokenizer, self.options.max_length, "rm")
         if left_out["too_long"]:
             report.say(f"{left_out['too_long']} pairs left out: longer than rm.max_length={self.options.max_length}")

@@ -44,6 +44,12 @@ def row_of(number: int, row: dict, ids: list[int]) -> Row:
     return Row(number, row["prompt"], ids, {name: value for name, value in row.items() if name != "prompt"})
 
 
+def spread(rows: list[Row], count: int) -> list[Row]:
+    """`count` rows from all over, since neighbours are often alike; all if there are fewer."""
+    count = min(count, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
 def batches(rows: list[Row], size: int, seed: int) -> Iterator[list[Row]]:
     """Batches of `size` rows for ever, each pass over the data in a fresh order; a batch may go round."""
     queue: list[Row] = []

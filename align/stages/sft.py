@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from trl import SFTConfig, SFTTrainer
 
 from align import config
 from align.data.encode import fitting_examples
+from align.data.mixture import by_task
+from align.data.sampled import located
 from align.data.source import Source
 from align.engine.cpu_linear import CpuLinear
 from align.errors import AlignError
@@ -29,6 +32,7 @@ from align.peft.add import add_trained
 from align.peft.folder import save_adapter, save_model
 from align.peft.rates import check_loraplus
 from align.peft.stateful import NONE, hooks_of, planned
+from align.peft.switch import use_adapter
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL, inspect
 from align.roles.start import Start, check_adapter, start
@@ -49,13 +53,25 @@ class Task:
     left_out: int
 
     def trainer(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> SFTTrainer:
-        held_out = dataset(self.held_out) if self.held_out else None
+        tasks = {name: dataset(rows) for name, rows in by_task(self.held_out).items()}
+        held_out = tasks or (dataset(self.held_out) if self.held_out else None)
         return SFTTrainer(
             model, self.args, train_dataset=dataset(self.rows), eval_dataset=held_out, processing_class=tokenizer
         )
 
     def facts(self) -> dict[str, Any]:
-        return {"rows": len(self.rows), "left_out": self.left_out}
+        tasks = {name: len(rows) for name, rows in by_task(self.rows).items()}
+        return {"rows": len(self.rows), "left_out": self.left_out, **({"tasks": tasks} if tasks else {})}
+
+    def held_out_loss(self, trainer: SFTTrainer) -> dict[str, float]:
+        """Nats a token on held-out rows: of all (each task by its rows), and of each task."""
+        found = trainer.evaluate()
+        sizes = {name: len(rows) for name, rows in by_task(self.held_out).items()}
+        if not sizes:
+            return {"eval_loss": found["eval_loss"]}
+        losses = {name: found[f"eval_{name}_loss"] for name in sizes}
+        mean = sum(losses[name] * size for name, size in sizes.items()) / sum(sizes.values())
+        return {"eval_loss": mean, **{f"eval_loss_{name}": loss for name, loss in losses.items()}}
 
 
 @dataclass
@@ -68,35 +84,38 @@ class SFT:
     device: torch.device
     dtype: torch.dtype
     linear: CpuLinear = field(default_factory=CpuLinear)
+    name: str = "sft"
 
     def check(self, inputs: dict[str, str]) -> None:
-        check_arguments(SFTConfig, self.options.args, "sft")
-        check_loraplus(self.options.loraplus_lr_ratio, self.peft, "sft")
-        check_packing(self.options.args, self.peft)
+        check_arguments(SFTConfig, self.options.args, self.name)
+        check_loraplus(self.options.loraplus_lr_ratio, self.peft, self.name)
+        check_packing(self.options.args, self.peft, self.name)
         found = members(self.options, self.data, self.seed)
         if len(found) > 1:
             check_method(self.options, found, self.peft)
         args = self._arguments(found[0], Path("unused"))
         for source in {id(member.data): member.data for member in found}.values():
-            source.check("sft")
+            source.check(self.name)
         if len(found) > 1:
             check_run(args, found)
         if "path" in inputs:
-            check_adapter(inspect(inputs["path"], "sft.path", CAUSAL), "sft", self.peft, self.options.adapter)
-            load_tokenizer(inputs["path"], "sft.path")
+            check_adapter(
+                inspect(inputs["path"], f"{self.name}.path", CAUSAL), self.name, self.peft, self.options.adapter
+            )
+            load_tokenizer(inputs["path"], f"{self.name}.path")
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
-        tokenizer = load_tokenizer(inputs["path"], "sft.path")
-        found = members(self.options, self.data, self.seed)
+        tokenizer = load_tokenizer(inputs["path"], f"{self.name}.path")
+        found = members(self.options, located(self.data, inputs), self.seed)
         tasks = [self._task(member, tokenizer, out) for member in found]
         for count in dict.fromkeys(task.left_out for task in tasks if task.left_out):
-            longest = self.options.max_length
-            report.say(f"{count} rows left out: no token of the answer within sft.max_length={longest}")
+            longest = f"{self.name}.max_length={self.options.max_length}"
+            report.say(f"{count} rows left out: no token of the answer within {longest}")
         first = tasks[0]
-        method = planned(self.peft, steps_of(first.args, len(first.rows)), "sft")
+        method = planned(self.peft, steps_of(first.args, len(first.rows)), self.name)
         torch.manual_seed(found[0].seed)
         begun = start(
-            inputs["path"], key="sft", head=CAUSAL, peft=method, adapter=self.options.adapter, out=out,
+            inputs["path"], key=self.name, head=CAUSAL, peft=method, adapter=self.options.adapter, out=out,
             dtype=self.dtype, kinds=(CAUSAL,),
         )  # fmt: skip
         seats = ["default", *(f"adapter_{i}" for i in range(1, len(tasks)))]
@@ -104,6 +123,8 @@ class SFT:
             add_trained(begun.model, seat, task.member.seed, begun.fresh)
         self.linear.apply(begun.model, report.say)
         report.write_card(cpu_linear=self.linear.facts())
+        for name, rows in by_task(first.rows).items():
+            report.say(f"task {name}: {len(rows)} of {len(first.rows)} rows")
         sizes = dict.fromkeys(f"{len(task.rows)} rows, {len(task.held_out)} held out" for task in tasks)
         together = f" ({len(tasks)} side by side)" if len(tasks) > 1 else ""
         report.say(f"{begun.said}{together}; {'; '.join(sizes)}")
@@ -118,22 +139,26 @@ class SFT:
         report.write_card(inputs=inputs, **facts)
 
     def _task(self, member: Member, tokenizer: PreTrainedTokenizerBase, out: Path) -> Task:
-        split, longest = member.data.load("sft", member.seed), self.options.max_length
-        rows, left_out = fitting_examples(split.train, tokenizer, longest, "sft")
-        held_out, _ = fitting_examples(split.eval, tokenizer, longest, "sft") if split.eval else ([], 0)
+        split, longest = member.data.load(self.name, member.seed), self.options.max_length
+        rows, left_out = fitting_examples(split.train, tokenizer, longest, self.name)
+        held_out, _ = fitting_examples(split.eval, tokenizer, longest, self.name) if split.eval else ([], 0)
         return Task(member, self._arguments(member, out), rows, held_out, left_out)
 
     def _arguments(self, member: Member, out: Path) -> SFTConfig:
         bf16 = self.dtype == torch.bfloat16
-        return arguments(SFTConfig, "sft", member.options, out, member.seed, self.device, bf16)
+        return arguments(SFTConfig, self.name, member.options, out, member.seed, self.device, bf16)
 
 
-def check_packing(args: dict[str, Any], method: PeftConfig | None) -> None:
+BestOf = partial(SFT, name="best_of")
+"""Fine-tuning on the best answer to each prompt, as `preferences` ranked them: what is best of K, learned."""
+
+
+def check_packing(args: dict[str, Any], method: PeftConfig | None, key: str = "sft") -> None:
     """Raises AlignError for a method that plans by optimizer steps where packing makes their number unknown."""
     if args.get("packing") and hooks_of(method) is not NONE and args.get("max_steps", -1) <= 0:
         raise AlignError(
-            f"sft.args.packing=true: {method.peft_type.value} plans by the number of optimizer steps, which packing "
-            "changes\n  write +sft.args.max_steps=N as well, or leave packing out"
+            f"{key}.args.packing=true: {method.peft_type.value} plans by the number of optimizer steps, which packing "
+            f"changes\n  write +{key}.args.max_steps=N as well, or leave packing out"
         )
 
 
@@ -143,8 +168,10 @@ def _train_one(trainer: SFTTrainer, task: Task, begun: Start, out: Path, report:
     train(trainer, report)
     facts = {"learning_rate": task.args.learning_rate, **task.facts()}
     if task.held_out:
-        facts["eval_loss"] = trainer.evaluate()["eval_loss"]
-        report.say(f"held-out loss {facts['eval_loss']:.3f} nats a token")
+        losses = task.held_out_loss(trainer)
+        by_name = ", ".join(f"{name.removeprefix('eval_loss_')} {v:.3f}" for name, v in list(losses.items())[1:])
+        report.say(f"held-out loss {losses['eval_loss']:.3f} nats a token{f' ({by_name})' if by_name else ''}")
+        facts |= losses
     save_model(begun.model, out)
     return facts
 
@@ -162,7 +189,9 @@ def _train_many(
     train_together(model, learners, report)
     told = []
     for one, task in zip(learners, tasks, strict=True):
-        loss, folder = one.held_out_loss(model), out / one.name
+        with use_adapter(model, one.seat):
+            losses = task.held_out_loss(one.trainer)
+        loss, folder = losses["eval_loss"], out / one.name
         save_adapter(model, folder, one.seat)
         tokenizer.save_pretrained(folder)
         report.metrics(one.steps, {f"{one.name}/eval_loss": loss})
@@ -170,9 +199,10 @@ def _train_many(
         options = task.member.options
         told.append(
             {"name": one.name, "seed": task.member.seed, "learning_rate": options.learning_rate, **task.facts()}
-            | {"differs": task.member.differs, "eval_loss": loss}
+            | {"differs": task.member.differs, **losses}
         )
     best = min(told, key=lambda one: math.inf if math.isnan(one["eval_loss"]) else one["eval_loss"])
     shutil.copytree(out / best["name"], out, dirs_exist_ok=True)
     report.say(f"{best['name']} is the best and the stage's result, in {out}; the others lie beside it")
-    return {"adapters": told, "best": best["name"], **{key: best[key] for key in ("rows", "left_out", "eval_loss")}}
+    own = ("name", "seed", "learning_rate", "differs")
+    return {"adapters": told, "best": best["name"], **{key: value for key, value in best.items() if key not in own}}

@@ -9,14 +9,14 @@ from typing import Any
 
 from align.stages.pipeline import STAGES
 
-APART = ("versions", "inputs", "hashes", "cpu_linear", "policies")
+APART = ("versions", "inputs", "hashes", "cpu_linear")
 COUNTS = {
     "learning_rate", "rows", "left_out", "too_long", "alike", "pairs", "eval_pairs", "prompts", "samples", "parameters",
     "tokens", "step", "kl_coef", "length", "finished",
 }  # fmt: skip
 """Facts of a card that echo a setting or count something."""
 PARTS = ("last", "adapters", "score", "base")
-"""Nodes of a card, and a policy, that a first look does not need."""
+"""Nodes of a card, and a policy (with shots or without), that a first look does not need."""
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -37,9 +37,9 @@ def figures(folder: Path, stages: list[str]) -> dict[str, float]:
     for stage in stages:
         card = read_json(folder / stage / "card.json")
         if "hashes" in card:  # written last
+            policies |= card.pop("policies", {}) if stage == "evaluate" else {}
             found |= numbers({stage: {name: value for name, value in card.items() if name not in APART}})
-            policies |= card.get("policies", {})
-    found = {**numbers(policies), **found}
+    found |= {name: value for name, value in numbers(policies).items() if name not in found}
     took = read_json(folder / "summary.json").get("seconds", {})
     seconds = {stage: took[stage] for stage in stages if stage in took}
     found |= {f"{stage}.seconds": value for stage, value in seconds.items()}
@@ -86,7 +86,8 @@ def headlines(names: list[str]) -> list[str]:
 
 def _headline(name: str, names: list[str]) -> bool:
     *owners, last = name.split(".")
-    if last in COUNTS or set(owners) & set(PARTS) or (last == "seconds" and owners):
+    nodes = {owner.partition(",")[0] for owner in owners}
+    if last in COUNTS or nodes & set(PARTS) or (last == "seconds" and owners):
         return False
     if last == "reward":
         return f"{owners[0]}.true_score" not in names

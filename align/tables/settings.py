@@ -13,8 +13,9 @@ from align.stages.pipeline import STAGES
 
 UNSEEN = ("name", "runs")
 """A run's place, which its label tells."""
-LOOP = ("actor", "critic", "reference", "reward", "advantage", "policy_loss", "rollout")
-"""Nodes of PPO's parts."""
+ROLES = ("ppo", "actor", "critic", "reference", "reward", "advantage", "policy_loss", "rollout")
+"""PPO and its parts, of which other stages take some."""
+WITHOUT_ROLES = ("pretrain", "sft", "best_of", "rm")
 Settings = dict[str, Any]
 
 
@@ -25,9 +26,10 @@ def flat(settings: Settings, stages: list[str]) -> Settings:
     """
     found: Settings = {}
     for name, value in settings.items():
-        idle = (name in STAGES and name not in stages and name != "ppo") or (
-            name in (*LOOP, "ppo") and not {"ppo", "evaluate"} & set(stages)
-        )
+        if name in ROLES:
+            idle = set(stages) <= set(WITHOUT_ROLES)
+        else:
+            idle = name in STAGES and name not in stages
         if name not in UNSEEN and not idle:
             found |= _flat(value, name)
     return found
@@ -76,11 +78,17 @@ def differing(runs: list[Settings]) -> list[str]:
 def _differs(key: str, runs: list[Settings]) -> bool:
     owners = [key[:i] for i, letter in enumerate(key) if letter == "."]
     by_owner: dict[tuple, list[Any]] = {}
-    told = not owners or any(isinstance(run.get(key), Kind) for run in runs)
-    for run in [run for run in runs if key in run] if told else runs:
+    for run in [run for run in runs if key in run] if _always_there(key, owners, runs) else runs:
         kinds = tuple(run[owner] for owner in owners if isinstance(run.get(owner), Kind))
         by_owner.setdefault(kinds, []).append(run.get(key))
     return any(value != values[0] for values in by_owner.values() for value in values)
+
+
+def _always_there(key: str, owners: list[str], runs: list[Settings]) -> bool:
+    """A run without the key is of another version, or has no such stage: a root key, a plug, or one of align's own."""
+    home = [run.get(owners[-1]) for run in runs] if owners else []
+    own = any(isinstance(kind, Kind) and kind.mark[0].startswith("align.") for kind in home)
+    return not owners or own or any(isinstance(run.get(key), Kind) for run in runs)
 
 
 def shown(key: str, value: Any) -> Any:

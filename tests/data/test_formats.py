@@ -2,6 +2,7 @@ import pytest
 
 from align.data import formats
 from align.data.formats import FORMATS, understand
+from align.data.source import LIKE, PURPOSES
 from align.errors import AlignError
 
 USER = {"role": "user", "content": "hi"}
@@ -223,9 +224,9 @@ def test_prompts_of_strings_and_messages_do_not_mix():
     assert "line 2 gives prompt as messages" in error_of("prompts", "ppo", {"prompt": "p"}, {"prompt": [USER]})
 
 
-@pytest.mark.parametrize("purpose", ["pretrain", "sft", "rm", "ppo"])
+@pytest.mark.parametrize("purpose", PURPOSES)
 def test_a_format_that_does_not_serve_a_stage_is_refused_with_those_that_do(purpose):
-    serving = [name for name in FORMATS if purpose in FORMATS[name]]
+    serving = [name for name in FORMATS if LIKE.get(purpose, purpose) in FORMATS[name]]
     for format in [*(set(FORMATS) - set(serving)), "alpaca"]:
         message = error_of(format, purpose, {})
         assert message.startswith(f"{purpose}.data.format={format} ")

@@ -18,7 +18,8 @@ RIGHT = "We open from nine to six, Monday to Saturday."
 FINGERPRINT = """
 import hashlib, json, sys
 from align.data.help_desk import HelpDesk, swap_pairs
-found = [vars(HelpDesk(50, 50, 50).load(purpose, 3)) for purpose in ("pretrain", "sft", "rm", "ppo")]
+from align.data.source import PURPOSES
+found = [vars(HelpDesk(50, 50, 50).load(purpose, 3)) for purpose in PURPOSES]
 text = json.dumps([found, swap_pairs(3, "test")])
 loaded = [name for name in ("torch", "transformers", "datasets", "trl") if name in sys.modules]
 print(hashlib.sha256(text.encode()).hexdigest(), loaded)

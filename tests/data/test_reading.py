@@ -66,7 +66,13 @@ def test_a_place_names_key_file_and_line_and_blank_lines_count(tmp_path):
         ("a.jsonl", "\n \n", "holds no rows"),
         ("a.json", "[]", "holds no rows"),
         ("a.json", "", "holds no rows"),
-        ("a.csv", "text\na\n", "is not json: write a file that ends in .json, .jsonl, .json.gz or .jsonl.gz"),
+        ("a.txt", "text\na\n", "is no table: write a file that ends in .json, .jsonl, .csv or .parquet (.gz behind"),
+        ("a.parquet.gz", b"", "is no table"),
+        ("a.parquet", b"PAR1", "cannot be read as parquet"),
+        ("a.csv", "text,text\na,b\n", "line 1 names the column 'text' twice"),
+        ("a.csv", 'text,x\n"a\nb",1\nc\n', "line 4 has 1 cells where the first line names 2 columns"),
+        ("a.csv", 'text\n"a\n', "is not csv"),
+        ("a.csv", "text\n", "holds no rows"),
     ],
 )
 def test_what_is_broken_is_named_with_its_place(tmp_path, name, content, said):

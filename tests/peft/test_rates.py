@@ -36,6 +36,13 @@ def test_a_number_is_itself_and_loras_rate_is_loras(value, name, expected):
     assert rate(value, name and method(name)) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    "name, times", [("lora", 1), ("adalora", 3), ("houlsby", 3), ("pfeiffer", 1), ("p_tuning", 0.3), ("prefix", 1)]
+)
+def test_ppo_has_multiples_of_its_own(name, times):
+    assert rate("lora:1e-3", method(name), ppo=True) == pytest.approx(times * 1e-3)
+
+
 def test_all_weights_take_a_tenth_of_loras_rate():
     assert FULL == 0.1 and rate("lora:2e-4", None) == pytest.approx(2e-5)
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from peft import LoraConfig
+from transformers import BloomConfig, BloomForCausalLM
 
+from align import config
 from align.errors import AlignError
+from align.roles.alone import load_roles
 from align.rollout import auto
 
 LLAMA = {"hidden_size": 128, "num_attention_heads": 4, "max_position_embeddings": 100}
@@ -78,3 +82,26 @@ def test_virtual_tokens_take_positions_too():
     auto.check_context(LLAMA, 40, 40, "actor.path", virtual_tokens=20)
     with pytest.raises(AlignError, match=r"20 virtual tokens, .* 100 positions .*\n  write ppo.max_prompt_tokens=40"):
         auto.check_context(LLAMA, 41, 40, "actor.path", virtual_tokens=20)
+
+
+@pytest.mark.vllm
+def test_where_vllm_does_not_start_auto_goes_on_with_transformers(tmp_path, tokenizer):
+    """vLLM 0.32 has no LoRA for BLOOM, which it says itself."""
+    pytest.importorskip("vllm")
+    architecture = BloomConfig(vocab_size=len(tokenizer), hidden_size=64, n_layer=1, n_head=2, pad_token_id=0)
+    BloomForCausalLM(architecture).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    lora = LoraConfig(target_modules="all-linear")
+    policy = load_roles(str(tmp_path), lora, learning_rate=1e-2, steps=1)[0].actor
+    said = []
+
+    def choose(**options):
+        return auto.choose(
+            config.Rollout(**{"engine": "auto", **options}), policy, str(tmp_path), tokenizer, 32, said.append
+        )
+
+    assert choose().name == "hf"
+    assert said[0].startswith("rollouts by transformers: vLLM does not start on this model: BloomForCausalLM does not")
+    for refusing in ({"engine": "vllm"}, {"fallback": "error"}):
+        with pytest.raises(AlignError, match=r"BloomForCausalLM does not support LoRA.*\n  write rollout=hf"):
+            choose(**refusing)

@@ -23,8 +23,10 @@ def test_a_setting_below_a_plug_counts_among_plugs_of_one_kind():
     assert differing([run(), run(dora), run(dora | {"r": 8})]) == ["sft.peft", "sft.peft.r"]
 
 
-def test_a_setting_that_one_run_lacks_differs():
+def test_a_setting_that_one_run_lacks_differs_unless_it_is_aligns_own():
+    """Each run has all of align's own settings; one that lacks some is of another version."""
     assert differing([run(), run(args={"max_steps": 3})]) == ["sft.args.max_steps"]
+    assert differing([run(), run(loraplus_lr_ratio=None)]) == []
 
 
 def test_settings_of_stages_that_do_not_run_are_left_out():

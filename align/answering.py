@@ -1,0 +1,64 @@
+"""What the stage `preferences` is given: the rollout engine of a policy that does not train, and a judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from align import config
+from align.nodes import as_dataclass, call, target_of
+from align.preflight import MODEL_REWARD, check_reward
+
+if TYPE_CHECKING:
+    from align.build import Build
+    from align.report.report import StageReport
+
+
+def answering(build: Build) -> dict[str, Any]:
+    """Arguments of the stage beside its options, seed and device."""
+    cfg = build.cfg
+    judge = cfg.preferences.judge
+
+    def make_judge(inputs: dict[str, str], out: Path, report: StageReport, tokenizer: Any) -> Any:
+        from align.roles.seating import Setting
+
+        setting = Setting(
+            device=build.device(), dtype=build.dtype(), engine=build.engine, out=out, linear=build.linear,
+            tell=report.say,
+        )  # fmt: skip
+        return build.reward(judge, inputs, setting, tokenizer, key="preferences.judge")
+
+    def make_engine(path: str, tokenizer: Any, longest: int, report: StageReport) -> Any:
+        from align.roles.alone import load_policy
+        from align.roles.folder import base_home
+
+        policy = load_policy(path, "preferences.policies", build.device(), build.linear)
+        options = as_dataclass(cfg.rollout, config.Rollout)
+        engine = target_of(cfg.rollout, "rollout")(options, policy, base_home(path), tokenizer, longest, report.say)
+        engine.attach(policy)
+        return engine
+
+    return {
+        "data": call(cfg.preferences.data, "preferences.data"),
+        "sampling": (cfg.rollout.temperature, cfg.rollout.max_new_tokens),
+        "check_judge": lambda: check_reward(judge, "preferences.judge"),
+        "make_judge": make_judge,
+        "make_engine": make_engine,
+    }
+
+
+def policies(build: Build) -> list[str]:
+    """Who is named to answer; [] for this run's newest policy."""
+    if "preferences" not in build.stages:
+        return []
+    named = build.cfg.preferences.policies
+    named = list(named) if OmegaConf.is_list(named) else [named]
+    return [] if named == ["auto"] else [build.real.get(str(path), str(path)) for path in named]
+
+
+def learned_judge(build: Build) -> bool:
+    """The judge is a reward model that this run makes."""
+    judge = build.cfg.preferences.get("judge") if "preferences" in build.stages else None
+    return judge is not None and judge._target_ == MODEL_REWARD and judge.path == "auto"

@@ -1,0 +1,151 @@
+r"""Several data sets as one, a task each, mixed by weight or temperature.
+
+    align stages=[sft] model=FOLDER data@sft.data=mixture \
+        +data@sft.data.parts.topic=prompt_completion sft.data.parts.topic.path=topics.jsonl \
+        +data@sft.data.parts.mood=prompt_completion sft.data.parts.mood.path=moods.jsonl \
+        sft.data.weights.topic=0.7
+
+A task's share is its weight's, or with a temperature T its number of rows to the power 1 / T (Raffel et al. 2020, arXiv
+1910.10683, section 3.5.2): 1 mixes by size, the larger T the more evenly. A row tells its task in the column `task`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from align.data.source import Source, Split
+from align.errors import AlignError
+
+TASK = "task"
+
+
+class Mixture:
+    """A Source of Sources. Held-out rows are all of every part's.
+
+    `rows` is how many training rows are drawn; by default as many as can be without drawing one twice. With more, a
+    part's rows are all drawn as often as each other, or once more.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Source],
+        weights: Mapping[str, float] | None = None,
+        temperature: float | None = None,
+        rows: int | None = None,
+    ) -> None:
+        self.parts = dict(parts)
+        self.weights = dict(weights or {})
+        self.temperature = temperature
+        self.rows = rows
+
+    def check(self, purpose: str) -> None:
+        """Raises AlignError for what a part refuses, and for weights that name no part or sum to nothing."""
+        self._check_numbers(f"{purpose}.data")
+        for name, part in self.parts.items():
+            self._of(name, purpose, lambda part=part: part.check(purpose))
+
+    def load(self, purpose: str, seed: int) -> Split:
+        key = f"{purpose}.data"
+        self._check_numbers(key)
+        found = {name: self._of(name, purpose, lambda p=p: p.load(purpose, seed)) for name, p in self.parts.items()}
+        self._check_alike({name: split.train[0] for name, split in found.items() if split.train}, key)
+        for name, split in found.items():
+            if not split.train:
+                raise AlignError(
+                    f"{key}.parts.{name}: the task has no rows to train on\n  write more rows, or leave it out"
+                )
+        counts = self.counts({name: len(split.train) for name, split in found.items()})
+        train = [
+            row for name, split in found.items() for row in drawn(split.train, counts[name], f"{seed}/{name}", name)
+        ]
+        random.Random(f"{seed}/mixture").shuffle(train)
+
+        def all_of(part: str) -> list[dict]:
+            return [{**row, TASK: name} for name, split in found.items() for row in getattr(split, part)]
+
+        return Split(train, all_of("eval"), all_of("test"), all_of("eval_swaps"), all_of("test_swaps"))
+
+    def counts(self, sizes: dict[str, int]) -> dict[str, int]:
+        """Rows of each task, whose parts have `sizes` of them; their shares are exact to one row."""
+        share = self.shares(sizes)
+        total = self.rows or math.floor(min(sizes[name] / share[name] for name in sizes if share[name]) + 1e-9)
+        count = {name: math.floor(total * share[name] + 1e-9) for name in sizes}
+        rest = sorted(sizes, key=lambda name: count[name] - total * share[name])
+        for name in rest[: total - sum(count.values())]:
+            count[name] += 1
+        return count
+
+    def shares(self, sizes: dict[str, int]) -> dict[str, float]:
+        """Share of each task in the mixture, summing to 1."""
+        if self.temperature is not None:
+            weight = {name: size ** (1 / self.temperature) for name, size in sizes.items()}
+        else:
+            weight = {name: self.weights.get(name, 1.0) for name in sizes} if self.weights else dict(sizes)
+        return {name: value / sum(weight.values()) for name, value in weight.items()}
+
+    def _check_numbers(self, key: str) -> None:
+        if not self.parts:
+            raise AlignError(f"{key}=mixture has no parts\n  write +data@{key}.parts.NAME=prompt_completion")
+        for name, value in self.weights.items():
+            if name not in self.parts:
+                near = difflib.get_close_matches(name, self.parts, n=1) or list(self.parts)[:1]
+                raise AlignError(f"{key}.weights.{name}: there is no part {name}\n  nearest: {key}.weights.{near[0]}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise AlignError(f"{key}.weights.{name}={value}: write a number from 0")
+        if self.weights and not sum(self.weights.get(name, 1.0) for name in self.parts):
+            raise AlignError(f"{key}.weights sum to nothing\n  write a weight above 0 for one part at least")
+        if self.weights and self.temperature is not None:
+            raise AlignError(f"{key}.temperature and {key}.weights both say how to mix\n  write one of them")
+        if self.temperature is not None and not (_number(self.temperature) and self.temperature > 0):
+            raise AlignError(f"{key}.temperature={self.temperature}: write a number above 0, such as 2")
+        if self.rows is not None and not (_number(self.rows) and self.rows >= 1 and self.rows == int(self.rows)):
+            raise AlignError(f"{key}.rows={self.rows}: write a whole number of rows, or null")
+
+    def _check_alike(self, firsts: dict[str, dict], key: str) -> None:
+        """Parts give one kind of row, since a trainer takes one."""
+        kinds = {name: _kind(row) for name, row in firsts.items()}
+        for name, kind in kinds.items():
+            first = next(iter(kinds))
+            if kind != kinds[first]:
+                raise AlignError(
+                    f"{key}.parts.{name} gives {kind} where {key}.parts.{first} gives {kinds[first]}\n"
+                    "  write both in one way: the same columns, all as strings or all as messages"
+                )
+
+    def _of(self, name: str, purpose: str, do: Callable[[], Any]) -> Any:
+        """What a part does, its errors naming the part's own keys."""
+        try:
+            return do()
+        except AlignError as error:
+            raise AlignError(str(error).replace(f"{purpose}.data.", f"{purpose}.data.parts.{name}.")) from error
+
+
+def drawn(rows: list[dict], count: int, seed: str, task: str) -> list[dict]:
+    """`count` of the rows, each as often as the others or once more, with their task."""
+    whole, rest = divmod(count, len(rows))
+    chosen = rows * whole + random.Random(seed).sample(rows, rest)
+    return [{**row, TASK: task} for row in chosen]
+
+
+def by_task(rows: list[dict]) -> dict[str, list[dict]]:
+    """Rows of a mixture by their task, in order; {} for rows of no mixture."""
+    found: dict[str, list[dict]] = {}
+    for row in rows:
+        if TASK in row:
+            found.setdefault(row[TASK], []).append(row)
+    return found
+
+
+def _number(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+
+
+def _kind(row: dict) -> str:
+    content = row.get("prompt", row.get("chosen"))
+    return " ".join(sorted(name for name in row if name != TASK)) + (
+        " as messages" if isinstance(content, list) else ""
+    )

@@ -1,0 +1,181 @@
+"""Answers to held-out demonstrations against their references, after none or some examples in the context.
+
+    align stages=[evaluate] actor.path=FOLDER data@sft.data=prompt_completion sft.data.path=FILE evaluate.shots=[0,4]
+
+The model that fine-tuning started from answers after each number of examples in `evaluate.shots`, which are rows that
+fine-tuning learns from; later policies after none, which is what they were trained for. Decoding is greedy.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from align import config
+from align.data.encode import answer_ids, completion_as, prompt_ids, shared_length
+from align.data.mixture import TASK
+from align.errors import AlignError
+from align.installed import require
+from align.roles.batching import by_length
+from align.roles.policy import TrainedPolicy
+from align.rollout.hf import HFRollout
+from align.stages.rollouts import Row, texts_of, write
+from align.stages.text_metrics import NAMED, exact_match, f1, format_check
+from align.types import Sampling
+
+BETWEEN = "\n\n"
+"""Between examples of text; a model that goes on with another question stops counting there."""
+MOST_LABELS = 50
+
+
+def check_answers(options: config.Evaluate) -> None:
+    """Raises AlignError for shots, metrics and formats that cannot be."""
+    shots, metrics = options.shots, options.metrics
+    if not isinstance(shots, list) or any(isinstance(k, bool) or not isinstance(k, int) or k < 0 for k in shots):
+        raise AlignError(f"evaluate.shots={shots}: write a list of numbers of examples, such as [0,4]")
+    unknown = [name for name in metrics if name not in NAMED] if isinstance(metrics, list) else [metrics]
+    if unknown:
+        raise AlignError(f"evaluate.metrics: there is no {unknown[0]}\n  write some of [{','.join(NAMED)}]")
+    if "format" in metrics and options.pattern is None and options.schema is None:
+        raise AlignError(
+            "evaluate.metrics: format has nothing to check by\n  write evaluate.pattern=REGEX or schema=FILE"
+        )
+    format_check(options.pattern, options.schema)
+    if options.diversity:
+        require("sacrebleu", "evaluate.diversity=true", "evaluate.diversity=false")
+
+
+@dataclass
+class Questions:
+    """Held-out demonstrations of one kind, and rows to take examples and labels from."""
+
+    rows: list[dict]
+    examples: list[dict]
+    metrics: list[str]
+    pattern: str | None = None
+    schema: str | None = None
+
+    def asked(self, shots: int, seed: int) -> list[str | list[dict]]:
+        """The prompts with `shots` examples before each, of its own task, the same for all questions of a task.
+
+        None before those of a task that is not trained on. Raises AlignError where a task has fewer.
+        """
+        chosen: dict[str | None, list[dict]] = {}
+        for task in {row.get(TASK) for row in self.rows}:
+            own = [row for row in self.examples if row.get(TASK) == task]
+            if own and len(own) < shots:
+                raise AlignError(
+                    f"evaluate.shots={shots}: there are {len(own)} rows to take examples from\n  write fewer"
+                )
+            chosen[task] = random.Random(f"{seed}/shots/{task}").sample(own, min(shots, len(own)))
+        return [with_examples(row["prompt"], chosen[row.get(TASK)]) for row in self.rows]
+
+
+def with_examples(prompt: str | list[dict], examples: list[dict]) -> str | list[dict]:
+    """The prompt behind examples: text after text with a blank line between, or turn after turn."""
+    if not isinstance(prompt, str):
+        return [turn for row in examples for turn in (*row["prompt"], *row["completion"])] + prompt
+    return BETWEEN.join([*(row["prompt"] + row["completion"] for row in examples), prompt])
+
+
+def answer_figures(
+    policy: TrainedPolicy, questions: Questions, shots: int, tokenizer: PreTrainedTokenizerBase,
+    stop_ids: tuple[int, ...], max_new_tokens: int, batch_size: int, seed: int,
+) -> dict[str, float]:  # fmt: skip
+    """The metrics' means over all questions, and over each task's (`f1/topic`).
+
+    Raises AlignError where a prompt with its examples does not fit the model.
+    """
+    prompts = questions.asked(shots, seed)
+    rows = [Row(i, prompt, prompt_ids(prompt, tokenizer)) for i, prompt in enumerate(prompts)]
+    check_room(policy, rows, shots, max_new_tokens)
+    engine = HFRollout(tokenizer.pad_token_id, batch_size)
+    engine.attach(policy)
+    rollout = write(engine, rows, Sampling(1.0, max_new_tokens, stop_ids, greedy=True), seed=seed, purpose="answers")
+    answers = [text_of(one).partition(BETWEEN)[0] for one in texts_of(rollout, tokenizer).completions]
+    found = {name: _scores(name, questions, answers) for name in questions.metrics if name != "accuracy"}
+    if "accuracy" in questions.metrics:
+        found["accuracy"] = _accuracy(policy, questions, prompts, tokenizer, batch_size)
+    tasks = list(dict.fromkeys(row[TASK] for row in questions.rows if TASK in row))
+    figures = {name: sum(values) / len(values) for name, values in found.items()}
+    for task in tasks:
+        own = [i for i, row in enumerate(questions.rows) if row.get(TASK) == task]
+        figures |= {f"{name}/{task}": sum(values[i] for i in own) / len(own) for name, values in found.items()}
+    return figures
+
+
+def check_room(policy: TrainedPolicy, rows: list[Row], shots: int, max_new_tokens: int) -> None:
+    config = policy.model.config
+    room = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    longest = max(len(row.ids) for row in rows) + max_new_tokens
+    if room and longest > room:
+        raise AlignError(
+            f"evaluate.shots={shots}: prompt, examples and answer take up to {longest} tokens, and the model has "
+            f"{room} positions\n  write fewer shots, or a smaller rollout.max_new_tokens ({max_new_tokens})"
+        )
+
+
+def _scores(metric: str, questions: Questions, answers: list[str]) -> list[float]:
+    references = [text_of(row["completion"]) for row in questions.rows]
+    if metric == "format":
+        check = format_check(questions.pattern, questions.schema)
+        return [check(answer) for answer in answers]
+    compare = {"exact_match": exact_match, "f1": f1}[metric]
+    return [compare(answer, reference) for answer, reference in zip(answers, references, strict=True)]
+
+
+@torch.no_grad()
+def _accuracy(
+    policy: TrainedPolicy, questions: Questions, prompts: list, tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> list[float]:
+    """1 where the right one of the task's labels is the likeliest, by the sum of its tokens' log-probabilities."""
+    labels: dict[str | None, list[str]] = {}
+    for row in (*questions.examples, *questions.rows):
+        known = labels.setdefault(row.get(TASK), [])
+        if text_of(row["completion"]) not in known:
+            known.append(text_of(row["completion"]))
+    for most in (task for task, known in labels.items() if len(known) > MOST_LABELS):
+        raise AlignError(
+            f"evaluate.metrics: accuracy chooses among labels, and there are more than {MOST_LABELS} different answers"
+            f"{f' to {most}' if most else ''}\n  write exact_match or f1 instead"
+        )
+    asked = [
+        (i, label, {"prompt": prompts[i], "completion": completion_as(prompts[i], label)})
+        for i, row in enumerate(questions.rows)
+        for label in labels[row.get(TASK)]
+    ]
+    wholes = answer_ids([one for _, _, one in asked], "completion", tokenizer)
+    ids = [one[:-1] if one[-1] == tokenizer.eos_token_id else one for one in wholes]
+    starts = [prompt_ids(prompt, tokenizer) for prompt in prompts]
+    begun = [shared_length(starts[i], one) for (i, _, _), one in zip(asked, ids, strict=True)]
+    logp = label_logp(policy, ids, begun, batch_size)
+    best: dict[int, tuple[float, str]] = {}
+    for (i, label, _), value in zip(asked, logp, strict=True):
+        best[i] = max(best.get(i, (-torch.inf, "")), (value, label))
+    return [float(best[i][1] == text_of(row["completion"])) for i, row in enumerate(questions.rows)]
+
+
+def label_logp(policy: TrainedPolicy, ids: list[list[int]], begun: list[int], batch_size: int) -> list[float]:
+    """Nats of each sequence from its `begun`-th token on."""
+    length_B = torch.tensor([len(one) for one in ids])
+    found = torch.zeros(len(ids))
+    with policy.generating():
+        for part in by_length(length_B, batch_size):
+            width = int(length_B[part].max())
+            ids_BN = torch.tensor([ids[i] + [0] * (width - len(ids[i])) for i in part.tolist()], device=policy.device)
+            mask_BN = torch.arange(width)[None] < length_B[part][:, None]
+            logits_BNV = policy.model(input_ids=ids_BN, attention_mask=mask_BN.long().to(policy.device)).logits
+            logits_BNV = logits_BNV[:, -width:].float()  # behind virtual tokens
+            logp_BN = logits_BNV[:, :-1].log_softmax(-1).gather(2, ids_BN[:, 1:, None]).squeeze(2).cpu()
+            begun_B = torch.tensor([begun[i] for i in part.tolist()])
+            answer_BN = mask_BN[:, 1:] & (torch.arange(1, width)[None] >= begun_B[:, None])
+            found[part] = (logp_BN * answer_BN).sum(1)
+    return found.tolist()
+
+
+def text_of(completion: str | list[dict]) -> str:
+    """What was said, whichever form it has."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]

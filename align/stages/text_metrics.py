@@ -1,0 +1,109 @@
+"""How an answer compares with what was asked for, and how diverse answers are. Plain strings in, numbers out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from align.errors import AlignError
+from align.installed import require
+
+NAMED = ("exact_match", "f1", "accuracy", "format")
+MOST_FOR_BLEU = 100
+
+
+def exact_match(answer: str, reference: str) -> float:
+    """1 where both are the same but for white space around them."""
+    return float(answer.strip() == reference.strip())
+
+
+def f1(answer: str, reference: str) -> float:
+    """Harmonic mean of precision and recall of words, as SQuAD has it (Rajpurkar et al. 2016, arXiv 1606.05250, 6.1).
+
+    Words are lower-case runs of letters and digits.
+
+    >>> round(f1("the red kite", "A red, red kite"), 3)
+    0.571
+    """
+    given, wanted = Counter(_words(answer)), Counter(_words(reference))
+    if not given or not wanted:
+        return float(given == wanted)
+    shared = sum((given & wanted).values())
+    return 2 * shared / (sum(given.values()) + sum(wanted.values()))
+
+
+def format_check(pattern: str | None, schema: str | None) -> Callable[[str], float]:
+    """1 for an answer that the regular expression matches as a whole, and that is JSON by the schema in a file.
+
+    Raises AlignError for a pattern or a schema that is none.
+    """
+    compiled = None
+    if pattern is not None:
+        try:
+            compiled = re.compile(pattern, re.DOTALL)
+        except re.error as error:
+            raise AlignError(f"evaluate.pattern={pattern} is no regular expression: {error}") from error
+    holds = None if schema is None else _schema(schema)
+
+    def check(answer: str) -> float:
+        text = answer.strip()
+        return float((compiled is None or compiled.fullmatch(text) is not None) and (holds is None or holds(text)))
+
+    return check
+
+
+def _schema(path: str) -> Callable[[str], bool]:
+    require("jsonschema", f"evaluate.schema={path}", "evaluate.pattern=REGEX")
+    import jsonschema
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            schema = json.load(file)
+        validator = jsonschema.validators.validator_for(schema)
+        validator.check_schema(schema)
+    except (OSError, ValueError, jsonschema.SchemaError) as error:
+        reason = str(error).splitlines()[0]
+        raise AlignError(f"evaluate.schema={path} is no JSON schema: {reason}") from error
+    valid = validator(schema)
+
+    def holds(text: str) -> bool:
+        try:
+            return valid.is_valid(json.loads(text))
+        except ValueError:
+            return False
+
+    return holds
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Share of different n-grams of words among all (Li et al. 2016, arXiv 1510.03055, section 5).
+
+    >>> distinct(["a b a b", "a b"], 2)
+    0.5
+    """
+    grams = [gram for text in texts for gram in _grams(text.split(), n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def self_bleu(texts: Sequence[str]) -> float:
+    """Mean BLEU of each text with all others as its references, from 0 to 1 (Zhu et al. 2018, arXiv 1802.01886).
+
+    1: all say the same. By sacrebleu, sentences smoothed; of the first hundred texts.
+    """
+    from sacrebleu.metrics import BLEU
+
+    bleu, texts = BLEU(effective_order=True), list(texts)[:MOST_FOR_BLEU]
+    if len(texts) < 2:
+        return 0.0
+    scores = [bleu.sentence_score(one, texts[:i] + texts[i + 1 :]).score for i, one in enumerate(texts)]
+    return sum(scores) / len(scores) / 100
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _grams(words: list[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]

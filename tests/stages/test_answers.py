@@ -1,0 +1,154 @@
+"""Answers to held-out demonstrations: examples in the context, metrics by hand, likelihoods, what was forgotten."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from command_line import refused, stand_in
+from transformers import AutoModelForCausalLM
+
+import align
+from align.engine.cpu_linear import CpuLinear
+from align.errors import AlignError
+from align.roles.alone import load_policy
+from align.stages.answers import Questions, answer_figures, label_logp, with_examples
+from align.stages.forgetting import text_loss
+from align.stages.text_metrics import distinct, exact_match, f1, format_check, self_bleu
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    yield from stand_in(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def policy(base):
+    return load_policy(base, "path", torch.device("cpu"), CpuLinear())
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "exact", "words"),
+    [
+        (" sky", "sky", 1, 1),
+        ("Sky!", "sky", 0, 1),
+        ("the red kite", "A red, red kite", 0, 4 / 7),
+        ("", "sky", 0, 0),
+        ("", "", 1, 1),
+        ("no no no", "no", 0, 0.5),
+    ],
+)
+def test_answers_are_compared_by_hand(answer, reference, exact, words):
+    assert exact_match(answer, reference) == exact
+    assert f1(answer, reference) == pytest.approx(words)
+
+
+def test_distinct_counts_different_ngrams():
+    assert distinct(["a b a b", "a b"], 1) == pytest.approx(2 / 6)
+    assert distinct(["a b a b", "a b"], 2) == pytest.approx(2 / 4)
+    assert distinct(["a"], 2) == 0
+
+
+def test_self_bleu_is_one_where_all_say_the_same_and_nothing_where_no_word_is_shared():
+    assert self_bleu(["the red kite flies"] * 3) == pytest.approx(1)
+    assert self_bleu(["a b c d e", "f g h i j"]) < 0.2
+    assert self_bleu(["alone"]) == 0
+
+
+def test_a_format_is_a_pattern_a_schema_or_both(tmp_path):
+    schema = tmp_path / "answer.json"
+    schema.write_text(json.dumps({"type": "object", "required": ["label"]}))
+    number = format_check(r"\d+(\.\d+)?", None)
+    assert [number(text) for text in (" 42 ", "4.5", "four 4")] == [1, 1, 0]
+    record = format_check(None, str(schema))
+    assert [record(text) for text in ('{"label": 1}', '{"other": 1}', "label")] == [1, 0, 0]
+    with pytest.raises(AlignError, match=r"evaluate\.pattern=\( is no regular expression"):
+        format_check("(", None)
+    schema.write_text('{"type": 3}')
+    with pytest.raises(AlignError, match=r"is no JSON schema"):
+        format_check(None, str(schema))
+
+
+def test_examples_stand_before_the_question():
+    row = {"prompt": "a?", "completion": " b"}
+    assert with_examples("c?", [row, row]) == "a? b\n\na? b\n\nc?"
+    turn = {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}
+    assert with_examples(turn["prompt"], [turn]) == [*turn["prompt"], *turn["completion"], *turn["prompt"]]
+
+
+def test_examples_are_of_the_question_s_own_task_and_none_of_the_questions():
+    examples = [{"prompt": f"{t} {i}", "completion": " x", "task": t} for t in "ab" for i in range(5)]
+    questions = Questions([{"prompt": "b?", "completion": " x", "task": "b"}], examples, [])
+    (prompt,) = questions.asked(3, seed=0)
+    assert prompt.endswith("b?") and prompt.count("b ") == 3 and "a " not in prompt
+    with pytest.raises(AlignError, match=r"evaluate\.shots=6: there are 5 rows"):
+        questions.asked(6, seed=0)
+
+
+def test_label_logp_is_that_of_one_row_alone(policy, base):
+    """Against transformers row by row, unpadded; float32, sums of up to 9 tokens."""
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    ids, begun = [[5, 9, 33, 7], [8, 40, 41, 42, 43, 44, 45, 46, 47, 48]], [2, 1]
+    for found, row, first in zip(label_logp(policy, ids, begun, 8), ids, begun, strict=True):
+        with torch.no_grad():
+            logp = model(torch.tensor([row])).logits[0].log_softmax(-1)
+        wanted = sum(float(logp[i - 1, row[i]]) for i in range(first, len(row)))
+        assert found == pytest.approx(wanted, abs=1e-4)
+
+
+def test_text_loss_is_transformers_own(policy, base, tokenizer):
+    texts = ["a red kite", "seven old sailors count the ropes"]
+    model, total, count = AutoModelForCausalLM.from_pretrained(base).eval(), 0.0, 0
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            total += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
+        count += ids.shape[1] - 1
+    assert text_loss(policy, texts, tokenizer, 8) == pytest.approx(total / count, abs=1e-4)
+
+
+def test_accuracy_chooses_the_likeliest_label_and_is_told_by_task(policy, tokenizer):
+    """The label that a random model prefers is right in one row of two."""
+    rows = [{"prompt": "a red kite", "completion": f" {label}", "task": "t"} for label in ("rain", "harbour")]
+    figures = answer_figures(policy, Questions(rows, rows, ["accuracy", "f1"]), 0, tokenizer, (2,), 4, 8, 0)
+    assert figures["accuracy"] == figures["accuracy/t"] == 0.5
+    assert 0 <= figures["f1"] <= 1
+
+
+def test_too_many_examples_are_refused_with_the_room_there_is(policy, tokenizer):
+    rows = [{"prompt": "a red kite " * 20, "completion": " x"} for _ in range(40)]
+    with pytest.raises(AlignError, match=r"evaluate\.shots=40: .* positions\n  write fewer shots"):
+        answer_figures(policy, Questions(rows, rows, ["f1"]), 40, tokenizer, (2,), 4, 8, 0)
+
+
+def test_two_tasks_are_trained_together_counted_and_scored_apart(here):
+    words = "pretrain.steps=2 pretrain.data.documents=50 +sft.args.max_steps=2 sft.data.parts.topic.rows=60"
+    words += " sft.data.parts.mood.rows=60 sft.data.weights.topic=1 sft.data.weights.mood=0.5"
+    words += " evaluate.shots=[0,2] data@evaluate.general=short_texts"
+    align.run(["experiment=two_tasks", *words.split()])
+    run = here / "runs" / "two_tasks" / "latest"
+    card = json.loads((run / "sft" / "card.json").read_text())
+    assert card["tasks"] == {"topic": 60, "mood": 30} and card["rows"] == 90
+    assert card["eval_loss"] == pytest.approx((card["eval_loss_topic"] + card["eval_loss_mood"]) / 2)
+    figures = json.loads((run / "summary.json").read_text())["policies"]
+    assert list(figures) == ["base", "base, 2 shots", "sft"]
+    assert all({"accuracy/topic", "exact_match/mood"} <= set(row) for row in figures.values())
+    assert all(math.isfinite(figures[name]["general_loss"]) for name in ("base", "sft"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("evaluate.shots=[-1]", ["evaluate.shots=[-1]: write a list of numbers", "[0,4]"]),
+        ("evaluate.shots=four", ["evaluate.shots=four: write a list"]),
+        ("evaluate.shots=[9999]", ["evaluate.shots=9999: there are", "write fewer"]),
+        ("evaluate.metrics=[bleu]", ["there is no bleu", "exact_match,f1,accuracy,format"]),
+        ("evaluate.metrics=[format]", ["format has nothing to check by", "evaluate.pattern=REGEX"]),
+        ("evaluate.metrics=[format] evaluate.pattern=*a", ["is no regular expression"]),
+        ("sft.data.weights.topic=0 sft.data.weights.mood=0", ["sft.data.weights sum to nothing"]),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_a_model_loads(here, capsys, words, said):
+    refused(capsys, f"experiment=two_tasks {words}", said)

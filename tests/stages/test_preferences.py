@@ -1,0 +1,120 @@
+"""Answers of a policy, sampled, judged, ranked, and learned from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import answer, refused, stand_in
+from peft import AutoPeftModelForCausalLM
+
+import align
+
+ASK = (
+    "evaluate.judge=null rollout.max_new_tokens=40 stages=[preferences] preferences.data.path=prompts.jsonl "
+    "preferences.max_prompt_tokens=32 reward@preferences.judge=fn preferences.judge.fn=judges.{judge} "
+    "preferences.samples=16 rollout={rollout}"  # a random model ends an answer in six
+)
+LEARN = "data@dpo.data=sampled actor.learning_rate=1e-3 +dpo.args.max_steps=2 +best_of.args.max_steps=2"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    for folder in stand_in(tmp_path, monkeypatch):
+        rows = [{"prompt": f"{word} {n}"} for n in range(6) for word in ("a red kite", "rain", "the quiet harbour")]
+        (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "judges.py").write_text(
+            "def shortest(prompts, completions, **_):\n    return [-len(c) for c in completions]\n\n\n"
+            "def even(prompts, completions, **_):\n    return [1.0] * len(completions)\n"
+        )
+        pairs = [{"prompt": row["prompt"], "chosen": " red", "rejected": " kite kite"} for row in rows]
+        (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        yield folder
+
+
+def rows(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def ask(base: str, judge: str = "shortest", rollout: str = "hf", **more: str) -> list[str]:
+    words = {word.partition("=")[0]: word for word in ASK.format(judge=judge, rollout=rollout).split()}
+    words |= {key.replace("__", "."): f"{key.replace('__', '.')}={value}" for key, value in more.items()}
+    return [f"model={base}", "name=ask", *words.values()]
+
+
+def test_answers_are_ranked_and_learned_from(here, base):
+    """best_of takes the best answer of each ranking, dpo the best and the worst, each from the policy before it."""
+    align.run([*ask(base, stages="[preferences,best_of,dpo]"), *LEARN.split()])
+    run = here / "runs" / "ask" / "latest"
+    ranked = rows(run / "preferences" / "rankings.jsonl") + rows(run / "preferences" / "held_out.jsonl")
+    assert all(row["scores"] == [-len(text) for text in row["completions"]] for row in ranked)
+    assert all(len(set(row["completions"])) == len(row["completions"]) >= 2 for row in ranked)
+    cards = {stage: json.loads((run / stage / "card.json").read_text()) for stage in ("preferences", "best_of", "dpo")}
+    trained = rows(run / "preferences" / "rankings.jsonl")
+    assert (
+        cards["best_of"]["rows"] == cards["dpo"]["rows"] == cards["preferences"]["rankings"]["prompts"] == len(trained)
+    )
+    assert cards["dpo"]["inputs"]["actor"] == str((run / "best_of").resolve())
+    assert cards["dpo"]["inputs"]["samples"] == str((run / "preferences").resolve())
+    assert "samples" in cards["dpo"]["hashes"]
+    AutoPeftModelForCausalLM.from_pretrained(run / "best_of")
+
+
+def test_the_same_answers_come_again(here, base):
+    found = []
+    for name in ("one", "two"):
+        align.run([*ask(base), f"name={name}"])
+        found.append((here / "runs" / name / "latest" / "preferences" / "rankings.jsonl").read_text())
+    assert found[0] == found[1]
+
+
+@pytest.mark.vllm
+def test_policies_answer_against_each_other_by_vllm(here, base, untied_base):
+    pytest.importorskip("vllm")
+    align.run(ask(base, rollout="vllm", preferences__policies=f"[{base},{untied_base}]", preferences__samples="10"))
+    folder = here / "runs" / "ask" / "latest" / "preferences"
+    ranked = rows(folder / "rankings.jsonl")
+    assert {name for row in ranked for name in row["policies"]} == {"policy_1", "policy_2"}
+    figures = json.loads((folder / "card.json").read_text())["policies"]
+    assert figures["policy_1"]["answers"] == figures["policy_2"]["answers"] == 10 * 18
+
+
+def test_a_reward_model_of_the_run_judges_and_is_made_first(here, base):
+    words = ask(base, stages="[rm,preferences]")
+    words = [word for word in words if "judge" not in word]
+    align.run([*words, "rm.data.path=pairs.jsonl", "+rm.args.max_steps=1", "rm.norm_samples=0", "evaluate.judge=null"])
+    run = here / "runs" / "ask" / "latest"
+    card = json.loads((run / "preferences" / "card.json").read_text())
+    assert card["inputs"]["reward"] == str((run / "rm").resolve())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["preferences.samples=1"], ["preferences.samples=1", "2 or more"]),
+        (["preferences.samples=0"], ["preferences.samples=0: write 1 or more"]),
+        (["preferences.policies=nowhere"], ["preferences.policies", "nowhere"]),
+        (["preferences.judge.fn=judges.none"], ["judges.none"]),
+        (["stages=[dpo]", "data@dpo.data=sampled"], ["dpo.data.path is auto", "stages=[preferences,dpo]"]),
+        (["stages=[sft]", "preferences.samples=2"], ["stages=[sft] has no preferences"]),
+        (["stages=[sft]", "data@sft.data=sampled", "sft.data.path=."], ["there is no rankings.jsonl"]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else value,
+)
+def test_what_cannot_be_is_refused_before_a_model_loads(here, base, capsys, words, said):
+    given = ask(base)
+    if words[0].startswith("stages"):
+        given = [word for word in given if "preferences" not in word]
+    refused(capsys, " ".join([*given, *words]), said)
+
+
+def test_a_judge_without_an_opinion_ends_the_stage_with_a_word(here, base, capsys):
+    refused(capsys, " ".join(ask(base, judge="even")), ["no prompt has two answers", "another judge"])
+
+
+def test_the_tiny_experiment_takes_its_pairs_from_the_policy(here, base, capsys):
+    words = f"experiment=tiny_sampled debug=default stages=[sft,preferences,rm] model={base} preferences.prompts=16"
+    said = answer(capsys, f"{words} evaluate.judge=null rollout.max_new_tokens=8")
+    assert said.status in (0, 1)  # a random model answers nothing that the rule scores apart
+    assert "no prompt has two answers" in said.err

@@ -37,10 +37,11 @@ def fitted(space: Space, cfg: DictConfig) -> Space:
 
 
 def _setting(cfg: DictConfig, name: str) -> Any:
-    """The node of a setting; None where a `+` is to add it."""
+    """The node of a setting, or that which it refers to; None where a `+` is to add it."""
     owner, _, last = name.rpartition(".")
     node = OmegaConf.select(cfg, owner) if owner else cfg
-    return node._get_node(last) if isinstance(node, DictConfig) and last in node else None
+    found = node._get_node(last) if isinstance(node, DictConfig) and last in node else None
+    return None if found is None else found._maybe_dereference_node()
 
 
 def _numeric(setting: Any, value: Any) -> bool:

@@ -25,6 +25,8 @@ def search(words: str):
 def test_whole_numbers_where_the_setting_takes_them_alone():
     found = search(f"{TINY} sft.peft.r=log(1,64) sft.epochs=log(1,4) sft.learning_rate=log(1e-4,1e-2)")
     assert [space.whole for space in found.trials.values] == [True, False, False]
+    referring = search(f"{TINY} stages=[pretrain,dpo] dpo.learning_rate=log(1e-4,1) advantage.lam=uniform(0,1)")
+    assert [space.whole for space in referring.trials.values] == [False, False]
 
 
 def test_a_setting_that_a_choice_lacks_is_searched_with_the_others_only():

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from align import config
 from align.nodes import as_dataclass, call, target_of
-from align.preflight import MODEL_REWARD, check_reward
+from align.rewarding import MODEL_REWARD, check_reward, check_scoring
 
 if TYPE_CHECKING:
     from align.build import Build
@@ -22,8 +22,10 @@ def answering(build: Build) -> dict[str, Any]:
     judge = cfg.preferences.judge
 
     def make_judge(inputs: dict[str, str], out: Path, report: StageReport, tokenizer: Any) -> Any:
+        from align.rewards.parts import check_reachable
         from align.roles.seating import Setting
 
+        check_reachable(check_reward(judge, "preferences.judge"))
         setting = Setting(
             device=build.device(), dtype=build.dtype(), engine=build.engine, out=out, linear=build.linear,
             tell=report.say,
@@ -43,7 +45,7 @@ def answering(build: Build) -> dict[str, Any]:
     return {
         "data": call(cfg.preferences.data, "preferences.data"),
         "sampling": (cfg.rollout.temperature, cfg.rollout.max_new_tokens),
-        "check_judge": lambda: check_reward(judge, "preferences.judge"),
+        "check_judge": lambda: check_scoring(judge, "preferences.judge", cfg.preferences.data, "preferences", cfg.seed),
         "make_judge": make_judge,
         "make_engine": make_engine,
     }

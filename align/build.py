@@ -15,8 +15,9 @@ from align import config
 from align.answering import answering, learned_judge, policies
 from align.checks import absent, check, judged, sampled
 from align.errors import AlignError
-from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, reward_nodes, sources, target_of
-from align.preflight import MODEL_REWARD, check_roles, optimizer_steps
+from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, sources, target_of
+from align.preflight import check_roles, optimizer_steps
+from align.rewarding import MODEL_REWARD, check_reward, compose_reward, reward_nodes
 from align.stages.lineage import measured_linear
 from align.stages.pipeline import Sources
 
@@ -166,6 +167,7 @@ class Build:
                 "general": general,
                 "pairs": call(cfg.rm.data, "rm.data") if "rm" in self.stages else None,
                 "score": self.function_reward(),
+                "ppo_steps": cfg.ppo.steps,
                 "max_pair_tokens": cfg.rm.max_length,
                 "max_new_tokens": cfg.rollout.max_new_tokens,
                 "max_prompt_tokens": cfg.ppo.max_prompt_tokens,
@@ -191,11 +193,13 @@ class Build:
         """Loads the roles, then the rollout engine, then the reward; the loop of them."""
         import torch
 
+        from align.rewards.parts import check_reachable
         from align.roles.seating import Seating, Setting
         from align.roles.tokenizer import load_tokenizer, stop_ids
         from align.stages.ppo import PPO
         from align.types import Sampling
 
+        check_reachable(check_reward(self.cfg.reward, "reward"))
         cfg, said = self.cfg, []
 
         def tell(line: str) -> None:
@@ -244,19 +248,16 @@ class Build:
         self, node: DictConfig, inputs: dict[str, str], setting: Setting | None, tokenizer: Any,
         seats: Seating | None = None, key: str = "reward",
     ) -> Any:  # fmt: skip
-        """A reward; the terms of a sum one by one; a learned model with what it needs to load."""
-        if "terms" in node:
-            terms = {
-                name: self.reward(term, inputs, setting, tokenizer, seats, f"{key}.terms.{name}")
-                for name, term in node.terms.items()
-            }
-            weights = OmegaConf.to_container(node.weights, resolve=True)
-            return target_of(node, key)(terms=terms, weights=weights)
-        if node._target_ != MODEL_REWARD:
-            return call(node, key)
-        path = inputs["reward"] if node.path == "auto" else self.real.get(node.path, node.path)
-        zero = self.zero(node.zero, f"{key}.zero", trained=False) if "zero" in node else None
-        return target_of(node, key)(path, setting, tokenizer, node.normalize, zero, node.backbone, seats)
+        """A reward with all those inside it; a learned model with what it needs to load."""
+
+        def make(node: DictConfig, key: str) -> Any:
+            if node._target_ != MODEL_REWARD:
+                return call(node, key)
+            path = inputs["reward"] if node.path == "auto" else self.real.get(node.path, node.path)
+            zero = self.zero(node.zero, f"{key}.zero", trained=False) if "zero" in node else None
+            return target_of(node, key)(path, setting, tokenizer, node.normalize, zero, node.backbone, seats)
+
+        return compose_reward(node, key, make)
 
     def function_reward(self) -> Any:
         """The run's reward, if it is a function or a sum of functions; None if a model has a part in it."""

@@ -19,7 +19,14 @@ INSTEAD = {
     "model": "a folder or a hub name such as org/name", "runs": "a folder, such as runs=runs",
     "device": "one of auto, cpu, cuda, cuda:1", "precision": f"one of {', '.join(PRECISIONS)}",
 }  # fmt: skip
-EXAMPLES = {"fn": "my_rewards.brevity (a function of my_rewards.py in the folder you stand in)"}
+EXAMPLES = {
+    "fn": "my_rewards.brevity (a function of my_rewards.py in the folder you stand in)",
+    "buffer": "16",
+    "pattern": "'<think>.*</think>.*'",
+    "schema": "answer.schema.json",
+    "column": "task (a column of the prompts)",
+    "url": "http://localhost:8000/score",
+}
 
 
 def absent(node: DictConfig | None) -> bool:

@@ -10,7 +10,7 @@ import yaml
 from align.plugins import plugs
 
 EXAMPLES = """\
-align [run] [FLAGS] [SETTINGS]    one run: the stages pretrain, sft, rm, ppo, evaluate, or some of them
+align [run] [FLAGS] [SETTINGS]    one run: some of pretrain, sft, rm, preferences, best_of, dpo, kto, ppo, evaluate
 align search SETTINGS trials=20   the best of many runs: sft.learning_rate=log(1e-5,1e-2) sft.peft.r=choice(4,8,16)
 align table RUNS                  settings and figures of many runs, side by side (--columns --over seed --to FILE)
 align plugins [GROUP]             every choice below, where it comes from and how it is used
@@ -55,7 +55,8 @@ def choices() -> list[tuple[str, list[str]]]:
         keys.setdefault(group, []).append(package)
     found = []
     for group in sorted(names, key=lambda group: (group != "experiment", group)):
-        owners = [package.removesuffix(f".{group}") for package in keys.get(group, []) if package]
-        key = f"{group}@{{{','.join(owners)}}}.{group}" if owners else group
+        packages = keys.get(group, [])
+        owners = [package.removesuffix(f".{group}") for package in packages if package.endswith(f".{group}")]
+        key = f"{group}@{{{','.join(owners)}}}.{group}" if owners and "" not in packages else group
         found.append((key, sorted(set(names[group]))))
     return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -25,18 +26,28 @@ APART = ("path", "peft", "zero", "data")
 
 def call(node: DictConfig, key: str) -> Any:
     """What the `_target_` of a plug makes of its arguments; what it refuses is said with its key."""
-    target = target_of(node, key)
-    check_arguments(target, [str(name) for name in node], key)
-    if missing := sorted(OmegaConf.missing_keys(node)):
-        raise AlignError(f"{key}.{missing[0]} is not set\n  write {key}.{missing[0]}=VALUE")
+    check_given(node, [str(name) for name in node], key)
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, AlignError):
-            raise cause from None
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-        raise AlignError(f"{key}: {node._target_} refuses its arguments: {reason}") from error
+        raise refusal(node, error.__cause__ or error, key) from error
+
+
+def check_given(node: DictConfig, given: list[str], key: str) -> None:
+    """The target takes all that is given, and nothing is missing."""
+    check_arguments(target_of(node, key), given, key)
+    if missing := sorted(OmegaConf.missing_keys(node)):
+        raise AlignError(f"{key}.{missing[0]} is not set\n  write {key}.{missing[0]}=VALUE")
+
+
+def refusal(node: DictConfig, cause: BaseException, key: str) -> AlignError:
+    """What a target said of its arguments, with their key where it begins with the name of one."""
+    if isinstance(cause, AlignError):
+        return cause
+    reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+    if (first := re.match(r"\w+", reason)) and first[0] in node:
+        return AlignError(f"{key}.{reason}")
+    return AlignError(f"{key}: {node._target_} refuses its arguments: {reason}")
 
 
 def sources(node: DictConfig, key: str) -> Any:
@@ -116,15 +127,6 @@ def peft(node: DictConfig | None, key: str) -> Any:
     method = on_quantized(call(settings, key), node.get("quantize"))
     check_wanted(method, key)
     return method
-
-
-def reward_nodes(node: DictConfig, key: str = "reward") -> Iterator[tuple[str, DictConfig]]:
-    """A reward with its key and, if it is a sum, its terms with theirs."""
-    yield key, node
-    for name, term in (node.get("terms") or {}).items():
-        if not isinstance(term, DictConfig):
-            raise AlignError(f"{key}.terms.{name}={term}: write +reward@{key}.terms.{name}={term}")
-        yield from reward_nodes(term, f"{key}.terms.{name}")
 
 
 def plain_values(node: DictConfig) -> dict[str, Any]:

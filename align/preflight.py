@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from align import config
-from align.checks import absent, check_choice
-from align.config.choices import REWARD_BACKBONES
+from align.checks import absent
 from align.errors import AlignError
-from align.nodes import call, call_or_keep, check_arguments, peft, plain_values, reward_nodes, target_of
+from align.nodes import call, call_or_keep, check_arguments, peft, plain_values, target_of
+from align.rewarding import MODEL_REWARD, check_scoring, reward_nodes
 from align.stages.ranges import check_batches
 
 if TYPE_CHECKING:
     from align.build import Build
     from align.roles.folder import Folder
 
-MODEL_REWARD = config.RewardModel._target_
 ROLES = ("actor", "critic", "reference")
-UNLOADED = SimpleNamespace(wants=set())
-"""Stands for a reward model until it is loaded."""
 
 
 def check_roles(build: Build, inputs: dict[str, str]) -> None:
     """Raises AlignError; `inputs` are the paths that are known before the run, by role."""
     cfg = build.cfg
     check_advantage(build)
-    check_reward(cfg.reward, "reward")
+    check_scoring(cfg.reward, "reward", cfg.ppo.data, "ppo", cfg.seed)
     for key, node in [(name, cfg[name]) for name in ROLES] + list(reward_nodes(cfg.reward)):
         if not absent(node) and "zero" in node:
             build.zero(node.zero, f"{key}.zero", trained=key in ("actor", "critic"))
@@ -171,18 +166,6 @@ def check_advantage(build: Build) -> None:
             "trunk\n  write critic.trunk_gradient=0, or critic=own"
         )
     check_batches(cfg.ppo, cfg.rollout.samples_per_prompt, advantage.min_samples)
-
-
-def check_reward(node: Any, key: str) -> Any:
-    """The reward without its models: functions are imported, terms, weights and words are matched."""
-    if "terms" in node:
-        dict(reward_nodes(node, key))  # refuses terms that are no nodes
-        terms = {name: check_reward(term, f"{key}.terms.{name}") for name, term in (node.terms or {}).items()}
-        return target_of(node, key)(terms=terms, weights=OmegaConf.to_container(node.weights, resolve=True))
-    if node._target_ != MODEL_REWARD:
-        return call(node, key)
-    check_choice(f"{key}.backbone", node.backbone, REWARD_BACKBONES)
-    return UNLOADED
 
 
 def check_folders(build: Build, inputs: dict[str, str]) -> None:

@@ -106,6 +106,9 @@ class Scores:
     entropy_BT: Tensor | None = None
     reward_B: Tensor | None = None
 
+    def __getitem__(self, rows: Tensor) -> Scores:
+        return _take(self, rows)
+
 
 @dataclass
 class Experience:
@@ -120,7 +123,7 @@ class Experience:
         return len(self.rollout)
 
     def __getitem__(self, rows: Tensor) -> Experience:
-        return _take(self, rows, rollout=self.rollout[rows], old=_take(self.old, rows))
+        return _take(self, rows, rollout=self.rollout[rows], old=self.old[rows])
 
     def trim(self) -> Experience:
         rollout = self.rollout.trim()
@@ -167,6 +170,13 @@ class RewardState:
     scores: Scores = field(default_factory=Scores)
     log_metric: Callable[[str, float], None] = lambda name, value: None
     log_extra: Callable[[str, list], None] = lambda column, values: None
+    place: str = "rewards"
+    """Where in the log a reward's own figures stand, beside those of its terms."""
+    training: bool = False
+    """The batch is trained on, so that a reward may learn from it."""
+
+    def within(self, name: str) -> RewardState:
+        return dataclasses.replace(self, place=f"{self.place}/{name}")
 
 
 @dataclass
@@ -237,7 +247,8 @@ class TrainEngine(Protocol):
 
 
 class Reward(Protocol):
-    """Scores completions. `wants` names what it needs of `Roles.score` (a field of Scores, without its suffix)."""
+    """Scores completions. `wants` names what it needs of `Roles.score` (a field of Scores, without its suffix);
+    what else one may have: align/rewards/parts.py."""
 
     wants: set[str]
 

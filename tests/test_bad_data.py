@@ -1,7 +1,7 @@
 """Data that no stage can learn from: what is wrong, in which file and row, before or as soon as it can be known."""
 
 import pytest
-from command_line import PPO, RM, SFT, answer, refused, stand_in, write_data
+from command_line import LEARNED, PPO, RM, SFT, answer, refused, stand_in, write_data
 
 EARLY = [
     ("no path", "stages=sft model={base}", ["sft.data.path is not set", "data.path=FILE"]),
@@ -33,6 +33,11 @@ LATE = [
         "reward that raises",
         f"{PPO} reward.fn=my_rewards.raises",
         ["'raises'", "KeyError", "colour", "my_rewards.py:14"],
+    ),
+    (
+        "reward server that is not there",
+        f"{LEARNED} reward=http reward.url=http://127.0.0.1:9/score reward.retries=0",
+        ["'http' (http://127.0.0.1:9/score) stayed away", "write reward.url="],
     ),
     (
         "fewer tokens than a row",

@@ -44,6 +44,17 @@ CASES = [
     ("plugin whose import fails", f"{PPO} reward.fn=broken_plugin.score", ["no_such_package", "broken_plugin.py:1"]),
     ("reward with a wrong signature", f"{PPO} reward.fn=my_rewards.bare", ["bare", "**kwargs", "my_rewards.py"]),
     (
+        "reward server without a scheme",
+        f"{LEARNED} reward=http reward.url=localhost:8000/score",
+        ["reward.url=localhost:8000/score is no URL", "http://HOST:PORT/PATH"],
+    ),
+    (
+        "token that the environment lacks",
+        f"{LEARNED} reward=http reward.url=http://localhost/score \"reward.headers.Authorization='Bearer $NO_TOKEN'\"",
+        ["reward.headers.Authorization", "$NO_TOKEN", "export NO_TOKEN="],
+    ),
+    ("reward server without a URL", f"{LEARNED} reward=http", ["reward.url is not set", "http://localhost:8000/score"]),
+    (
         "where a reward model sits",
         f"{LEARNED} reward=model reward.path={{reward}} reward.backbone=shred",
         ["reward.backbone=shred: write one of auto, shared, own"],
@@ -69,6 +80,80 @@ CASES = [
         "policy as a term",
         f"{LEARNED} reward=sum +reward@reward.terms.rm=model reward.terms.rm.path={{base}}",
         ["reward.terms.rm.path", "language model"],
+    ),
+    (
+        "schedule out of order",
+        f"{LEARNED} reward=sum +reward@reward.terms.x=sum +reward@reward.terms.x.terms.polite=kind_words "
+        "reward.terms.x.weights.polite=[[5,1.0],[3,0.5]]",
+        ["reward.terms.x.weights.polite=[[5, 1.0], [3, 0.5]]", "out of order"],
+    ),
+    (
+        "weights of nothing",
+        f"{LEARNED} reward=sum +reward@reward.terms.polite=kind_words reward.weights.polite=0",
+        ["reward.weights are all 0"],
+    ),
+    (
+        "unknown normalisation",
+        f"{LEARNED} reward=sum +reward@reward.terms.polite=kind_words reward.normalize=rank",
+        ["reward.normalize=rank: write one of none, batch, running"],
+    ),
+    (
+        "gate without a condition",
+        f"{LEARNED} reward=gate +reward@reward.score=kind_words",
+        ["reward.condition is not set", "+reward@reward.condition="],
+    ),
+    (
+        "condition as a plain value",
+        f"{LEARNED} reward=gate +reward@reward.score=kind_words reward.condition=kind_words",
+        ["reward.condition=kind_words is no reward", "+reward@reward.condition=kind_words"],
+    ),
+    (
+        "threshold in words",
+        f"{LEARNED} reward=gate reward.threshold=high",
+        ["reward.threshold=high: write a number"],
+    ),
+    ("pattern that is none", f"{LEARNED} reward=format \"reward.pattern='(a'\"", ["reward.pattern=(a is no regular"]),
+    (
+        "schema that is none",
+        f"{LEARNED} reward=json reward.schema={{{{type:objekt}}}}",
+        ["reward.schema is no JSON schema", "'objekt'"],
+    ),
+    (
+        "buffer longer than a response",
+        f"{LEARNED} reward=sum +reward@reward.terms.length=overlong reward.terms.length.buffer=9",
+        ["reward.terms.length.buffer=9", "from 1 to max_length=8"],
+    ),
+    (
+        "value without a case",
+        f"{LEARNED} reward=by_column reward.column=topic +reward@reward.cases.words=fn "
+        "reward.cases.words.fn=my_rewards.brevity",
+        ["reward.column=topic", "'numbers'", "+reward@reward.cases.numbers=fn", "cases.default=fn"],
+    ),
+    (
+        "column of cases that the data lack",
+        f"{LEARNED} reward=sum +reward@reward.terms.x=by_column reward.terms.x.column=task "
+        "+reward@reward.terms.x.cases.default=fn reward.terms.x.cases.default.fn=my_rewards.brevity",
+        ["reward.terms.x.column=task", "only prompt, topic"],
+    ),
+    (
+        "cases without one",
+        f"{LEARNED} reward=by_column reward.column=topic",
+        ["reward.cases has none", "+reward@reward.cases."],
+    ),
+    (
+        "case as a plain value",
+        f"{LEARNED} reward=by_column reward.column=topic reward.cases.numbers=model",
+        ["reward.cases.numbers=model: write +reward@reward.cases.numbers=model"],
+    ),
+    (
+        "case without its reward",
+        f"{LEARNED} reward=by_column reward.column=topic +reward.cases.numbers.fn=my_rewards.brevity",
+        ["reward.cases.numbers has settings", "write +reward@reward.cases.numbers=fn"],
+    ),
+    (
+        "unknown argument of a reward with cases",
+        f"{LEARNED} reward=by_column reward.column=topic +reward.colour=1 +reward@reward.cases.numbers=model",
+        ["reward.colour"],
     ),
     (
         "term without a reward model",

@@ -40,7 +40,7 @@ def test_help_fits_a_screen_and_lists_commands_choices_and_examples(here, capsys
     for word in (
         "align plugins",
         "align experiment=tiny",
-        "peft@{sft,rm,actor,critic}.peft=",
+        "peft@{sft,best_of,rm,actor,critic}.peft=",
         "kind_words",
         "--cfg job",
     ):
@@ -64,9 +64,8 @@ def test_plugins_are_listed_with_origin_and_help(here, capsys):
     lines = answer(capsys, "plugins").out.splitlines()
     assert any(line.startswith("experiment=tiny") for line in lines)
     one_group = answer(capsys, "plugins reward").out.splitlines()
-    assert {line.split()[0] for line in one_group} == {
-        "reward=fn", "reward=kind_words", "reward=mine", "reward=model", "reward=sum",
-    }  # fmt: skip
+    names = "by_column fn format gate http json kind_words mine model overlong repetition sum"
+    assert [line.split()[0] for line in one_group] == [f"reward={name}" for name in names.split()]
     mine = next(line for line in one_group if line.startswith("reward=mine"))
     assert "./conf" in mine and "my own: align reward=mine" in mine
     assert "kind_words 0.1.0" in next(line for line in one_group if "=kind_words " in line)

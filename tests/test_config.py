@@ -161,14 +161,20 @@ def test_plugins_and_align_have_no_plug_of_the_same_name():
 
 
 def test_a_sum_of_a_model_and_a_plugin_composes_and_builds():
-    from align.preflight import check_reward
+    from align.rewarding import check_reward
 
     words = "reward=sum +reward@reward.terms.rm=model +reward@reward.terms.polite=kind_words"
     cfg = composed([*TINY.split(), *words.split(), "+reward.weights.polite=0.5"])
     reward = check_reward(cfg.reward, "reward")
-    assert reward.weights == {"rm": 1.0, "polite": 0.5}
+    assert {name: weight.at(0) for name, weight in reward.weights.items()} == {"rm": 1.0, "polite": 0.5}
     assert reward.terms["polite"](*_rollout_of(["please wait", "go"])).score_B.tolist() == pytest.approx([0.2, 0.0])
     assert Build(cfg).sources().reward_key == "reward.terms.rm.path"
+
+
+def test_evaluation_takes_the_reward_that_a_schedule_ends_with():
+    words = "reward=sum +reward@reward.terms.polite=kind_words reward.weights.polite=[[0,1.0],[3,0.5]]"
+    stage = Build(composed([*TINY.split(), *words.split(), "stages=[evaluate]", "actor.path=a"])).stage("evaluate")
+    assert stage.ppo_steps == 3 and stage.score.weights["polite"].at(stage.ppo_steps) == 0.5
 
 
 def test_rloo_needs_no_critic():

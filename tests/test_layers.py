@@ -17,6 +17,7 @@ LAYERS = [
     {"stages"},
     {"checks"},
     {"nodes"},
+    {"rewarding"},
     {"preflight"},
     {"answering"},
     {"build"},

@@ -6,7 +6,19 @@ starts, from what this run has made so far.
 """
 
 from align.config.data import FileData, HelpDesk, Mixture, Sampled, ShortTexts
-from align.config.plugs import RewardFunction, RewardModel, RewardSum, Rollout, Tracker
+from align.config.plugs import Rollout, Tracker
+from align.config.rewards import (
+    RewardByColumn,
+    RewardFormat,
+    RewardFunction,
+    RewardGate,
+    RewardHTTP,
+    RewardJSON,
+    RewardModel,
+    RewardOverlong,
+    RewardRepetition,
+    RewardSum,
+)
 from align.config.roles import Actor, Critic, Reference, Zero
 from align.config.stages import DPO, KTO, PPO, RM, SFT, BestOf, Evaluate, Preferences, Pretrain
 
@@ -21,5 +33,8 @@ SCHEMAS = {
     "preferences": Preferences, "best_of": BestOf, "dpo": DPO, "kto": KTO, "ppo": PPO, "evaluate": Evaluate,
     "actor": Actor, "critic": Critic, "reference": Reference, "zero": Zero,
     "reward_model": RewardModel, "reward_fn": RewardFunction, "reward_sum": RewardSum,
+    "reward_http": RewardHTTP, "reward_by_column": RewardByColumn, "reward_gate": RewardGate,
+    "reward_format": RewardFormat, "reward_json": RewardJSON, "reward_overlong": RewardOverlong,
+    "reward_repetition": RewardRepetition,
     "rollout": Rollout, "tracker": Tracker,
 }  # fmt: skip

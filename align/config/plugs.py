@@ -1,46 +1,11 @@
-"""Options of rewards, rollouts and trackers."""
+"""Options of rollouts and trackers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import MISSING
-
-from align.config.open_node import open_node
-
-
-@dataclass
-class RewardModel:
-    _target_: str = "align.rewards.model.ModelReward"
-    path: str = "auto"
-    """A reward model's folder or hub name; auto: this run's reward model."""
-    normalize: bool = True
-    """Shift and scale scores to mean 0 and deviation 1 on the samples that the model's card.json tells of."""
-    backbone: str = "auto"
-    """shared (its adapter and score on the actor's base), own (a model of its own), or auto: shared where it can be."""
-    zero: Any = None
-    """As `reference.zero`."""
-
-
-@dataclass
-class RewardFunction:
-    _target_: str = "align.rewards.function.FunctionReward"
-    fn: str = MISSING
-    """module.function with TRL's signature, from an installed package or the folder one stands in."""
-    args: dict[str, Any] = field(default_factory=open_node)
-    """Further keyword arguments of the function."""
-    name: str | None = None
-    """Name in logs; unset: the function's own."""
-
-
-@dataclass
-class RewardSum:
-    _target_: str = "align.rewards.sum.SumReward"
-    terms: dict[str, Any] = field(default_factory=open_node)
-    """Rewards by name: +reward@reward.terms.polite=kind_words"""
-    weights: dict[str, float] = field(default_factory=open_node)
-    """Weight of each term; 1 where none is given."""
 
 
 @dataclass

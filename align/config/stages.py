@@ -187,6 +187,9 @@ class PPO:
     """Layers of trained models are computed again in the backward pass: less memory, a third more time."""
     epochs: int = 2
     """Passes over each rollout batch."""
+    dynamic_sampling: int = 0
+    """Further batches of prompts that a step may draw, to replace prompts whose samples all score alike (Yu et al.
+    2025, DAPO, section 3.2)."""
     target_kl: float | None = None
     """The passes end after a minibatch whose mean approximate KL from the old policy, in nats a token, is above it."""
     critic_warmup: int = 0

@@ -35,6 +35,11 @@ def completion_as(prompt: Prompt, text: str) -> Prompt:
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
+def text_of(completion: Prompt) -> str:
+    """What `completion_as` put into the form of a prompt."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
 def fitting_prompts(
     rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int, key: str
 ) -> tuple[list[tuple[int, dict, list[int]]], int]:

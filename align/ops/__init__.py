@@ -6,6 +6,7 @@ Log-probabilities, entropies and KL are in nats.
 
 from align.ops.adaptive_kl import AdaptiveKL
 from align.ops.aggregate import aggregate, counted
+from align.ops.alike import alike
 from align.ops.dpo_loss import dpo_loss
 from align.ops.dr_grpo import dr_grpo
 from align.ops.entropy import entropy
@@ -28,6 +29,7 @@ from align.ops.whiten import whiten
 __all__ = [
     "AdaptiveKL",
     "aggregate",
+    "alike",
     "counted",
     "dpo_loss",
     "dr_grpo",

@@ -3,23 +3,18 @@
 Shapes: B completions.
 """
 
-import asyncio
 import functools
 import inspect
-import math
-import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
-import numpy as np
-import torch
-
 from align.errors import AlignError
+from align.rewards.answers import row_name, scores_of
 from align.rewards.place import defined_at, failed_at
 from align.rewards.resolve import called, resolve
 from align.rewards.signature import check_call, check_takes
+from align.rewards.waiting import wait
 from align.types import RewardState, Rollout, Scored, Texts
 
 # Given in place of the real ones when a row is tried again, so that nothing is logged twice.
@@ -67,7 +62,7 @@ class FunctionReward:
             result = self._call(keywords)
         except Exception as error:
             raise self._blame(error, keywords, rollout) from error
-        score_B = torch.tensor(self._numbers(result, rollout), dtype=torch.float32, device=rollout.row_B.device)
+        score_B = scores_of(result, rollout, self._here)
         return Scored(score_B, {self.name: score_B})
 
     def _keywords(self, rollout: Rollout, texts: Texts, state: RewardState) -> dict[str, Any]:
@@ -90,17 +85,9 @@ class FunctionReward:
     def _call(self, keywords: dict[str, Any]) -> Any:
         result = self.fn(**keywords)
         if inspect.isawaitable(result):
-            result = _wait(result)
+            result = wait(result)
         in_order = isinstance(result, Iterable) and not isinstance(result, (str, bytes, dict, set))
         return list(result) if in_order else result
-
-    def _numbers(self, result: Any, rollout: Rollout) -> list[float]:
-        """The result as floats, None as NaN."""
-        if not isinstance(result, list):
-            raise AlignError(f"{self._here} returned {type(result).__name__} {result!r:.60}, not a list of numbers")
-        if len(result) != len(rollout):
-            raise AlignError(f"{self._here} returned {len(result)} scores for {len(rollout)} completions")
-        return [_number(score, f"{self._here}, {_row(rollout, row)}") for row, score in enumerate(result)]
 
     def _blame(self, error: Exception, keywords: dict[str, Any], rollout: Rollout) -> AlignError:
         """What failed, on which row and line. The row is found by calling again with one row at a time."""
@@ -108,7 +95,7 @@ class FunctionReward:
             try:
                 self._call(_one_row(keywords, row, rollout))
             except Exception as alone:
-                return AlignError(f"reward {self.name!r}, {_row(rollout, row)}: {self._said(alone)}")
+                return AlignError(f"reward {self.name!r}, {row_name(rollout, row)}: {self._said(alone)}")
         return AlignError(
             f"reward {self.name!r}: {self._said(error)}; no row fails alone, only all {len(rollout)} together"
         )
@@ -117,46 +104,13 @@ class FunctionReward:
         return f"{type(error).__name__}: {error} ({failed_at(error, self.fn)})"
 
 
-def _number(score: Any, here: str) -> float:
-    if score is None:
-        return math.nan
-    if isinstance(score, (torch.Tensor, np.generic)) and score.ndim == 0:
-        score = score.item()
-    if not isinstance(score, Real):
-        raise AlignError(f"{here}: returned {type(score).__name__} {score!r:.60}, not a number or None")
-    if not abs(float(score)) <= torch.finfo(torch.float32).max:
-        raise AlignError(f"{here}: returned {score}, not a finite number; None is how to say no opinion")
-    return float(score)
-
-
 def _one_row(keywords: dict[str, Any], row: int, rollout: Rollout) -> dict[str, Any]:
     per_row = {"prompts", "completions", "completion_ids", *(rollout.columns.keys() - WITHHELD)}
     one = {name: keywords[name][row : row + 1] for name in per_row}
     return {**keywords, **one, **LOGGERS}
 
 
-def _row(rollout: Rollout, row: int) -> str:
-    return f"row {row} of the batch (row {int(rollout.row_B[row])} of the data set)"
-
-
 def _name(fn: Callable) -> str:
     while isinstance(fn, functools.partial):
         fn = fn.func
     return getattr(fn, "__name__", type(fn).__name__)
-
-
-def _wait(awaitable: Awaitable) -> Any:
-    """What `awaitable` gives, worked out on our own loop: a notebook's is running already."""
-
-    async def result():
-        return await awaitable
-
-    return asyncio.run_coroutine_threadsafe(result(), _loop()).result()
-
-
-@functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """One event loop for all rewards and all steps, so that a function may keep its client between calls."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="align-rewards", daemon=True).start()
-    return loop

@@ -68,6 +68,8 @@ class Evaluate:
     device: torch.device
     score: Reward | None = None
     """The run's own reward, where it is a function or a sum of functions."""
+    ppo_steps: int = 0
+    """Steps of PPO after which the reward is taken, where it changes with them."""
     linear: CpuLinear = field(default_factory=CpuLinear)
 
     def check(self, inputs: dict[str, str]) -> None:
@@ -104,7 +106,8 @@ class Evaluate:
                     results[name]["kl"] = kl(policy, reference, rollout)
             if general:
                 results[name]["general_loss"] = text_loss(policy, general, tokenizer, self.options.batch_size)
-            for shots in (self.options.shots if name == names[0] else [0]) if questions else []:
+            asked = self.options.shots if name == names[0] else [0]
+            for shots in asked if questions else []:
                 told = results.setdefault(f"{name}, {shots} shots" if shots else name, {})
                 told |= self._answer(policy, questions, shots, tokenizer, inputs[name])
             if name == "sft":
@@ -192,7 +195,7 @@ class Evaluate:
         if self.options.diversity:
             figures |= diversity(rollout, [text_of(one) for one in texts.completions])
         if self.score is not None:
-            figures["score"] = float(self.score(rollout, texts, RewardState(0)).score_B.nanmean())
+            figures["score"] = float(self.score(rollout, texts, RewardState(self.ppo_steps)).score_B.nanmean())
         if reward is not None:
             figures["reward"] = float(score_rollout(reward, rollout).mean())
         if judge := load_judge(self.options.judge):

@@ -13,7 +13,7 @@ Shapes: B completions, T response tokens.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -27,8 +27,10 @@ from align.policy_losses.clip import Clip
 from align.report.clock import Clock
 from align.rollout.keys import sample_key
 from align.stages import ppo_loss, ppo_metrics
-from align.stages.ranges import check_ppo
+from align.stages.dynamic_sampling import replace_alike
+from align.stages.ranges import check_dynamic_sampling, check_ppo
 from align.stages.rollouts import Row, texts_of, write
+from align.stages.scored_rollout import ScoredRollout
 from align.types import (
     Advantage,
     Experience,
@@ -73,6 +75,7 @@ class PPO:
         self.sampling = sampling
         self.options = options or config.PPO()
         check_ppo(vars(self.options))
+        check_dynamic_sampling(self.options.dynamic_sampling, samples_per_prompt)
         self.policy_loss = policy_loss or Clip(self.options.clip)
         self.kl_coef = self.options.kl_coef
         self.adaptive_kl = None
@@ -86,10 +89,34 @@ class PPO:
         self.receipt = rollout.attach(roles.actor)
         self.trusts_engine = None if ppo_loss.may_trust(rollout, self.options) else False  # None: a step will show
 
-    def step(self, rows: list[Row]) -> dict[str, float]:
-        """One PPO step on `samples_per_prompt` completions of each row; returns the step's metrics."""
+    def step(self, rows: list[Row], further: Iterable[list[Row]] = ()) -> dict[str, float]:
+        """One PPO step on `samples_per_prompt` completions of each row; returns the step's metrics.
+
+        `further` batches of other rows are drawn from where samples score alike (`options.dynamic_sampling`).
+        """
         self.clock.start()
         self.roles.anneal(self.steps_done, self.options.steps)
+        sampled, drawn = self.sample(rows), {}
+        if self.samples_per_prompt > 1:
+            sampled, drawn = replace_alike(sampled, further, self.sample, self.options.dynamic_sampling)
+        rollout, scored = sampled.rollout, sampled.scored
+        scores = self._old_logp(rollout, sampled.scores)
+        experience, metrics = self.experience(rollout, scores, scored)
+        with self.clock("update"):
+            metrics |= self.update(experience)
+        with self.clock("sync"):
+            self.receipt = self.engine.sync(self.roles.actor)
+        metrics |= {**drawn, "sync/bytes": self.receipt.bytes, "sync/gap": self.receipt.gap}
+        if self.adaptive_kl:
+            self.kl_coef = self.adaptive_kl.update(metrics["objective/kl"], len(rollout))
+        self.steps_done += 1
+        self.last = rollout, scored
+        rates = self.roles.rates()
+        metrics |= {"lr" if role == "actor" else f"lr/{role}": rate for role, rate in rates.items()}
+        return {**metrics, **sampled.logged, **self.clock.seconds(sampled.tokens)}
+
+    def sample(self, rows: list[Row]) -> ScoredRollout:
+        """Completions of each row by the policy as it is, with what roles and reward say of them."""
         with self.clock("generate"):
             rollout = write(
                 self.engine, rows, self.sampling, seed=self.seed, purpose="train",
@@ -98,22 +125,9 @@ class PPO:
         self._check_version(rollout)
         with self.clock("score"):
             scores = self.roles.score(rollout, self._wanted())
-        scores = self._old_logp(rollout, scores)
         with self.clock("reward"):
-            scored, logged = self.score_texts(rollout, scores)
-        experience, metrics = self.experience(rollout, scores, scored)
-        with self.clock("update"):
-            metrics |= self.update(experience)
-        with self.clock("sync"):
-            self.receipt = self.engine.sync(self.roles.actor)
-        metrics |= {"sync/bytes": self.receipt.bytes, "sync/gap": self.receipt.gap}
-        if self.adaptive_kl:
-            self.kl_coef = self.adaptive_kl.update(metrics["objective/kl"], len(rollout))
-        self.steps_done += 1
-        self.last = rollout, scored
-        rates = self.roles.rates()
-        metrics |= {"lr" if role == "actor" else f"lr/{role}": rate for role, rate in rates.items()}
-        return {**metrics, **logged, **self.clock.seconds(int(rollout.response_mask_BT.sum()))}
+            scored, logged = self.score_texts(rollout, scores, training=True)
+        return ScoredRollout(rollout, scores, scored, logged, int(rollout.response_mask_BT.sum()))
 
     def _check_version(self, rollout: Rollout) -> None:
         """Every row was written by the policy that is about to be trained."""
@@ -124,13 +138,13 @@ class PPO:
                 f"which is at {trains}"
             )
 
-    def score_texts(self, rollout: Rollout, scores: Scores) -> tuple[Scored, dict[str, float]]:
+    def score_texts(self, rollout: Rollout, scores: Scores, training: bool = False) -> tuple[Scored, dict[str, float]]:
         """Scores of the completions, those that did not end dealt with; what the rewards log.
 
-        A completion without a score (NaN) stays so.
+        A completion without a score (NaN) stays so. In `training` a reward may learn from the batch.
         """
         logged: dict[str, float] = {}
-        state = RewardState(self.steps_done, scores, log_metric=logged.__setitem__)
+        state = RewardState(self.steps_done, scores, log_metric=logged.__setitem__, training=training)
         scored = self.reward(rollout, texts_of(rollout, self.tokenizer), state)
         score_B = scored.score_B.to(rollout.logp_BT.device)
         if self.options.missing_eos_penalty:

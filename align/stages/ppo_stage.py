@@ -18,8 +18,9 @@ from align import config
 from align.data.encode import fitting_prompts
 from align.data.source import Source
 from align.report.report import StageReport
+from align.rewards.parts import learned
 from align.stages.ppo import PPO
-from align.stages.rollouts import Row, batches, row_of, spread, texts_of, write
+from align.stages.rollouts import Row, batches, further, row_of, spread, texts_of, write
 from align.stages.scoring import judge_rollout
 
 STATE_FILE = "ppo_state.json"
@@ -66,7 +67,8 @@ class PPOStage:
             best.offer(before["eval/objective"], ppo)
         with report.steps(options.steps) as tell:
             for step in range(1, options.steps + 1):
-                metrics = ppo.step(next(feed))
+                batch = next(feed)
+                metrics = ppo.step(batch, further(rows, batch, prompts, self.seed, step))
                 if watched and step % options.eval_every == 0:
                     metrics |= evaluate(ppo, watched, self.seed)
                     best.offer(metrics["eval/objective"], ppo)
@@ -119,9 +121,12 @@ def evaluate(ppo: PPO, rows: list[Row], seed: int) -> dict[str, float]:
 
 
 def save(ppo: PPO, directory: Path) -> None:
-    """Roles and tokenizer, in folders that transformers and PEFT load; steps done and kl_coef, which may be steered."""
+    """Roles and tokenizer, in folders that transformers and PEFT load; steps done, kl_coef, which may be steered, and
+    what the reward has learned."""
     ppo.roles.save(directory)
-    state = {"steps": ppo.steps_done, "kl_coef": ppo.kl_coef}
+    state: dict[str, Any] = {"steps": ppo.steps_done, "kl_coef": ppo.kl_coef}
+    if reward := learned(ppo.reward):
+        state["reward"] = reward
     (directory / STATE_FILE).write_text(json.dumps(state) + "\n")
     for folder in (directory, directory / "critic"):
         if folder.exists():

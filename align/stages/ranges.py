@@ -74,7 +74,7 @@ NUMBERS: dict[str, dict[str, Range]] = {
     "kto": {**TRAINED, "beta": Range(0, above=True), "batch_size": Range(2)},
     "ppo": {
         "steps": COUNT, "batch_size": COUNT, "minibatches": COUNT, "micro_batch_size": COUNT,
-        "micro_batch_tokens": COUNT, "epochs": COUNT, "max_prompt_tokens": COUNT,
+        "micro_batch_tokens": COUNT, "epochs": COUNT, "max_prompt_tokens": COUNT, "dynamic_sampling": FROM_ZERO,
         "clip": Range(0, 10, above=True), "value_clip": Range(0, 100, above=True),
         "kl_coef": Range(0, 100), "gamma": SHARE, "lam": SHARE, "max_grad_norm": FROM_ZERO,
         "score_clip": Range(0, above=True), "missing_eos_penalty": FROM_ZERO, "missing_eos_score": Range(-math.inf),
@@ -159,6 +159,14 @@ def check_ppo(values: Mapping[str, Any]) -> None:
         )
 
 
+def check_dynamic_sampling(bound: int, samples_per_prompt: int) -> None:
+    if bound and samples_per_prompt == 1:
+        raise AlignError(
+            f"ppo.dynamic_sampling={bound} compares the samples of one prompt, and rollout.samples_per_prompt=1\n"
+            "  write rollout.samples_per_prompt=4, or ppo.dynamic_sampling=0"
+        )
+
+
 def check_batches(ppo: Mapping[str, Any], samples_per_prompt: int, min_samples: int) -> None:
     """What must fit together in a PPO step."""
     size = ppo["batch_size"]
@@ -167,6 +175,7 @@ def check_batches(ppo: Mapping[str, Any], samples_per_prompt: int, min_samples: 
             f"rollout.samples_per_prompt={samples_per_prompt}: this advantage compares the samples of one prompt, so "
             f"it needs {min_samples} or more\n  write rollout.samples_per_prompt=4"
         )
+    check_dynamic_sampling(ppo["dynamic_sampling"], samples_per_prompt)
     if size % samples_per_prompt:
         near = max(round(size / samples_per_prompt), 1) * samples_per_prompt
         raise AlignError(

@@ -64,6 +64,15 @@ def batches(rows: list[Row], size: int, seed: int) -> Iterator[list[Row]]:
         yield batch
 
 
+def further(rows: list[Row], batch: list[Row], size: int, seed: int, step: int) -> Iterator[list[Row]]:
+    """All rows that are not in `batch`, in batches of `size`; their order is the step's own."""
+    there = {row.number for row in batch}
+    others = [row for row in rows if row.number not in there]
+    random.Random(f"{seed}/further/{step}").shuffle(others)
+    for first in range(0, len(others), size):
+        yield others[first : first + size]
+
+
 def write(
     engine: RolloutEngine,
     rows: list[Row],

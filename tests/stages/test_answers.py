@@ -126,7 +126,7 @@ def test_too_many_examples_are_refused_with_the_room_there_is(policy, tokenizer)
 def test_two_tasks_are_trained_together_counted_and_scored_apart(here):
     words = "pretrain.steps=2 pretrain.data.documents=50 +sft.args.max_steps=2 sft.data.parts.topic.rows=60"
     words += " sft.data.parts.mood.rows=60 sft.data.weights.topic=1 sft.data.weights.mood=0.5"
-    words += " evaluate.shots=[0,2] data@evaluate.general=short_texts"
+    words += " evaluate.shots=[0,2] data@evaluate.general=topics"
     align.run(["experiment=two_tasks", *words.split()])
     run = here / "runs" / "two_tasks" / "latest"
     card = json.loads((run / "sft" / "card.json").read_text())

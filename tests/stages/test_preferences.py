@@ -118,3 +118,26 @@ def test_the_tiny_experiment_takes_its_pairs_from_the_policy(here, base, capsys)
     said = answer(capsys, f"{words} evaluate.judge=null rollout.max_new_tokens=8")
     assert said.status in (0, 1)  # a random model answers nothing that the rule scores apart
     assert "no prompt has two answers" in said.err
+
+
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        (
+            "by_column preferences.judge.column=task +reward@preferences.judge.cases.default=fn "
+            "preferences.judge.cases.default.fn=judges.even",
+            ["preferences.judge.column=task", "no such column, only prompt"],
+        ),
+        ("http preferences.judge.url=nowhere", ["preferences.judge.url=nowhere is no URL"]),
+    ],
+)
+def test_a_judge_is_looked_at_as_a_reward_is(here, base, capsys, judge, words):
+    given = [word for word in ask(base) if "preferences.judge" not in word]
+    refused(capsys, f"{' '.join(given)} reward@preferences.judge={judge}", words)
+    assert not (here / "runs").exists()
+
+
+def test_a_judge_that_is_away_is_told_before_anything_is_written(here, base, capsys):
+    given = [word for word in ask(base) if "preferences.judge" not in word]
+    judge = "reward@preferences.judge=http preferences.judge.url=http://127.0.0.1:9/score preferences.judge.retries=0"
+    refused(capsys, f"{' '.join(given)} {judge}", ["'http' (http://127.0.0.1:9/score) stayed away for one try"])

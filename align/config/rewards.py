@@ -1,0 +1,119 @@
+"""Options of rewards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from align.config.open_node import open_node
+
+
+@dataclass
+class RewardModel:
+    _target_: str = "align.rewards.model.ModelReward"
+    path: str = "auto"
+    """A reward model's folder or hub name; auto: this run's reward model."""
+    normalize: bool = True
+    """Shift and scale scores to mean 0 and deviation 1 on the samples that the model's card.json tells of."""
+    backbone: str = "auto"
+    """shared (its adapter and score on the actor's base), own (a model of its own), or auto: shared where it can be."""
+    zero: Any = None
+    """As `reference.zero`."""
+
+
+@dataclass
+class RewardFunction:
+    _target_: str = "align.rewards.function.FunctionReward"
+    fn: str = MISSING
+    """module.function with TRL's signature, from an installed package or the folder one stands in."""
+    args: dict[str, Any] = field(default_factory=open_node)
+    """Further keyword arguments of the function."""
+    name: str | None = None
+    """Name in logs; unset: the function's own."""
+
+
+@dataclass
+class RewardSum:
+    _target_: str = "align.rewards.sum.SumReward"
+    terms: dict[str, Any] = field(default_factory=open_node)
+    """Rewards by name: +reward@reward.terms.polite=kind_words"""
+    weights: dict[str, Any] = field(default_factory=open_node)
+    """Weight of each term, 1 where none is given: a number, or points of a weight that moves over PPO's steps,
+    [[0,1.0],[50,0.2]] or [cosine,[0,1.0],[50,0.2]] (align/rewards/weight.py)."""
+    normalize: str = "none"
+    """batch or running: before its weight, each term is divided by its deviation over the batch, or over all so far."""
+
+
+@dataclass
+class RewardHTTP:
+    _target_: str = "align.rewards.http_reward.HTTPReward"
+    url: str = MISSING
+    """Where a batch is posted as JSON; what is sent and comes back: align/rewards/http_reward.py. `$NAME` stands for
+    an environment variable."""
+    timeout: float = 60.0
+    """Seconds for one request, from the connection to the last byte of the answer."""
+    retries: int = 4
+    """Further tries after pauses of 1, 2, 4 … 30 seconds, where the server is away or busy."""
+    batch_size: int = 64
+    """Completions in a request."""
+    headers: dict[str, str] = field(default_factory=open_node)
+    """Sent with each request: reward.headers.Authorization='Bearer $TOKEN' takes TOKEN from the environment, and no
+    file of the run holds it."""
+
+
+@dataclass
+class RewardByColumn:
+    _target_: str = "align.rewards.by_column.ByColumn"
+    column: str = MISSING
+    """Column of the data set whose value names the case that scores a row."""
+    cases: dict[str, Any] = field(default_factory=open_node)
+    """Rewards by that value: +reward@reward.cases.math=fn; the case `default` takes all other values."""
+
+
+@dataclass
+class RewardGate:
+    _target_: str = "align.rewards.gate.Gate"
+    score: Any = None
+    """The reward that is to be had: +reward@reward.score=model"""
+    condition: Any = None
+    """The reward that opens it: +reward@reward.condition=format"""
+    threshold: float = 1.0
+    """What the condition must score, or more."""
+    otherwise: float = 0.0
+    """The score of a row whose condition scores less."""
+
+
+@dataclass
+class RewardFormat:
+    _target_: str = "align.rewards.format.FormatReward"
+    pattern: str = MISSING
+    """Regular expression that the whole completion matches, as in `evaluate.pattern`."""
+    timeout: float = 10.0
+    """Seconds for one completion, after which the run ends: the pattern is one that takes for ever."""
+
+
+@dataclass
+class RewardJSON:
+    _target_: str = "align.rewards.json_schema.JSONReward"
+    schema: Any = MISSING
+    """A file with a JSON schema, or the schema itself."""
+
+
+@dataclass
+class RewardOverlong:
+    _target_: str = "align.rewards.overlong.Overlong"
+    buffer: int = MISSING
+    """The last tokens before `max_length`, over which the penalty grows from 0 to -1 (Yu et al. 2025, eq. 13)."""
+    max_length: int = "${rollout.max_new_tokens}"  # type: ignore[assignment]
+    """Tokens from which on it is -1."""
+
+
+@dataclass
+class RewardRepetition:
+    _target_: str = "align.rewards.repetition.Repetition"
+    ngram_size: int = 3
+    """Tokens in a row that count as said again."""
+    max_penalty: float = -1.0
+    """The score of a completion that says the same all the time; the share that it repeats is a share of it."""

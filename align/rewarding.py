@@ -1,0 +1,99 @@
+"""Rewards from nodes of a configuration, with those inside them: looked at, and made without their models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NoReturn
+
+from omegaconf import DictConfig, OmegaConf
+
+from align import config
+from align.checks import check_choice
+from align.config.choices import REWARD_BACKBONES
+from align.errors import AlignError
+from align.nodes import call, check_given, refusal, target_of
+
+MODEL_REWARD = config.RewardModel._target_
+REWARDS_BY_NAME, REWARDS_ALONE = ("terms", "cases"), ("score", "condition")
+"""Where a reward holds others, or one."""
+
+
+def reward_nodes(node: DictConfig, key: str = "reward") -> Iterator[tuple[str, DictConfig]]:
+    """A reward and those inside it, each with its key."""
+    yield key, node
+    for name, inner in inner_rewards(node, key).items():
+        yield from reward_nodes(inner, f"{key}.{name}")
+
+
+def inner_rewards(node: DictConfig, key: str) -> dict[str, DictConfig]:
+    """The rewards inside a reward, by their key below its own."""
+    found = {}
+    for home in REWARDS_BY_NAME:
+        named = node.get(home)
+        for name, inner in named.items() if isinstance(named, DictConfig) else ():
+            found[f"{home}.{name}"] = _reward_node(inner, f"{key}.{home}.{name}")
+    for name in REWARDS_ALONE:
+        if isinstance(node.get(name), DictConfig):
+            found[name] = _reward_node(node[name], f"{key}.{name}")
+    return found
+
+
+def _reward_node(node: Any, key: str) -> DictConfig:
+    if not isinstance(node, DictConfig):
+        raise AlignError(f"{key}={node}: write +reward@{key}={node}")
+    if "_target_" not in node:
+        raise AlignError(f"{key} has settings, but no reward that they are of\n  write +reward@{key}=fn")
+    return node
+
+
+def compose_reward(node: DictConfig, key: str, make: Callable[[DictConfig, str], Any]) -> Any:
+    """A reward with all those inside it, innermost first; `make` makes one that holds none, from node and key."""
+    inner = {name: compose_reward(part, f"{key}.{name}", make) for name, part in inner_rewards(node, key).items()}
+    if not inner:
+        return make(node, key)
+    arguments = OmegaConf.to_container(node, resolve=True)
+    del arguments["_target_"]
+    check_given(node, list(arguments), key)
+    arguments |= {home: {} for home in REWARDS_BY_NAME if home in arguments}
+    for name, reward in inner.items():
+        home, _, own = name.partition(".")
+        if own:
+            arguments[home][own] = reward
+        else:
+            arguments[name] = reward
+    try:
+        return target_of(node, key)(**arguments)
+    except Exception as error:  # whatever a plugin raises
+        raise refusal(node, error, key) from error
+
+
+class Unloaded:
+    """Stands for a reward model until it is loaded."""
+
+    wants: ClassVar[set[str]] = set()
+
+    def __call__(self, *args: Any) -> NoReturn:
+        raise AssertionError("a reward model is asked before it is loaded")
+
+
+def check_reward(node: DictConfig, key: str) -> Any:
+    """The reward without its models: functions are imported, terms, weights and words are matched."""
+
+    def make(node: DictConfig, key: str) -> Any:
+        if node._target_ != MODEL_REWARD:
+            return call(node, key)
+        check_choice(f"{key}.backbone", node.backbone, REWARD_BACKBONES)
+        return Unloaded()
+
+    return compose_reward(node, key, make)
+
+
+def check_scoring(node: DictConfig, key: str, data: DictConfig, purpose: str, seed: int) -> None:
+    """A reward as far as it can be known before its models load; where it goes by what stands in rows, with those of
+    a stage's data."""
+    from align.rewards.parts import check_rows, reads_rows
+
+    reward = check_reward(node, key)
+    if reads_rows(reward):
+        split = call(data, f"{purpose}.data").load(purpose, seed)
+        check_rows(reward, [*split.train, *split.eval, *split.test], key)

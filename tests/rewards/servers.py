@@ -1,0 +1,53 @@
+"""A real server on this machine, whose answers a test writes."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Hands each POST to `server.answers(self, body)`; knows no HEAD, as most servers."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.seen.append((dict(self.headers), json.loads(body)))
+        self.server.answers(self, json.loads(body))
+
+    def say(self, status: int, text: str | bytes) -> None:
+        text = text.encode() if isinstance(text, str) else text
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def drip(self, forever: bytes) -> None:
+        """One byte at a time, until the other side has had enough."""
+        try:
+            while True:
+                for byte in forever:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.01)
+        except OSError:
+            pass
+
+    def log_message(self, *words):
+        pass
+
+
+@contextmanager
+def serving(answers: Callable[[Handler, dict], None]) -> Iterator[ThreadingHTTPServer]:
+    """A server with `url`, and in `seen` what it was sent: (headers, body) of each POST."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads, server.answers, server.seen = True, answers, []
+    server.url = f"http://127.0.0.1:{server.server_port}/score"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

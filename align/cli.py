@@ -30,7 +30,7 @@ from align.explain import explain
 from align.stages.pipeline import STAGES
 from align.surroundings import prepare
 
-COMMANDS = ("run", "plugins", "export")
+COMMANDS = ("run", "search", "table", "plugins", "export")
 VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 VALUED |= {"--experimental-rerun", "--info", "-i"}
 """Flags of Hydra that take the next word."""
@@ -93,6 +93,16 @@ def run(words: list[str]) -> dict | None:
         from align.plugins import print_plugins
 
         print_plugins(words)
+        return None
+    if command == "search":
+        from align.search.command import search
+
+        search(words, run)
+        return None
+    if command == "table":
+        from align.tables.command import table
+
+        table(words)
         return None
     if command == "export":
         from align.export import export

@@ -8,8 +8,10 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 from unittest import mock
 
+from hydra import compose, initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -63,6 +65,15 @@ def check_composition(words: list[str]) -> Iterator[None]:
 
     with mock.patch.object(ConfigLoaderImpl, "load_configuration", composed):
         yield
+
+
+def composed(words: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+    """The configuration that the words make, checked like that of a run, and the choice of every group."""
+    GlobalHydra.instance().clear()
+    with check_composition(words), initialize_config_module("align.conf", version_base="1.3"):
+        cfg = compose("config", words, return_hydra_config=True)
+    choices = {str(group): choice for group, choice in cfg.hydra.runtime.choices.items()}
+    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), choices
 
 
 def prune_stages(cfg: DictConfig, typed: list[str]) -> None:

@@ -11,6 +11,8 @@ from align.plugins import plugs
 
 EXAMPLES = """\
 align [run] [FLAGS] [SETTINGS]    one run: some of pretrain, sft, rm, preferences, best_of, dpo, kto, ppo, evaluate
+align search SETTINGS trials=20   the best of many runs: sft.learning_rate=log(1e-5,1e-2) sft.peft.r=choice(4,8,16)
+align table RUNS                  settings and figures of many runs, side by side (--columns --over seed --to FILE)
 align plugins [GROUP]             every choice below, where it comes from and how it is used
 align plugins --explain METHOD    what a PEFT method trains, how vLLM serves it, who can share a base (model=FOLDER)
 align export RUN --to DIR --merge a policy and its adapter as one plain model (--dtype fp32|bf16|fp16)

@@ -11,7 +11,11 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def require(package: str, asked: str, instead: str) -> None:
-    """Raises AlignError with what was asked for, how to install the package, and what to write instead."""
+def require(package: str, asked: str, instead: str, extra: str | None = None) -> None:
+    """Raises AlignError with what was asked for, how to install the package, and what to write instead.
+
+    `extra` is align's that brings it, where that has another name.
+    """
     if not installed(package):
-        raise AlignError(f"{asked}: {package} is not installed\n  pip install 'align[{package}]', or write {instead}")
+        name = extra or package
+        raise AlignError(f"{asked}: {package} is not installed\n  pip install 'align[{name}]', or write {instead}")

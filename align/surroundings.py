@@ -28,13 +28,18 @@ ON_CPU = {
 }
 
 
+def on_cpu() -> bool:
+    """Whether the machine has no GPU that CUDA would see; told without importing torch."""
+    return not Path("/dev/nvidia0").exists()
+
+
 def prepare() -> None:
     """Sets what is not set yet: quiet libraries, vLLM in this process, no compiling on a CPU."""
-    on_cpu = not Path("/dev/nvidia0").exists()
-    for name, value in {**QUIET, **IN_PROCESS, **(ON_CPU if on_cpu else {})}.items():
+    cpu = on_cpu()
+    for name, value in {**QUIET, **IN_PROCESS, **(ON_CPU if cpu else {})}.items():
         os.environ.setdefault(name, value)
     logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # of optional kernels that are not there
-    if on_cpu:
+    if cpu:
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override rollout.kv_cache_mib
 
 

@@ -143,7 +143,15 @@ def test_yaml_of_ones_own_is_found(here, capsys, folder, flag):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[*TINY.split(), "--cfg", "job", "--resolve"], ["--help"], ["plugins"], ["sede=1"]]
+    "arguments",
+    [
+        [*TINY.split(), "--cfg", "job", "--resolve"],
+        ["--help"],
+        ["plugins"],
+        ["table", "nowhere"],
+        ["sede=1"],
+        ["search", *TINY.split(), "seed=range(1,3)", "objective=sft.nothing"],
+    ],
 )
 def test_answers_that_need_no_torch_import_none(arguments, tmp_path):
     code = (

@@ -22,7 +22,8 @@ LAYERS = [
     {"answering"},
     {"build"},
     {"explain", "plugins"},
-    {"composing", "export", "help", "methods"},
+    {"composing", "export", "help", "methods", "tables"},
+    {"search"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +25,8 @@ POLICIES = ("kto", "dpo", "best_of", "sft", "pretrain")
 
 LATER = ("best_of", "dpo", "kto", "ppo")
 """Stages whose policy starts from the fine-tuned one."""
+ENDED = "ended.json"
+"""In a run's folder beside no summary.json: the stage in which it ended, how (failed, stopped or pruned) and why."""
 
 
 @dataclass
@@ -233,7 +236,7 @@ def run(
             out = folder / name
             out.mkdir()
             (out / "config.yaml").write_text(config_yaml)
-            with report.stage(name, out) as stage_report:
+            with end_told(folder, name), report.stage(name, out) as stage_report:
                 inputs = {role: sources.real.get(path, path) for role, path in sources.inputs(name, made).items()}
                 stage.run(inputs, out, stage_report)
                 stage_report.write_card(hashes=fingerprints(inputs, stage_report.card.get("base")))
@@ -245,6 +248,24 @@ def run(
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     report.finish(summary)
     return summary
+
+
+@contextmanager
+def end_told(folder: Path, stage: str) -> Iterator[None]:
+    """Leaves ended.json in the run's folder if what is inside raises; a process that is killed leaves none."""
+    try:
+        yield
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), "")
+        write_end(folder, stage, "failed", line if isinstance(error, AlignError) else f"{type(error).__name__}: {line}")
+        raise
+    except BaseException as error:  # Ctrl-C
+        write_end(folder, stage, "stopped", type(error).__name__)
+        raise
+
+
+def write_end(folder: Path, stage: str, how: str, why: str) -> None:
+    (folder / ENDED).write_text(json.dumps({"stage": stage, "how": how, "why": why}) + "\n")
 
 
 def summarise(cards: dict[str, dict], seconds: dict[str, float], folder: Path) -> dict[str, Any]:

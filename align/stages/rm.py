@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
 import torch
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +23,7 @@ from align.data.encode import fitting_pairs
 from align.data.sampled import located
 from align.data.source import Source, Split
 from align.engine.cpu_linear import CpuLinear
+from align.errors import AlignError
 from align.peft.folder import save_model
 from align.peft.prompts import prompted
 from align.peft.rates import check_loraplus
@@ -79,9 +81,10 @@ class RM:
         report.say(f"{begun.said}; {len(rows)} pairs")
         if prompted(begun.model):
             score_by_mask(begun.model)
+        held_out = self._on_the_way(args, split, tokenizer)
         with dtypes_kept(begun.model):
             trainer = RewardTrainer(
-                begun.model, args, train_dataset=dataset(rows), processing_class=tokenizer,
+                begun.model, args, train_dataset=dataset(rows), eval_dataset=held_out, processing_class=tokenizer,
                 optimizers=(loraplus(begun.model, args, self.options.loraplus_lr_ratio), None),
             )  # fmt: skip
         train(trainer, report)
@@ -94,6 +97,18 @@ class RM:
         module = ScoreModule(begun.model.eval(), self.dtype == torch.bfloat16).to(self.device)
         report.write_card(**self.judge(module, split, tokenizer, report))
         self._measure(module, split, tokenizer, inputs["path"], report)
+
+    def _on_the_way(
+        self, args: RewardConfig, split: Split, tokenizer: PreTrainedTokenizerBase
+    ) -> datasets.Dataset | None:
+        """Held-out pairs for TRL to evaluate on where `rm.args.eval_strategy` asks for it."""
+        if args.eval_strategy == "no":
+            return None
+        rows, _ = fitting_pairs(split.eval, tokenizer, self.options.max_length, "rm") if split.eval else ([], {})
+        if not rows:
+            asked = f"rm.args.eval_strategy={args.eval_strategy.value}"
+            raise AlignError(f"{asked}: no pairs are held out\n  write rm.data.eval_share=0.05")
+        return dataset(rows)
 
     def judge(
         self, module: ScoreModule, split: Split, tokenizer: PreTrainedTokenizerBase, report: StageReport

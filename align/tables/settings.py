@@ -1,0 +1,123 @@
+"""The settings in which runs differ, by dotted key; a plug such as a PEFT method is shown by its name."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align.plugins import own_folder, plug_file, plugs
+from align.stages.pipeline import STAGES
+
+UNSEEN = ("name", "runs")
+"""A run's place, which its label tells."""
+ROLES = ("ppo", "actor", "critic", "reference", "reward", "advantage", "policy_loss", "rollout")
+"""PPO and its parts, of which other stages take some."""
+WITHOUT_ROLES = ("pretrain", "sft", "best_of", "rm")
+Settings = dict[str, Any]
+
+
+def flat(settings: Settings, stages: list[str]) -> Settings:
+    """Settings by dotted key, without nodes of stages that the run does not have.
+
+    A plug, a node with a `_target_`, is there by its own key, too: what kind it is.
+    """
+    found: Settings = {}
+    for name, value in settings.items():
+        if name in ROLES:
+            idle = set(stages) <= set(WITHOUT_ROLES)
+        else:
+            idle = name in STAGES and name not in stages
+        if name not in UNSEEN and not idle:
+            found |= _flat(value, name)
+    return found
+
+
+def _flat(value: Any, key: str) -> Settings:
+    if not isinstance(value, dict):
+        return {key: value}
+    inside = {name: value[name] for name in value if name != "_target_"}
+    kind = {key: Kind(value)} if "_target_" in value else {}
+    return kind | {k: v for name, one in inside.items() for k, v in _flat(one, f"{key}.{name}").items()}
+
+
+class Kind:
+    """What a plug is: its `_target_`, of another library's also the names that it is given: `use_dora` makes a DoRA.
+
+    Plugs that differ in values alone are of one kind.
+    """
+
+    def __init__(self, node: Settings) -> None:
+        self.node = node
+        target = str(node["_target_"])
+        self.mark = target, frozenset() if target.startswith("align.") else frozenset(node)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Kind) and self.mark == other.mark
+
+    def __hash__(self) -> int:
+        return hash(self.mark)
+
+    def named(self, key: str) -> str:
+        """The plug's name: `lora` for `sft.peft`; else of the class."""
+        return plug_name(key.rpartition(".")[2], self.node)
+
+
+def differing(runs: list[Settings]) -> list[str]:
+    """The keys in which flat settings differ, in the order of the first that has each.
+
+    A setting below plugs of several kinds counts where it differs within one of them: rank 8 beside a method without
+    a rank tells no more than the method's name. A run without a stage does not differ in that stage's settings.
+    """
+    keys = dict.fromkeys(key for run in runs for key in run)
+    return [key for key in keys if _differs(key, runs)]
+
+
+def _differs(key: str, runs: list[Settings]) -> bool:
+    owners = [key[:i] for i, letter in enumerate(key) if letter == "."]
+    by_owner: dict[tuple, list[Any]] = {}
+    for run in [run for run in runs if key in run] if _always_there(key, owners, runs) else runs:
+        kinds = tuple(run[owner] for owner in owners if isinstance(run.get(owner), Kind))
+        by_owner.setdefault(kinds, []).append(run.get(key))
+    return any(value != values[0] for values in by_owner.values() for value in values)
+
+
+def _always_there(key: str, owners: list[str], runs: list[Settings]) -> bool:
+    """A run without the key is of another version, or has no such stage: a root key, a plug, or one of align's own."""
+    home = [run.get(owners[-1]) for run in runs] if owners else []
+    own = any(isinstance(kind, Kind) and kind.mark[0].startswith("align.") for kind in home)
+    return not owners or own or any(isinstance(run.get(key), Kind) for run in runs)
+
+
+def shown(key: str, value: Any) -> Any:
+    """A setting's value for a cell: numbers stay numbers, a plug is its name, None is `null`."""
+    if isinstance(value, Kind):
+        return value.named(key)
+    if isinstance(value, list):
+        return f"[{','.join(str(shown(key, one)) for one in value)}]"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return value
+
+
+def plug_name(group: str, node: Settings) -> str:
+    """The choice of a group that a node is most like; its class where the group has none of it."""
+    target = str(node["_target_"])
+    best: tuple[int, int, str] | None = None
+    for name, plug in _plugs(group, own_folder()):
+        if plug.get("_target_", target) == target and set(plug) <= set(node):
+            far = sum(node[key] != value for key, value in plug.items()) + len(node) - len(plug)
+            best = min(best or (far, len(name), name), (far, len(name), name))
+    return best[2] if best else target.rpartition(".")[2].removesuffix("Config")
+
+
+@cache
+def _plugs(group: str, own: Path | None) -> list[tuple[str, Settings]]:
+    """Name and settings of every choice of a group, also of those in `own`."""
+    found = []
+    for name in {name for one, name, *_ in plugs() if one == group}:
+        node = yaml.safe_load(plug_file(group, name).read_text(encoding="utf-8")) or {}
+        found.append((name, {key: value for key, value in node.items() if key != "defaults"}))
+    return found

@@ -1,0 +1,51 @@
+"""Which settings differ, by hand: plugs by name, short names, order."""
+
+from align.tables.settings import Kind, differing, flat, plug_name
+from align.tables.show import shorten
+
+LORA = {"_target_": "peft.LoraConfig", "r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
+
+
+def run(peft: dict = LORA, stages: tuple[str, ...] = ("sft",), **more) -> dict:
+    sft = {"_target_": "align.stages.sft.SFT", "peft": peft, "epochs": 1.0, "args": {}, **more}
+    ppo = {"_target_": "align.stages.ppo_stage.PPOStage", "steps": more.get("epochs", 1)}
+    return flat({"seed": 0, "name": str(more), "sft": sft, "ppo": ppo}, list(stages))
+
+
+def test_equal_runs_differ_in_nothing_even_under_other_names():
+    assert differing([run(epochs=1), run(epochs=1.0)]) == []
+
+
+def test_a_setting_below_a_plug_counts_among_plugs_of_one_kind():
+    assert differing([run(), run(LORA | {"r": 8})]) == ["sft.peft.r"]
+    dora = LORA | {"use_dora": True}
+    assert differing([run(), run(dora)]) == ["sft.peft"]
+    assert differing([run(), run(dora), run(dora | {"r": 8})]) == ["sft.peft", "sft.peft.r"]
+
+
+def test_a_setting_that_one_run_lacks_differs_unless_it_is_aligns_own():
+    """Each run has all of align's own settings; one that lacks some is of another version."""
+    assert differing([run(), run(args={"max_steps": 3})]) == ["sft.args.max_steps"]
+    assert differing([run(), run(loraplus_lr_ratio=None)]) == []
+
+
+def test_settings_of_stages_that_do_not_run_are_left_out():
+    assert differing([run(epochs=1), run(epochs=2)]) == ["sft.epochs"]
+    both = [run(epochs=n, stages=("sft", "ppo")) for n in (1, 2)]
+    assert differing(both) == ["sft.epochs", "ppo.steps"]
+    assert differing([run(stages=("sft", "ppo")), run()]) == []
+
+
+def test_a_plug_is_named_by_the_choice_that_it_is_most_like():
+    assert plug_name("peft", LORA) == "lora" and plug_name("peft", LORA | {"r": 4}) == "lora"
+    assert plug_name("peft", LORA | {"use_dora": True, "r": 4}) == "dora"
+    assert plug_name("peft", {"_target_": "align.config.none"}) == "none"
+    assert plug_name("peft", {"_target_": "peft.HRAConfig", "r": 8}) == "HRA"
+    assert plug_name("critic", {"_target_": "align.roles.specs.Critic", "backbone": "head", "path": "auto"}) == "head"
+    assert Kind(LORA).named("sft.peft") == "lora"
+
+
+def test_names_are_shortened_as_far_as_they_stay_apart():
+    keys = ["sft.peft", "rm.peft", "sft.peft.r", "seconds", "sft.seconds", "ppo.kl"]
+    short = ["sft.peft", "rm.peft", "r", "seconds", "sft.seconds", "kl"]
+    assert list(shorten(keys).values()) == short

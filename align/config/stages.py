@@ -66,6 +66,9 @@ class SFT:
     """Rows an optimizer step."""
     max_length: int = 1024
     """Tokens of prompt and completion; longer rows are cut."""
+    early_stopping: int | None = None
+    """Training ends when the held-out loss has not fallen for so many evaluations, one an epoch unless
+    `args.eval_strategy` says otherwise; the best of them is the stage's result."""
     args: dict[str, Any] = field(default_factory=open_node)
     """Any other argument of trl.SFTConfig."""
 

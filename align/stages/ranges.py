@@ -66,9 +66,9 @@ NUMBERS: dict[str, dict[str, Range]] = {
         "vocab_size": Range(260),  # 256 bytes, EOS, pad and two turn marks
         "hidden_size": COUNT, "layers": COUNT, "heads": COUNT, "intermediate_size": COUNT, "max_positions": Range(2),
     },
-    "sft": {**TRAINED, "parallel_adapters": COUNT},
+    "sft": {**TRAINED, "parallel_adapters": COUNT, "early_stopping": COUNT},
     "preferences": {"samples": COUNT, "prompts": COUNT, "max_prompt_tokens": COUNT},
-    "best_of": {**TRAINED, "parallel_adapters": COUNT},
+    "best_of": {**TRAINED, "parallel_adapters": COUNT, "early_stopping": COUNT},
     "rm": {**TRAINED, "norm_samples": FROM_ZERO},
     "dpo": {**TRAINED, "beta": Range(0, above=True)},
     "kto": {**TRAINED, "beta": Range(0, above=True), "batch_size": Range(2)},

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from align import config
@@ -98,6 +98,8 @@ class SFT:
             source.check(self.name)
         if len(found) > 1:
             check_run(args, found)
+        if self.options.early_stopping:
+            check_early_stopping(found, self.name)
         if "path" in inputs:
             check_adapter(
                 inspect(inputs["path"], f"{self.name}.path", CAUSAL), self.name, self.peft, self.options.adapter
@@ -149,12 +151,26 @@ class SFT:
         return arguments(SFTConfig, self.name, member.options, out, member.seed, self.device, bf16)
 
 
+def check_early_stopping(found: list[Member], key: str) -> None:
+    """Raises AlignError where there is no one held-out loss to stop by."""
+    split = found[0].data.load(key, found[0].seed) if len(found) == 1 else None
+    if split is None or not split.eval or by_task(split.eval):
+        why = "adapters side by side" if split is None else "several tasks" if split.eval else "no held-out rows"
+        raise AlignError(f"{key}.early_stopping wants one held-out loss, and there are {why}\n  leave it out")
+
+
 BestOf = partial(SFT, name="best_of")
 """Fine-tuning on the best answer to each prompt, as `preferences` ranked them: what is best of K, learned."""
 
 
 def check_packing(args: dict[str, Any], method: PeftConfig | None, key: str = "sft") -> None:
-    """Raises AlignError for a method that plans by optimizer steps where packing makes their number unknown."""
+    """Raises AlignError for rows laid end to end without a length to cut them to, which TRL (1.16) does not do, and for a
+    method that plans by optimizer steps where packing makes their number unknown."""
+    if args.get("padding_free") and not args.get("packing"):
+        raise AlignError(
+            f"{key}.args.padding_free=true: {key}.max_length cuts no row then\n  write +{key}.args.packing=true as well, "
+            "which is free of padding, too"
+        )
     if args.get("packing") and hooks_of(method) is not NONE and args.get("max_steps", -1) <= 0:
         raise AlignError(
             f"{key}.args.packing=true: {method.peft_type.value} plans by the number of optimizer steps, which packing "
@@ -165,6 +181,8 @@ def check_packing(args: dict[str, Any], method: PeftConfig | None, key: str = "s
 def _train_one(trainer: SFTTrainer, task: Task, begun: Start, out: Path, report: StageReport) -> dict[str, Any]:
     """Trains, evaluates and saves what a run has alone; facts for its card."""
     trainer.optimizer = loraplus(begun.model, task.args, task.member.options.loraplus_lr_ratio)
+    if patience := task.member.options.early_stopping:
+        trainer.add_callback(EarlyStoppingCallback(patience))
     train(trainer, report)
     facts = {"learning_rate": task.args.learning_rate, **task.facts()}
     if task.held_out:

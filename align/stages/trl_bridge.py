@@ -67,6 +67,12 @@ def arguments(
         "dataloader_pin_memory": device.type != "cpu",
         "seed": seed,
     }
+    if getattr(options, "early_stopping", None):
+        every = {
+            name: options.args.get(f"eval_{name}", value) for name, value in (("strategy", "epoch"), ("steps", None))
+        }
+        ours |= {f"{what}_{name}": value for what in ("eval", "save") for name, value in every.items() if value}
+        ours |= {"save_total_limit": 1, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
     try:
         return cls(**{**ours, **options.args})
     except (TypeError, ValueError) as error:

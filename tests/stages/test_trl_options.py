@@ -1,0 +1,96 @@
+"""TRL's own options by name, each of which does what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import refused, stand_in
+
+import align
+
+BASE = "stages=[sft] data@sft.data=prompt_completion sft.data.path=demos.jsonl sft.batch_size=4 sft.learning_rate=1e-2"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    for folder in stand_in(tmp_path, monkeypatch):
+        rows = [{"prompt": f"{word} {n}", "completion": f" {word} kite"} for n in range(8) for word in ("red", "rain")]
+        (folder / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        turns = [
+            {
+                "messages": [
+                    {"role": "user", "content": row["prompt"]},
+                    {"role": "assistant", "content": row["completion"]},
+                ]
+            }
+            for row in rows
+        ]
+        (folder / "turns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in turns))
+        yield folder
+
+
+def losses(here: Path, base: str, words: str = "", name: str = "run") -> list[float]:
+    """Of two steps at seed 0."""
+    align.run([f"model={base}", *BASE.split(), f"name={name}", "+sft.args.max_steps=2", *words.split()])
+    lines = (here / "runs" / name / "latest" / "sft" / "metrics.jsonl").read_text().splitlines()
+    return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+
+
+def test_padding_free_is_the_same_loss_and_packing_fills_rows(here, base):
+    plain = losses(here, base)
+    assert losses(here, base, "+sft.args.padding_free=true", "free") == pytest.approx(plain, abs=1e-4)
+    words = "sft.data.eval_share=0 sft.max_length=32 +sft.args.packing=true +sft.args.max_steps=-1"
+    align.run([f"model={base}", *BASE.split(), "name=packed", *words.split()])
+    align.run([f"model={base}", *BASE.split(), "name=apart", "sft.data.eval_share=0"])
+    steps = {}
+    for name in ("packed", "apart"):
+        lines = (here / "runs" / name / "latest" / "sft" / "metrics.jsonl").read_text().splitlines()
+        steps[name] = sum("loss" in json.loads(line) for line in lines)
+    assert steps["packed"] < steps["apart"] == 4
+
+
+def test_the_prompt_counts_where_it_is_asked_to_and_noise_changes_the_loss(here, base):
+    plain = losses(here, base)
+    assert losses(here, base, "+sft.args.completion_only_loss=false", "all")[0] != pytest.approx(plain[0], abs=1e-3)
+    assert losses(here, base, "+sft.args.neftune_noise_alpha=50", "noise")[0] != pytest.approx(plain[0], abs=1e-4)
+    assert losses(here, base, "", "again") == plain
+
+
+def test_the_assistant_s_turns_alone_are_learned(here, base):
+    turns = "data@sft.data=conversational sft.data.path=turns.jsonl"
+    (here / "chat.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{{ eos_token }}"
+        "{% endgeneration %}{% else %}{{ m.content }}\n{% endif %}{% endfor %}"
+    )
+    template = f"+sft.args.chat_template_path={here / 'chat.jinja'}"
+    whole = losses(here, base, f"{turns} {template}", "whole")
+    alone = losses(here, base, f"{turns} {template} +sft.args.assistant_only_loss=true", "alone")
+    assert alone[0] != pytest.approx(whole[0], abs=1e-3)
+
+
+def test_early_stopping_keeps_the_best_epoch(here, base):
+    """A rate at which the loss soon rises: training ends before its epochs do, and the best is what is left."""
+    words = "sft.early_stopping=1 sft.epochs=30 sft.learning_rate=0.3 sft.data.eval_share=0.2"
+    align.run([f"model={base}", *BASE.split(), *words.split()])
+    stage = here / "runs" / "run" / "latest" / "sft"
+    found = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    seen = [row["eval_loss"] for row in found if "eval_loss" in row]
+    assert 2 <= len(seen) < 30
+    assert json.loads((stage / "card.json").read_text())["eval_loss"] == pytest.approx(min(seen), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("sft.early_stopping=0", ["sft.early_stopping=0: write 1 or more"]),
+        (
+            "sft.early_stopping=2 sft.data.eval_share=0",
+            ["sft.early_stopping wants one held-out loss", "no held-out rows"],
+        ),
+        ("+sft.args.pack=true", ["sft.args.pack", "nearest: packing"]),
+    ],
+)
+def test_what_cannot_be_is_refused(here, base, capsys, words, said):
+    refused(capsys, f"model={base} {BASE} {words}", said)

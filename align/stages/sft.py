@@ -164,12 +164,11 @@ BestOf = partial(SFT, name="best_of")
 
 
 def check_packing(args: dict[str, Any], method: PeftConfig | None, key: str = "sft") -> None:
-    """Raises AlignError for rows laid end to end without a length to cut them to, which TRL (1.16) does not do, and for a
-    method that plans by optimizer steps where packing makes their number unknown."""
+    """Raises AlignError for rows laid end to end that nothing cuts (TRL 1.16 refuses them late), and for a method that
+    plans by optimizer steps where packing makes their number unknown."""
     if args.get("padding_free") and not args.get("packing"):
         raise AlignError(
-            f"{key}.args.padding_free=true: {key}.max_length cuts no row then\n  write +{key}.args.packing=true as well, "
-            "which is free of padding, too"
+            f"{key}.args.padding_free=true: {key}.max_length cuts no row then\n  write +{key}.args.packing=true as well"
         )
     if args.get("packing") and hooks_of(method) is not NONE and args.get("max_steps", -1) <= 0:
         raise AlignError(

@@ -68,10 +68,8 @@ def arguments(
         "seed": seed,
     }
     if getattr(options, "early_stopping", None):
-        every = {
-            name: options.args.get(f"eval_{name}", value) for name, value in (("strategy", "epoch"), ("steps", None))
-        }
-        ours |= {f"{what}_{name}": value for what in ("eval", "save") for name, value in every.items() if value}
+        ours |= {"eval_strategy": "epoch", "save_strategy": options.args.get("eval_strategy", "epoch")}
+        ours |= {"save_steps": options.args["eval_steps"]} if "eval_steps" in options.args else {}
         ours |= {"save_total_limit": 1, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
     try:
         return cls(**{**ours, **options.args})

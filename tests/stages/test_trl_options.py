@@ -18,15 +18,8 @@ def here(tmp_path, monkeypatch):
     for folder in stand_in(tmp_path, monkeypatch):
         rows = [{"prompt": f"{word} {n}", "completion": f" {word} kite"} for n in range(8) for word in ("red", "rain")]
         (folder / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        turns = [
-            {
-                "messages": [
-                    {"role": "user", "content": row["prompt"]},
-                    {"role": "assistant", "content": row["completion"]},
-                ]
-            }
-            for row in rows
-        ]
+        said = (("user", "prompt"), ("assistant", "completion"))
+        turns = [{"messages": [{"role": role, "content": row[column]} for role, column in said]} for row in rows]
         (folder / "turns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in turns))
         yield folder
 
@@ -38,14 +31,11 @@ def losses(here: Path, base: str, words: str = "", name: str = "run") -> list[fl
     return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
 
 
-def test_padding_free_is_the_same_loss_and_packing_fills_rows(here, base):
-    plain = losses(here, base)
-    assert losses(here, base, "+sft.args.padding_free=true", "free") == pytest.approx(plain, abs=1e-4)
-    words = "sft.data.eval_share=0 sft.max_length=32 +sft.args.packing=true +sft.args.max_steps=-1"
-    align.run([f"model={base}", *BASE.split(), "name=packed", *words.split()])
-    align.run([f"model={base}", *BASE.split(), "name=apart", "sft.data.eval_share=0"])
+def test_packing_fills_rows(here, base):
     steps = {}
-    for name in ("packed", "apart"):
+    for name, words in (("apart", ""), ("packed", "+sft.args.packing=true +sft.args.padding_free=true")):
+        whole = f"name={name} sft.data.eval_share=0 sft.max_length=32 {words}"
+        align.run([f"model={base}", *BASE.split(), *whole.split()])
         lines = (here / "runs" / name / "latest" / "sft" / "metrics.jsonl").read_text().splitlines()
         steps[name] = sum("loss" in json.loads(line) for line in lines)
     assert steps["packed"] < steps["apart"] == 4
@@ -85,10 +75,8 @@ def test_early_stopping_keeps_the_best_epoch(here, base):
     ("words", "said"),
     [
         ("sft.early_stopping=0", ["sft.early_stopping=0: write 1 or more"]),
-        (
-            "sft.early_stopping=2 sft.data.eval_share=0",
-            ["sft.early_stopping wants one held-out loss", "no held-out rows"],
-        ),
+        ("sft.early_stopping=2 sft.data.eval_share=0", ["sft.early_stopping wants one", "no held-out rows"]),
+        ("+sft.args.padding_free=true", ["sft.args.padding_free=true", "+sft.args.packing=true"]),
         ("+sft.args.pack=true", ["sft.args.pack", "nearest: packing"]),
     ],
 )

@@ -30,6 +30,8 @@ class FileData:
     'sft.data.columns.prompt="Topic of: {{ text }}"'."""
     rows: int | None = None
     """Only the first so many are read; a data set from the hub is then streamed."""
+    report_by: str | None = None
+    """A column by whose values the reward model's report splits its accuracy: rm.data.report_by=topic."""
 
 
 @dataclass

@@ -2,8 +2,9 @@
 
     align stages=[rm] rm.path=FOLDER data@rm.data=preferences rm.data.path=pairs.jsonl
 
-Its report: accuracy and margin on held-out pairs, and the swap test: does it prefer the right answer to
-another question's, or does it look at the style alone? The mean and deviation of the score on samples
+Its report (card.json, report.png) is on held-out pairs: accuracy and margin, calibration, how far length alone
+explains the scores, and the swap test: does it prefer the right answer to another question's, or does it look at
+the style alone? The mean and deviation of the score on samples
 of the policy it starts from go into card.json; the weights stay raw.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig
@@ -20,7 +22,7 @@ from trl import RewardConfig, RewardTrainer
 from align import config
 from align.data.encode import fitting_pairs
 from align.data.sampled import located
-from align.data.source import Source, Split
+from align.data.source import GROUP, Source, Split
 from align.engine.cpu_linear import CpuLinear
 from align.peft.folder import save_model
 from align.peft.prompts import prompted
@@ -32,9 +34,13 @@ from align.roles.loading import look
 from align.roles.modules import ScoreModule, score_by_mask
 from align.roles.start import check_adapter, start
 from align.roles.tokenizer import load_tokenizer, pad_apart_from_eos
-from align.stages.pairs import compare, score_of_samples, swapped
+from align.stages.pairs import compare, judge, score_of_samples, swapped
+from align.stages.reward_plot import plot
+from align.stages.reward_report import report_of, said
 from align.stages.rollouts import as_rows
 from align.stages.trl_bridge import arguments, check_arguments, dataset, dtypes_kept, loraplus, steps_of, train
+
+PLOT = "report.png"
 
 
 @dataclass
@@ -92,24 +98,28 @@ class RM:
             pairs=len(rows), left_out=left_out,
         )  # fmt: skip
         module = ScoreModule(begun.model.eval(), self.dtype == torch.bfloat16).to(self.device)
-        report.write_card(**self.judge(module, split, tokenizer, report))
+        report.write_card(**self.judge(module, split, tokenizer, out, report))
         self._measure(module, split, tokenizer, inputs["path"], report)
 
     def judge(
-        self, module: ScoreModule, split: Split, tokenizer: PreTrainedTokenizerBase, report: StageReport
-    ) -> dict[str, float]:
-        """Accuracy and margin on held-out pairs, and on pairs with the answers of two questions swapped."""
+        self, module: ScoreModule, split: Split, tokenizer: PreTrainedTokenizerBase, out: Path, report: StageReport
+    ) -> dict[str, Any]:
+        """The report on held-out pairs, and accuracy on pairs with the answers of two questions swapped."""
         if not split.eval:
             return {}
         held_out, _ = fitting_pairs(split.eval, tokenizer, self.options.max_length, "rm")
-        result = compare(module, held_out, tokenizer, self.device)
-        facts = {"eval_accuracy": result.accuracy, "eval_margin": result.margin, "eval_pairs": len(held_out)}
+        judged = judge(module, held_out, tokenizer, self.device)
+        groups = [row[GROUP] for row in held_out] if GROUP in held_out[0] else None
+        figures = report_of(judged, groups)
+        facts = {"eval_accuracy": figures["accuracy"], "eval_margin": figures["margin"], "eval_pairs": len(held_out)}
         swaps = split.eval_swaps or swapped(held_out)
         if swaps:
-            facts["swap_accuracy"] = compare(module, swaps, tokenizer, self.device).accuracy
-        swap = f", swap test {facts['swap_accuracy']:.3f}" if swaps else ""
-        report.say(f"held-out accuracy {result.accuracy:.3f}, margin {result.margin:.2f}{swap} ({len(held_out)} pairs)")
-        return facts
+            facts["swap_accuracy"] = figures["swap_accuracy"] = compare(module, swaps, tokenizer, self.device).accuracy
+        for line in said(figures):
+            report.say(line)
+        if not plot(judged, figures, out / PLOT):
+            report.say(f"{PLOT} left out: matplotlib is not installed (pip install 'align[bench]')")
+        return {**facts, "report": figures}
 
     def _measure(
         self, module: ScoreModule, split: Split, tokenizer: PreTrainedTokenizerBase, path: str, report: StageReport

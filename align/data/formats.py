@@ -6,9 +6,10 @@
 | prompts | prompt (string or messages), any others | ppo |
 | prompt_completion | prompt, completion (strings) | pretrain, sft, ppo |
 | conversational | messages, or prompt and completion as messages | sft, ppo |
-| preferences | chosen, rejected, mostly prompt (strings or messages), sometimes margin | sft, rm, dpo, kto, ppo |
+| preferences | chosen, rejected, mostly prompt (strings or messages); margin or share | sft, rm, dpo, kto, ppo |
 | dialogues | chosen, rejected: whole dialogues, alike but for the last answer | sft, rm, dpo, kto, ppo |
 | rankings | prompt, completions, and their order (align.data.graded) | sft, rm, dpo, kto, ppo |
+| ratings | prompt, completion, rating (a number, the higher the better) | rm, ppo |
 | unpaired | prompt, completion, label (true: good) | kto, ppo |
 
 Dialogues are text: `\\n\\nHuman: … \\n\\nAssistant: …`.
@@ -20,7 +21,7 @@ from collections.abc import Callable
 
 from align.data.columns import Columns
 from align.data.meant import Meant, for_ppo, identity, prompt_alone
-from align.data.preferences import DIALOGUES, PREFERENCES, RANKINGS, UNPAIRED
+from align.data.preferences import DIALOGUES, PREFERENCES, RANKINGS, RATINGS, UNPAIRED
 from align.data.reading import Placed
 from align.data.source import GROUP, LIKE, PURPOSES
 from align.errors import AlignError
@@ -126,5 +127,6 @@ FORMATS: dict[str, dict[str, Callable[[Columns], Meant]]] = {
     "preferences": PREFERENCES,
     "dialogues": DIALOGUES,
     "rankings": RANKINGS,
+    "ratings": RATINGS,
     "unpaired": UNPAIRED,
 }

@@ -98,7 +98,7 @@ def length_bias(judged: Judged) -> dict[str, Any]:
     }
     score_N = torch.cat([judged.chosen_B, judged.rejected_B]).double()
     return {
-        "correlation": _correlation(score_N, torch.cat([chosen_B, rejected_B])),
+        "correlation": correlation(score_N, torch.cat([chosen_B, rejected_B])),
         **{
             name: {"accuracy": _mean(judged.right_B[inside_B]), "pairs": int(inside_B.sum())}
             for name, inside_B in parts.items()
@@ -149,7 +149,7 @@ def _mean(values: Tensor) -> float | None:
     return float(values.double().mean()) if len(values) else None
 
 
-def _correlation(one_N: Tensor, other_N: Tensor) -> float | None:
+def correlation(one_N: Tensor, other_N: Tensor) -> float | None:
     """Pearson's; None where either does not vary."""
     if len(one_N) < 2 or one_N.std() == 0 or other_N.std() == 0:
         return None

@@ -72,6 +72,8 @@ def plan(rows: list[dict], options: config.RM) -> Plan:
             f"rm.label_smoothing={options.label_smoothing} is for pairs, and the loss is {kind}\n"
             "  write rm.label_smoothing=0"
         )
+    if options.label_smoothing == 0.5:
+        raise AlignError("rm.label_smoothing=0.5 leaves no preference in any pair\n  write less, such as 0.1")
     if options.label_smoothing and "margin" in first:
         raise AlignError(
             f"rm.label_smoothing={options.label_smoothing} with a column margin: the two say different things about "

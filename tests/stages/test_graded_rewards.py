@@ -116,6 +116,7 @@ def test_rankings_and_ratings_as_pairs():
         ("preferences", {"share": 0.7, "margin": 1}, {}, "says twice how clear its preference is"),
         ("preferences", {"margin": 1}, {"loss": "plackett_luce"}, "knows no margin"),
         ("preferences", {"margin": 1}, {"label_smoothing": 0.1}, "rm.label_smoothing=0.1 with a column margin"),
+        ("preferences", {}, {"label_smoothing": 0.5}, "rm.label_smoothing=0.5 leaves no preference"),
         ("preferences", {}, {"loss": "squared_error"}, "rm.data has no ratings"),
         ("preferences", {}, {"loss": "plackett_luce", "label_smoothing": 0.1}, "rm.label_smoothing=0.1 is for pairs"),
         (

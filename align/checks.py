@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from align.config import Sampled, none
-from align.config.choices import ADAPTERS, CRITIC_BACKBONES, LINEARS, PRECISIONS, SCHEDULES
+from align.config.choices import ADAPTERS, CRITIC_BACKBONES, LINEARS, PRECISIONS, RM_LOSSES, SCHEDULES
 from align.errors import AlignError
 from align.stages.pipeline import order
 from align.stages.ranges import check_numbers, check_ppo, check_pretrain
@@ -52,6 +52,8 @@ def check(cfg: DictConfig) -> list[str]:
             check_choice(f"{key}.{name}", values[key].get(name, choices[0]), choices)
     if "pretrain" in stages:
         check_pretrain(values["pretrain"])
+    if "rm" in stages:
+        check_choice("rm.loss", values["rm"]["loss"], RM_LOSSES)
     if "ppo" in stages:
         check_ppo(values["ppo"])
     return stages

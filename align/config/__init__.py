@@ -9,6 +9,7 @@ from align.config.data import FileData, HelpDesk, Mixture, Sampled, ShortTexts
 from align.config.plugs import Rollout, Tracker
 from align.config.rewards import (
     RewardByColumn,
+    RewardEnsemble,
     RewardFormat,
     RewardFunction,
     RewardGate,
@@ -34,6 +35,7 @@ SCHEMAS = {
     "actor": Actor, "critic": Critic, "reference": Reference, "zero": Zero,
     "reward_model": RewardModel, "reward_fn": RewardFunction, "reward_sum": RewardSum,
     "reward_http": RewardHTTP, "reward_by_column": RewardByColumn, "reward_gate": RewardGate,
+    "reward_ensemble": RewardEnsemble,
     "reward_format": RewardFormat, "reward_json": RewardJSON, "reward_overlong": RewardOverlong,
     "reward_repetition": RewardRepetition,
     "rollout": Rollout, "tracker": Tracker,

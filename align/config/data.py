@@ -14,8 +14,8 @@ from align.config.open_node import open_node
 class FileData:
     _target_: str = "align.data.files.FileData"
     format: str = MISSING
-    """Meaning of a row: text, prompts, prompt_completion, conversational, preferences, dialogues, rankings or
-    unpaired."""
+    """Meaning of a row: text, prompts, prompt_completion, conversational, preferences, dialogues, rankings,
+    ratings or unpaired."""
     path: Any = "${data.path}"
     """A json, jsonl, csv (each also .gz) or parquet file, or the name of a data set on the hub; of SFT a list, too: one
     adapter each."""
@@ -30,6 +30,8 @@ class FileData:
     'sft.data.columns.prompt="Topic of: {{ text }}"'."""
     rows: int | None = None
     """Only the first so many are read; a data set from the hub is then streamed."""
+    report_by: str | None = None
+    """A column by whose values the reward model's report splits its accuracy: rm.data.report_by=topic."""
 
 
 @dataclass

@@ -47,6 +47,17 @@ class RewardSum:
 
 
 @dataclass
+class RewardEnsemble:
+    _target_: str = "align.rewards.ensemble.EnsembleReward"
+    terms: dict[str, Any] = field(default_factory=open_node)
+    """Members by name, two or more: +reward@reward.terms.a=model reward.terms.a.path=FOLDER"""
+    combine: str = "lower_bound"
+    """mean, lower_bound (the mean less `spread_coef` deviations of the members' scores), or minimum."""
+    spread_coef: float = 1.0
+    """Price of one deviation, of lower_bound alone."""
+
+
+@dataclass
 class RewardHTTP:
     _target_: str = "align.rewards.http_reward.HTTPReward"
     url: str = MISSING

@@ -112,7 +112,12 @@ class RM:
     peft: Any = None
     """As `sft.peft`: peft@rm.peft=lora."""
     data: Any = None
-    """Where pairs come from: data@rm.data=preferences."""
+    """Where pairs, rankings or ratings come from: data@rm.data=preferences."""
+    loss: str = "auto"
+    """pairs (of a ranking, every two answers that do not tie), plackett_luce (a whole ranking at once), squared_error
+    (of ratings, shifted and scaled to mean 0 and deviation 1); auto: squared_error for ratings, else pairs."""
+    label_smoothing: float = 0.0
+    """Share of pairs taken to be the wrong way round, below one half."""
     learning_rate: Any = "lora:1e-4"
     """As `sft.learning_rate`."""
     loraplus_lr_ratio: float | None = None

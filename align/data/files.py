@@ -29,6 +29,7 @@ class FileData:
         eval_share: float = 0.05,
         columns: dict[str, str] | None = None,
         rows: int | None = None,
+        report_by: str | None = None,
     ) -> None:
         self.format = format
         self.path = path
@@ -37,6 +38,7 @@ class FileData:
         self.eval_share = eval_share
         self.columns = columns or {}
         self.rows = rows
+        self.report_by = report_by
 
     def check(self, purpose: str) -> None:
         """Raises AlignError unless the rows can be loaded; reads them all, since any may be broken."""
@@ -47,6 +49,11 @@ class FileData:
         share = self._share(purpose)
         if self.rows is not None and (isinstance(self.rows, bool) or not isinstance(self.rows, int) or self.rows < 1):
             raise AlignError(f"{purpose}.data.rows={self.rows}: write 1 or more, or null for all")
+        if self.report_by is not None and purpose != "rm":
+            raise AlignError(
+                f"{purpose}.data.report_by={self.report_by}: only a reward model has such a report\n"
+                "  write rm.data.report_by, or leave it out"
+            )
         if self.path is None:
             raise AlignError(
                 f"{purpose}.data.path is not set: write {purpose}.data.path=FILE (or data.path=FILE, which all "
@@ -80,7 +87,8 @@ class FileData:
 
     def _read(self, path: str, key: str, purpose: str) -> list[Meant]:
         rows = read_rows(path, self.split, key, self.rows)
-        return understand(renamed(rows, self.columns, f"{purpose}.data.columns"), self.format, purpose)
+        named = renamed(rows, self.columns, f"{purpose}.data.columns")
+        return understand(named, self.format, purpose, self.report_by)
 
     def _share(self, purpose: str) -> float:
         share = self.eval_share

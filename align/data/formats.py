@@ -6,9 +6,10 @@
 | prompts | prompt (string or messages), any others | ppo |
 | prompt_completion | prompt, completion (strings) | pretrain, sft, ppo |
 | conversational | messages, or prompt and completion as messages | sft, ppo |
-| preferences | chosen, rejected, mostly prompt (strings or messages), sometimes margin | sft, rm, dpo, kto, ppo |
+| preferences | chosen, rejected, mostly prompt (strings or messages); margin or share | sft, rm, dpo, kto, ppo |
 | dialogues | chosen, rejected: whole dialogues, alike but for the last answer | sft, rm, dpo, kto, ppo |
 | rankings | prompt, completions, and their order (align.data.graded) | sft, rm, dpo, kto, ppo |
+| ratings | prompt, completion, rating (a number, the higher the better) | rm, ppo |
 | unpaired | prompt, completion, label (true: good) | kto, ppo |
 
 Dialogues are text: `\\n\\nHuman: … \\n\\nAssistant: …`.
@@ -20,19 +21,27 @@ from collections.abc import Callable
 
 from align.data.columns import Columns
 from align.data.meant import Meant, for_ppo, identity, prompt_alone
-from align.data.preferences import DIALOGUES, PREFERENCES, RANKINGS, UNPAIRED
+from align.data.preferences import DIALOGUES, PREFERENCES, RANKINGS, RATINGS, UNPAIRED
 from align.data.reading import Placed
-from align.data.source import LIKE, PURPOSES
+from align.data.source import GROUP, LIKE, PURPOSES
 from align.errors import AlignError
 
 
-def understand(rows: list[Placed], format: str, purpose: str) -> list[Meant]:
-    """Every row as `purpose` wants it. Raises AlignError, naming the row, for what does not fit."""
+def understand(rows: list[Placed], format: str, purpose: str, report_by: str | None = None) -> list[Meant]:
+    """Every row as `purpose` wants it. Raises AlignError, naming the row, for what does not fit.
+
+    The value of the column `report_by` stays with the row, as the string `group`.
+    """
     convert = _conversion(format, purpose)
     found: list[tuple[str, Meant]] = []
     for place, row in rows:
-        meant = convert(Columns(place, row, format, purpose))
-        found += [(place, one) for one in (meant if isinstance(meant, list) else [meant])]
+        columns = Columns(place, row, format, purpose)
+        meant = convert(columns)
+        several = meant if isinstance(meant, list) else [meant]
+        if report_by is not None:
+            group = _group(columns, report_by)
+            several = [Meant({**one.row, GROUP: group}, one.identity) for one in several]
+        found += [(place, one) for one in several]
     if not found:
         raise AlignError(f"{purpose}.data: all answers of every row tie, so that there is nothing to prefer")
     begun, first = found[0][0], shape(found[0][1], purpose)
@@ -49,6 +58,15 @@ def shape(meant: Meant, purpose: str) -> str:
     content = meant.row.get("prompt", meant.row.get("chosen"))
     kind = " as messages" if isinstance(content, list) else ""
     return " ".join(columns) + kind
+
+
+def _group(columns: Columns, report_by: str) -> str:
+    if not columns.has(report_by):
+        raise columns.error(
+            f"has no value in {report_by!r}, the column of {columns.purpose}.data.report_by",
+            f"one of {', '.join(map(str, columns.row))}, or leave the option out",
+        )
+    return str(columns.row[report_by])
 
 
 def _conversion(format: str, purpose: str) -> Callable[[Columns], Meant | list[Meant]]:
@@ -109,5 +127,6 @@ FORMATS: dict[str, dict[str, Callable[[Columns], Meant]]] = {
     "preferences": PREFERENCES,
     "dialogues": DIALOGUES,
     "rankings": RANKINGS,
+    "ratings": RATINGS,
     "unpaired": UNPAIRED,
 }

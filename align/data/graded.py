@@ -6,11 +6,13 @@ A ranking of K answers to one prompt is said in one of three columns, ties and a
     ranks     [2, 2, 1]        of each completion, 1 the best; equal ranks are ties
     scores    [0.1, 0.1, 0.9]  of each completion, the highest the best; equal scores are ties
 
-A reward model learns from the whole of it, dpo and kto from the best against the worst, sft from the best. A row
-whose answers all tie says nothing, and is left out.
+A reward model learns from the whole of it, by its pairs or at once (`rm.loss=plackett_luce`), dpo and kto from the best
+against the worst, sft from the best. A row whose answers all tie says nothing, and is left out.
 """
 
 from __future__ import annotations
+
+import json
 
 from align.data.columns import Columns
 
@@ -59,6 +61,29 @@ def _from_order(columns: Columns, count: int) -> list[int]:
         raise columns.error(f"does not rank the completion {missing[0]}", "each number once; ties in a list inside")
     rank = {item: place for place, group in enumerate(groups) for item in group}
     return [rank[item] for item in range(count)]
+
+
+def as_pairs(rows: list[dict]) -> list[dict]:
+    """Pairs as they are; rankings, and ratings of one prompt's answers, as every two answers that do not tie."""
+    out, rated = [], {}
+    for row in rows:
+        if "completions" in row:
+            out += _ordered(row, row["completions"], row["ranks"])
+        elif "rating" in row:
+            rated.setdefault(json.dumps(row["prompt"]), []).append(row)
+        else:
+            out.append(row)
+    for several in rated.values():
+        out += _ordered(several[0], [one["completion"] for one in several], [-one["rating"] for one in several])
+    return out
+
+
+def _ordered(row: dict, answers: list[Answer], ranks: list[float]) -> list[dict]:
+    others = {
+        name: value for name, value in row.items() if name not in ("completion", "completions", "ranks", "rating")
+    }
+    places = [(i, j) for i, better in enumerate(ranks) for j, worse in enumerate(ranks) if better < worse]
+    return [{**others, "chosen": answers[i], "rejected": answers[j]} for i, j in places]
 
 
 def best_and_worst(columns: Columns) -> tuple[Answer, Answer, Answer] | None:

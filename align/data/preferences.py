@@ -19,9 +19,21 @@ def _preference(columns: Columns) -> Meant:
         row = {"prompt": prompt, **row}
     if columns.has("margin"):
         row["margin"] = columns.number("margin")
+    if columns.has("share"):
+        row["share"] = _share(columns)
     if prompt is None:
         prompt = chosen if isinstance(chosen, str) else (chosen[:-1] or chosen)
     return Meant(row, identity(prompt))
+
+
+def _share(columns: Columns) -> float:
+    """The share of people who preferred the chosen answer."""
+    share = columns.number("share")
+    if not 0 <= share <= 1:
+        raise columns.error(f"has {share:g} in 'share'", "the share of people who preferred chosen, from 0 to 1")
+    if columns.has("margin"):
+        raise columns.error("says twice how clear its preference is (margin and share)", "one of the two")
+    return share
 
 
 def _preferred(columns: Columns) -> Meant:
@@ -77,11 +89,19 @@ def _best_against_worst(columns: Columns) -> list[Meant]:
     return [_paired(*found)] if found else []
 
 
-def _ordered_pairs(columns: Columns) -> list[Meant]:
-    """Every two answers that do not tie."""
+def _ranking(columns: Columns) -> list[Meant]:
+    """The whole of it, with the rank of each answer, 0 the best; nothing where all tie."""
     prompt, completions, ranks = ranked(columns)
-    places = [(i, j) for i, better in enumerate(ranks) for j, worse in enumerate(ranks) if better < worse]
-    return [_paired(prompt, completions[i], completions[j]) for i, j in places]
+    if len(set(ranks)) == 1:
+        return []
+    return [Meant({"prompt": prompt, "completions": completions, "ranks": ranks}, identity(prompt))]
+
+
+def _rating(columns: Columns) -> Meant:
+    prompt, completion = columns.text_or_messages("prompt"), columns.text_or_messages("completion")
+    if type(prompt) is not type(completion):
+        raise columns.error("mixes strings and lists of messages", "prompt and completion in one way")
+    return Meant({"prompt": prompt, "completion": completion, "rating": columns.number("rating")}, identity(prompt))
 
 
 def _marked_best_and_worst(columns: Columns) -> list[Meant]:
@@ -170,7 +190,8 @@ DIALOGUES = {
     "ppo": _prompt_of_dialogue,
 }  # fmt: skip
 RANKINGS = {
-    "sft": _best, "rm": _ordered_pairs, "dpo": _best_against_worst, "kto": _marked_best_and_worst,
+    "sft": _best, "rm": _ranking, "dpo": _best_against_worst, "kto": _marked_best_and_worst,
     "ppo": _prompt_of_ranking,
 }  # fmt: skip
+RATINGS = {"rm": _rating, "ppo": prompt_alone}
 UNPAIRED = {"kto": _unpaired, "ppo": prompt_alone}

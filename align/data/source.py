@@ -8,6 +8,8 @@ from typing import Protocol
 PURPOSES = ("pretrain", "sft", "preferences", "best_of", "rm", "dpo", "kto", "ppo")
 LIKE = {"preferences": "ppo", "best_of": "sft"}
 """Purposes whose rows are another's."""
+GROUP = "group"
+"""Column of rm by whose values the reward model's report is split, where a source has it."""
 
 
 @dataclass
@@ -26,7 +28,8 @@ class Source(Protocol):
     """Rows for a purpose, which is one of PURPOSES and the stage's name in the configuration.
 
     What the rows hold: pretrain `text`; sft `prompt` and `completion`, or `text`, or `messages`;
-    rm `chosen` and `rejected`, mostly `prompt`, sometimes `margin`; dpo `prompt`, `chosen` and `rejected`;
+    rm `chosen` and `rejected`, mostly `prompt`, sometimes `margin` or `share`, or `prompt`, `completions` and `ranks`,
+    or `prompt`, `completion` and `rating`, each sometimes with `group`; dpo `prompt`, `chosen` and `rejected`;
     kto `prompt`, `completion` and `label`; ppo `prompt` and every other column that reward functions are
     handed; preferences as ppo, best_of as sft. A prompt is a string or a list of messages.
     """

@@ -19,6 +19,7 @@ from align.ops.logprobs import logprobs
 from align.ops.masked_mean import masked_mean
 from align.ops.overlong_penalty import overlong_penalty
 from align.ops.pairwise_loss import pairwise_loss
+from align.ops.plackett_luce import plackett_luce
 from align.ops.policy_loss import policy_loss
 from align.ops.reinforce_pp import reinforce_pp
 from align.ops.rloo import rloo
@@ -43,6 +44,7 @@ __all__ = [
     "masked_mean",
     "overlong_penalty",
     "pairwise_loss",
+    "plackett_luce",
     "policy_loss",
     "reinforce_pp",
     "rloo",

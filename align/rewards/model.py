@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from torch import Tensor
@@ -46,6 +47,8 @@ class ModelReward:
         folder = inspect(path, "reward.path", SCORE)
         check_same_tokenizer(load_tokenizer(path, "reward.path"), tokenizer)
         self.mean, self.std = (0.0, 1.0) if not normalize else score_scale(Path(path))
+        for warning in warnings_of(Path(path)):
+            setting.tell(f"reward: warning about {path}: {warning}")
         scale = f"score shifted by {-self.mean:.2f} and divided by {self.std:.2f}"
         apart = "asked for" if backbone == "own" or seats is None else seats.seat_reward(folder, zero)
         if apart and backbone == "shared":
@@ -73,9 +76,18 @@ class ModelReward:
 
 def score_scale(folder: Path) -> tuple[float, float]:
     """Mean and deviation of the score on SFT samples, from card.json; (0, 1) where nothing is known."""
-    card = json.loads((folder / "card.json").read_text()) if (folder / "card.json").exists() else {}
+    card = _card(folder)
     score = card.get("score", {"mean": 0.0, "std": 1.0})
     return score["mean"], score["std"]
+
+
+def warnings_of(folder: Path) -> list[str]:
+    """What the stage that trained a reward model found against it, from card.json."""
+    return _card(folder).get("report", {}).get("warnings", [])
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "card.json").read_text()) if (folder / "card.json").exists() else {}
 
 
 def check_same_tokenizer(

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align import config, ops
 from align.data.encode import fitting_pairs, fitting_prompts
+from align.data.graded import as_pairs
 from align.data.source import Source, Split
 from align.engine.cpu_linear import CpuLinear
 from align.errors import AlignError
@@ -220,7 +221,10 @@ class Evaluate:
     def _judge_reward(self, reward: ScoreModule, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         split = self.pairs.load("rm", self.seed)
         test = self.options.split == "test" and bool(split.test)
-        pairs, _ = fitting_pairs(split.test if test else split.eval, tokenizer, self.max_pair_tokens, "rm")
+        held_out = as_pairs(split.test if test else split.eval)
+        if not held_out:  # ratings, none of which share a prompt
+            return {}
+        pairs, _ = fitting_pairs(held_out, tokenizer, self.max_pair_tokens, "rm")
         swaps = (split.test_swaps if test else split.eval_swaps) or swapped(pairs)
         return {
             "reward_accuracy": compare(reward, pairs, tokenizer, self.device).accuracy,

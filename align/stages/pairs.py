@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from align.data.encode import answer_ids
+from align.data.encode import answer_ids, prompt_ids, shared_length
 from align.engine.cpu_linear import CpuLinear
 from align.roles.alone import load_policy
 from align.roles.batching import by_length
@@ -20,6 +20,7 @@ from align.roles.modules import ScoreModule
 from align.roles.score import score_rollout
 from align.roles.tokenizer import stop_ids
 from align.rollout.hf import HFRollout
+from align.stages.reward_report import Judged
 from align.stages.rollouts import Row, write
 from align.types import Sampling
 
@@ -38,11 +39,19 @@ def compare(
     module: ScoreModule, pairs: list[dict], tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> Comparison:
     """How often, and by how much, the chosen answer of a pair scores higher."""
-    chosen_B, rejected_B = (
-        score_ids(module, answer_ids(pairs, side, tokenizer), device) for side in ("chosen", "rejected")
-    )
-    wins = (chosen_B > rejected_B).float() + 0.5 * (chosen_B == rejected_B).float()
-    return Comparison(float(wins.mean()), float((chosen_B - rejected_B).mean()))
+    judged = judge(module, pairs, tokenizer, device)
+    return Comparison(float(judged.right_B.mean()), float(judged.margin_B.mean()))
+
+
+def judge(module: ScoreModule, pairs: list[dict], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Judged:
+    """Scores of both sides of every pair, and how many tokens each answer has; on the CPU."""
+    sides = [answer_ids(pairs, side, tokenizer) for side in ("chosen", "rejected")]
+    prompts = [prompt_ids(row["prompt"], tokenizer) if "prompt" in row else [] for row in pairs]
+    lengths = [
+        torch.tensor([len(ids) - shared_length(prompt, ids) for prompt, ids in zip(prompts, side, strict=True)])
+        for side in sides
+    ]
+    return Judged(*(score_ids(module, side, device) for side in sides), *lengths)
 
 
 @torch.no_grad()

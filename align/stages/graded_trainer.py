@@ -1,0 +1,183 @@
+"""Trains a reward model on answers with a target each: rankings, pairs with soft labels, ratings.
+
+TRL's RewardTrainer takes hard pairs alone; this is transformers' Trainer with a loss of our own.
+
+Shapes: B rows, K answers of the row that has most, N tokens.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from trl import RewardConfig
+from trl.trainer.utils import disable_dropout_in_model
+
+from align import config, ops
+from align.data.encode import answer_ids
+from align.errors import AlignError
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def soft_pairs(score_BK: Tensor, share_BK: Tensor, mask_BK: Tensor) -> Tensor:
+    """Cross-entropy of pairs, K = 2, each answer with the share of people who preferred it."""
+    return ops.pairwise_loss(score_BK[:, 0], score_BK[:, 1], share_B=share_BK[:, 0])
+
+
+def squared_error(score_BK: Tensor, rating_BK: Tensor, mask_BK: Tensor) -> Tensor:
+    """The squared distance of the score from its rating, K = 1."""
+    return (score_BK[:, 0].float() - rating_BK[:, 0]) ** 2
+
+
+LOSSES: dict[str, Loss] = {
+    "pairs": soft_pairs, "plackett_luce": ops.plackett_luce, "squared_error": squared_error,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How rows are learned from."""
+
+    kind: str
+    """A key of LOSSES."""
+    by_trl: bool
+    """Pairs with hard labels, which TRL's RewardTrainer takes."""
+    mean: float = 0.0
+    std: float = 1.0
+    """Of the ratings."""
+
+
+def plan(rows: list[dict], options: config.RM) -> Plan:
+    """The loss for rows to train on. Raises AlignError where it does not fit them, or they say nothing."""
+    asked, first = options.loss, rows[0]
+    rated = "rating" in first
+    kind = asked if asked != "auto" else "squared_error" if rated else "pairs"
+    if rated != (kind == "squared_error"):
+        raise AlignError(
+            f"rm.loss={asked}: rm.data has {'' if rated else 'no '}ratings\n  write rm.loss=auto, or "
+            f"data@rm.data={'preferences' if rated else 'ratings'}"
+        )
+    told = next((name for name in ("margin", "share") if name in first), None)
+    if kind == "plackett_luce" and told:
+        raise AlignError(f"rm.loss=plackett_luce knows no {told}, and rm.data has one\n  write rm.loss=pairs")
+    if kind != "pairs" and options.label_smoothing:
+        raise AlignError(
+            f"rm.label_smoothing={options.label_smoothing} is for pairs, and the loss is {kind}\n"
+            "  write rm.label_smoothing=0"
+        )
+    if options.label_smoothing == 0.5:
+        raise AlignError("rm.label_smoothing=0.5 leaves no preference in any pair\n  write less, such as 0.1")
+    if options.label_smoothing and "margin" in first:
+        raise AlignError(
+            f"rm.label_smoothing={options.label_smoothing} with a column margin: the two say different things about "
+            "the same pair\n  write rm.label_smoothing=0, or leave the column out"
+        )
+    by_trl = kind == "pairs" and not options.label_smoothing and "share" not in first
+    if not by_trl and options.args.get("center_rewards_coefficient") is not None:
+        raise AlignError(
+            "rm.args.center_rewards_coefficient is for pairs without shares or label smoothing\n"
+            "  leave it out, or write rm.loss=pairs rm.label_smoothing=0"
+        )
+    if "share" in first and all(row["share"] == 0.5 for row in rows):
+        raise AlignError("rm.data: every share is 0.5, so that nothing is preferred\n  write shares that differ")
+    return Plan(kind, by_trl, *(_scale([row["rating"] for row in rows]) if rated else ()))
+
+
+def _scale(ratings: list[float]) -> tuple[float, float]:
+    if len(set(ratings)) == 1:
+        raise AlignError(
+            f"rm.data: every rating is {ratings[0]:g}, so that there is nothing to learn\n  write ratings that differ"
+        )
+    return statistics.fmean(ratings), statistics.pstdev(ratings)
+
+
+def with_targets(rows: list[dict], how: Plan, label_smoothing: float) -> list[dict]:
+    """Rows as `prompt`, where they have one, `completions` and a `target` of each, as the loss takes them."""
+    out = []
+    for row in rows:
+        prompt = {"prompt": row["prompt"]} if "prompt" in row else {}
+        if how.kind == "squared_error":
+            answers, target = [row["completion"]], [(row["rating"] - how.mean) / how.std]
+        elif how.kind == "plackett_luce" and "completions" in row:
+            answers, target = row["completions"], row["ranks"]
+        elif how.kind == "plackett_luce":
+            answers, target = [row["chosen"], row["rejected"]], [0, 1]
+        else:
+            share = row.get("share", 1.0)
+            share = share * (1 - label_smoothing) + (1 - share) * label_smoothing
+            answers, target = [row["chosen"], row["rejected"]], [share, 1 - share]
+        out.append({**prompt, "completions": answers, "target": [float(one) for one in target]})
+    return out
+
+
+def encoded(
+    rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> tuple[list[dict], dict[str, int]]:
+    """Rows with the `ids` of each answer after its prompt, and how many were left out as `too_long` and as `alike`.
+
+    Alike is a row with the same ids for answers of different targets. Raises AlignError if none is left.
+    """
+    left_out, out = {"too_long": 0, "alike": 0}, []
+    for row in rows:
+        sides = [{**row, "completion": one} for one in row["completions"]]
+        ids = answer_ids(sides, "completion", tokenizer)
+        if max_length is not None and max(map(len, ids)) > max_length:
+            left_out["too_long"] += 1
+        elif len({tuple(one) for one in ids}) < len(ids):
+            left_out["alike"] += 1
+        else:
+            out.append({"ids": ids, "target": row["target"]})
+    if not out:
+        raise AlignError(
+            f"rm.data: no row is left of {len(rows)}: {left_out['too_long']} longer than rm.max_length={max_length}, "
+            f"{left_out['alike']} with two answers alike\n  write a larger rm.max_length, or answers that differ"
+        )
+    return out, left_out
+
+
+def graded_trainer(
+    model: PreTrainedModel | PeftModel, args: RewardConfig, rows: list[dict], kind: str, pad: int,
+    optimizer: torch.optim.Optimizer | None,
+) -> Trainer:  # fmt: skip
+    """A trainer whose loss is the mean over rows of the loss `kind`; rows as `encoded` gives them."""
+    args.remove_unused_columns = False
+    if args.disable_dropout:
+        disable_dropout_in_model(model)
+    if isinstance(model, PeftModel) and args.gradient_checkpointing:
+        model.enable_input_require_grads()  # transformers #42489
+    trainer = Trainer(
+        model, args, train_dataset=rows, data_collator=lambda batch: collated(batch, pad),
+        optimizers=(optimizer, None),
+    )  # fmt: skip
+    trainer.loss_is_scaled_for_ga = False
+
+    def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        target_BK, mask_BK = inputs.pop("target"), inputs.pop("mask")
+        outputs = model(**inputs, use_cache=False)
+        score_BK = torch.zeros_like(target_BK).masked_scatter(mask_BK, outputs.logits.squeeze(-1).float())
+        loss = LOSSES[kind](score_BK, target_BK, mask_BK).mean()
+        return (loss, outputs) if return_outputs else loss
+
+    trainer.compute_loss = compute_loss
+    return trainer
+
+
+def collated(batch: list[dict], pad: int) -> dict[str, Tensor]:
+    """All answers of a batch padded on the right, one row each, with target_BK and mask_BK of who they belong to."""
+    ids = [one for row in batch for one in row["ids"]]
+    width, most = max(map(len, ids)), max(len(row["target"]) for row in batch)
+    lengths = torch.tensor([len(one) for one in ids])
+    counts = torch.tensor([len(row["target"]) for row in batch])
+    return {
+        "input_ids": torch.tensor([one + [pad] * (width - len(one)) for one in ids]),
+        "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
+        "target": torch.tensor([row["target"] + [0.0] * (most - len(row["target"])) for row in batch]),
+        "mask": torch.arange(most) < counts[:, None],
+    }

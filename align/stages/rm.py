@@ -48,6 +48,7 @@ from align.stages.rollouts import as_rows
 from align.stages.trl_bridge import arguments, check_arguments, dataset, dtypes_kept, loraplus, steps_of, train
 
 PLOT = "report.png"
+NOT_FINITE = "scores of held-out pairs are not finite: training has diverged"
 NOUNS = {"pairs": "pairs", "plackett_luce": "rankings", "squared_error": "ratings"}
 
 
@@ -163,6 +164,9 @@ class RM:
             report.say("no report on pairs: no held-out prompt has two answers of different ratings")
             return rated
         judged = judge(module, held_out, tokenizer, self.device)
+        if not judged.margin_B.isfinite().all():
+            report.say(f"warning: {NOT_FINITE}")
+            return {**rated, "report": {"pairs": len(held_out), "warnings": [NOT_FINITE]}}
         groups = [row[GROUP] for row in held_out] if GROUP in held_out[0] else None
         figures = report_of(judged, groups)
         facts = {"eval_accuracy": figures["accuracy"], "eval_margin": figures["margin"], "eval_pairs": len(held_out)}

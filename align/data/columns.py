@@ -93,8 +93,8 @@ def _typed(value: object) -> object:
     if not isinstance(value, Cell):
         return value
     try:
-        return {"true": True, "false": False}.get(value.lower()) if value.isalpha() else float(value)
-    except ValueError:
+        return {"true": True, "false": False}[value.lower()] if value.isalpha() else float(value)
+    except (ValueError, KeyError):
         return value
 
 

@@ -66,7 +66,8 @@ class Preferences:
         paths = policies(inputs)
         tokenizer = load_tokenizer(next(iter(paths.values())), "preferences.policies")
         split = self.data.load("preferences", self.seed)
-        parts = {RANKINGS: self._rows(split.train, tokenizer, report), HELD_OUT: self._held_out(split.eval, tokenizer)}
+        parts = {RANKINGS: self._rows(split.train, tokenizer, report)}
+        parts[HELD_OUT] = self._rows(split.eval, tokenizer, report) if split.eval else []
         judge = self.make_judge(inputs, out, report, tokenizer)
         answers: dict[str, list[list[Answer]]] = {file: [[] for _ in rows] for file, rows in parts.items()}
         figures: dict[str, dict[str, float]] = {}
@@ -92,13 +93,6 @@ class Preferences:
         if left_out:
             most = f"preferences.max_prompt_tokens={self.options.max_prompt_tokens}"
             report.say(f"{left_out} prompts left out: over {most}")
-        found = [row_of(number, row, ids) for number, row, ids in fitting]
-        return spread(found, self.options.prompts or len(found))
-
-    def _held_out(self, rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-        if not rows:
-            return []
-        fitting, _ = fitting_prompts(rows, tokenizer, self.options.max_prompt_tokens, "preferences")
         found = [row_of(number, row, ids) for number, row, ids in fitting]
         return spread(found, self.options.prompts or len(found))
 

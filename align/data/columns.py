@@ -47,13 +47,13 @@ class Columns:
 
     def number(self, column: str) -> float:
         value = _typed(self._value(column))
-        if not _finite(value):
+        if not is_number(value):
             raise self.error(f"has {_kind(value)} in {column!r}", "a finite number")
         return float(value)
 
     def numbers(self, column: str) -> list[float]:
         value = self._value(column)
-        if not isinstance(value, list) or not all(map(_finite, value)):
+        if not isinstance(value, list) or not all(map(is_number, value)):
             raise self.error(f"has {_kind(value)} in {column!r}", "a list of finite numbers")
         return [float(one) for one in value]
 
@@ -98,7 +98,8 @@ def _typed(value: object) -> object:
         return value
 
 
-def _finite(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """A finite number, and no truth value."""
     return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
 
 

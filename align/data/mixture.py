@@ -17,6 +17,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from align.data.columns import is_number
 from align.data.source import Source, Split
 from align.errors import AlignError
 
@@ -94,15 +95,15 @@ class Mixture:
             if name not in self.parts:
                 near = difflib.get_close_matches(name, self.parts, n=1) or list(self.parts)[:1]
                 raise AlignError(f"{key}.weights.{name}: there is no part {name}\n  nearest: {key}.weights.{near[0]}")
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            if not (is_number(value) and value >= 0):
                 raise AlignError(f"{key}.weights.{name}={value}: write a number from 0")
         if self.weights and not sum(self.weights.get(name, 1.0) for name in self.parts):
             raise AlignError(f"{key}.weights sum to nothing\n  write a weight above 0 for one part at least")
         if self.weights and self.temperature is not None:
             raise AlignError(f"{key}.temperature and {key}.weights both say how to mix\n  write one of them")
-        if self.temperature is not None and not (_number(self.temperature) and self.temperature > 0):
+        if self.temperature is not None and not (is_number(self.temperature) and self.temperature > 0):
             raise AlignError(f"{key}.temperature={self.temperature}: write a number above 0, such as 2")
-        if self.rows is not None and not (_number(self.rows) and self.rows >= 1 and self.rows == int(self.rows)):
+        if self.rows is not None and not (is_number(self.rows) and self.rows >= 1 and self.rows == int(self.rows)):
             raise AlignError(f"{key}.rows={self.rows}: write a whole number of rows, or null")
 
     def _check_alike(self, firsts: dict[str, dict], key: str) -> None:
@@ -138,10 +139,6 @@ def by_task(rows: list[dict]) -> dict[str, list[dict]]:
         if TASK in row:
             found.setdefault(row[TASK], []).append(row)
     return found
-
-
-def _number(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
 
 
 def _kind(row: dict) -> str:

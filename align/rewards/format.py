@@ -43,15 +43,17 @@ class FormatReward:
 
     def __call__(self, rollout: Rollout, texts: Texts, state: RewardState) -> Scored:
         """score_B, float32. Raises AlignError for a completion that takes longer than `timeout`."""
-        fits = [self._fits(text_of(text), row_name(rollout, row)) for row, text in enumerate(texts.completions)]
+        places = [f"reward 'format', {row_name(rollout, row)}" for row in range(len(texts.completions))]
+        fits = [self.fits(text_of(text), place) for text, place in zip(texts.completions, places, strict=True)]
         score_B = torch.tensor(fits, dtype=torch.float32, device=rollout.row_B.device)
         return Scored(score_B, {self.name: score_B})
 
-    def _fits(self, text: str, where: str) -> bool:
+    def fits(self, text: str, where: str) -> bool:
+        """Whether a text matches; `where` begins the message of the AlignError for one that takes too long."""
         try:
             return self.pattern.fullmatch(text.strip(), timeout=self.timeout) is not None
         except TimeoutError:
             raise AlignError(
-                f"reward 'format', {where}: {self.pattern.pattern} takes more than {self.timeout:g} seconds for "
+                f"{where}: {self.pattern.pattern} takes more than {self.timeout:g} seconds for "
                 f"{text[:60]!r}\n  write a pattern that can match a text in one way only: fewer * and + in one another"
             ) from None

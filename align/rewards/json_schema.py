@@ -49,11 +49,12 @@ class JSONReward:
 
     def __call__(self, rollout: Rollout, texts: Texts, state: RewardState) -> Scored:
         """score_B, float32. Raises AlignError for a `$ref` that leads nowhere."""
-        fits = [self._fits(text_of(text)) for text in texts.completions]
+        fits = [self.fits(text_of(text)) for text in texts.completions]
         score_B = torch.tensor(fits, dtype=torch.float32, device=rollout.row_B.device)
         return Scored(score_B, {self.name: score_B})
 
-    def _fits(self, text: str) -> bool:
+    def fits(self, text: str) -> bool:
+        """Whether a text is JSON by the schema."""
         from referencing.exceptions import Unresolvable
 
         try:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from align.data.columns import is_number
+
 SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda way: way,
     "cosine": lambda way: 0.5 * (1 - math.cos(math.pi * way)),
@@ -42,7 +44,7 @@ class Weight:
 
 def weight_of(setting: Any, key: str) -> Weight:
     """The weight that a setting stands for. Raises ValueError, beginning with `key`, where it is none."""
-    if _number(setting):
+    if is_number(setting):
         return Weight(((0, float(setting)),))
     here = f"{key}={setting}"
     if not isinstance(setting, list | tuple) or not setting:
@@ -57,12 +59,8 @@ def weight_of(setting: Any, key: str) -> Weight:
     return Weight(tuple((step, float(weight)) for step, weight in points), shape)
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _point(point: Any) -> bool:
     if not isinstance(point, list | tuple) or len(point) != 2:
         return False
     step, weight = point
-    return _number(step) and isinstance(step, int) and step >= 0 and _number(weight)
+    return is_number(step) and isinstance(step, int) and step >= 0 and is_number(weight)

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from align import config
-from align.data.encode import answer_ids, completion_as, prompt_ids, shared_length
+from align.data.encode import answer_ids, completion_as, prompt_ids, shared_length, text_of
 from align.data.mixture import TASK
 from align.errors import AlignError
 from align.installed import require
@@ -174,8 +174,3 @@ def label_logp(policy: TrainedPolicy, ids: list[list[int]], begun: list[int], ba
             answer_BN = mask_BN[:, 1:] & (torch.arange(1, width)[None] >= begun_B[:, None])
             found[part] = (logp_BN * answer_BN).sum(1)
     return found.tolist()
-
-
-def text_of(completion: str | list[dict]) -> str:
-    """What was said, whichever form it has."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]

@@ -22,7 +22,7 @@ from rich.table import Column, Table
 from transformers import PreTrainedTokenizerBase
 
 from align import config, ops
-from align.data.encode import fitting_pairs, fitting_prompts
+from align.data.encode import fitting_pairs, fitting_prompts, text_of
 from align.data.graded import as_pairs
 from align.data.source import Source, Split
 from align.engine.cpu_linear import CpuLinear
@@ -37,7 +37,7 @@ from align.roles.policy import TrainedPolicy
 from align.roles.score import score_rollout
 from align.roles.tokenizer import load_tokenizer, stop_ids
 from align.rollout.hf import HFRollout
-from align.stages.answers import Questions, answer_figures, check_answers, text_of
+from align.stages.answers import Questions, answer_figures, check_answers
 from align.stages.forgetting import diversity, text_loss
 from align.stages.pairs import compare, swapped
 from align.stages.pipeline import LATER

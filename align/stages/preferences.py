@@ -105,7 +105,7 @@ class Preferences:
         score, count, ended, done = 0.0, 0, 0, 0
         chunks = [(file, first) for file, rows in parts.items() for first in range(0, len(rows), PROMPTS_AT_ONCE)]
         with report.steps(len(chunks)) as tell:
-            for file, first in chunks:
+            for number, (file, first) in enumerate(chunks, start=1):
                 rows = parts[file][first : first + PROMPTS_AT_ONCE]
                 purpose = f"preferences/{file}/{name}"
                 rollout = write(
@@ -120,7 +120,7 @@ class Preferences:
                         score, count = score + one, count + 1
                     ended += ends
                 done += len(score_B)
-                tell(chunks.index((file, first)) + 1, f"score {score / max(count, 1):+.2f}")
+                tell(number, f"score {score / max(count, 1):+.2f}")
         return {"score": score / max(count, 1), "answers": done, "finished": ended / done, "judged": count / done}
 
 

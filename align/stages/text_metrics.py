@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 from align.errors import AlignError
 from align.installed import require
+from align.rewards.format import FormatReward
+from align.rewards.json_schema import JSONReward
 
 NAMED = ("exact_match", "f1", "accuracy", "format")
 MOST_FOR_BLEU = 100
@@ -39,42 +40,19 @@ def format_check(pattern: str | None, schema: str | None) -> Callable[[str], flo
 
     Raises AlignError for a pattern or a schema that is none.
     """
-    compiled = None
-    if pattern is not None:
-        try:
-            compiled = re.compile(pattern, re.DOTALL)
-        except re.error as error:
-            raise AlignError(f"evaluate.pattern={pattern} is no regular expression: {error}") from error
-    holds = None if schema is None else _schema(schema)
+    if schema is not None:
+        require("jsonschema", f"evaluate.schema={schema}", "evaluate.pattern=REGEX")
+    try:
+        form = None if pattern is None else FormatReward(pattern)
+        data = None if schema is None else JSONReward(schema)
+    except ValueError as error:
+        raise AlignError(f"evaluate.{error}") from error
 
     def check(answer: str) -> float:
-        text = answer.strip()
-        return float((compiled is None or compiled.fullmatch(text) is not None) and (holds is None or holds(text)))
+        formed = form is None or form.fits(answer, "evaluate.pattern")
+        return float(formed and (data is None or data.fits(answer)))
 
     return check
-
-
-def _schema(path: str) -> Callable[[str], bool]:
-    require("jsonschema", f"evaluate.schema={path}", "evaluate.pattern=REGEX")
-    import jsonschema
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            schema = json.load(file)
-        validator = jsonschema.validators.validator_for(schema)
-        validator.check_schema(schema)
-    except (OSError, ValueError, jsonschema.SchemaError) as error:
-        reason = str(error).splitlines()[0]
-        raise AlignError(f"evaluate.schema={path} is no JSON schema: {reason}") from error
-    valid = validator(schema)
-
-    def holds(text: str) -> bool:
-        try:
-            return valid.is_valid(json.loads(text))
-        except ValueError:
-            return False
-
-    return holds
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

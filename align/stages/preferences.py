@@ -25,6 +25,7 @@ from align.data.sampled import HELD_OUT, RANKINGS
 from align.data.source import Source
 from align.errors import AlignError
 from align.report.report import StageReport
+from align.rewards.model import check_same_tokenizer
 from align.roles.folder import CAUSAL, inspect
 from align.roles.tokenizer import load_tokenizer, stop_ids
 from align.stages.rollouts import Row, row_of, spread, texts_of, write
@@ -56,9 +57,12 @@ class Preferences:
     def check(self, inputs: dict[str, str]) -> None:
         self.data.check("preferences")
         self.check_judge()
+        first = None
         for role, path in policies(inputs).items():
             inspect(path, "preferences.policies" if role != "actor" else "actor.path", CAUSAL)
-            load_tokenizer(path, "preferences.policies")
+            tokenizer = load_tokenizer(path, "preferences.policies")
+            first = first or tokenizer
+            check_same_tokenizer(tokenizer, first, "preferences.policies")
         if self.options.samples * max(len(policies(inputs)), 1) < 2:
             raise AlignError("preferences.samples=1: one answer has nothing to be ranked against\n  write 2 or more")
 

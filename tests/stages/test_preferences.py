@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,16 @@ def test_what_cannot_be_is_refused_before_a_model_loads(here, base, capsys, word
     if words[0].startswith("stages"):
         given = [word for word in given if "preferences" not in word]
     refused(capsys, " ".join([*given, *words]), said)
+
+
+def test_policies_of_other_token_ids_are_refused(here, base, tokenizer, capsys):
+    """All prompts are read, and all answers written, by one tokenizer."""
+    other = shutil.copytree(base, here / "other")
+    more = copy.deepcopy(tokenizer)
+    more.add_tokens(["<new>"])
+    more.save_pretrained(other)
+    words = ask(base, preferences__policies=f"[{base},{other}]")
+    refused(capsys, " ".join(words), ["preferences.policies: its tokenizer", "is not the policy's"])
 
 
 def test_a_judge_without_an_opinion_ends_the_stage_with_a_word(here, base, capsys):

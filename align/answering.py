@@ -1,14 +1,17 @@
-"""What the stage `preferences` is given: the rollout engine of a policy that does not train, and a judge."""
+"""What the stage `preferences` is given: the rollout engine of a policy that does not train, and a judge; what a
+watch over PPO is given: a judge."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from align import config
-from align.nodes import as_dataclass, call, target_of
+from align.checks import absent
+from align.nodes import as_dataclass, call, plain_values, target_of
 from align.rewarding import MODEL_REWARD, check_reward, check_scoring
 
 if TYPE_CHECKING:
@@ -18,19 +21,8 @@ if TYPE_CHECKING:
 
 def answering(build: Build) -> dict[str, Any]:
     """Arguments of the stage beside its options, seed and device."""
-    cfg = build.cfg
+    cfg, key = build.cfg, "preferences.judge"
     judge = cfg.preferences.judge
-
-    def make_judge(inputs: dict[str, str], out: Path, report: StageReport, tokenizer: Any) -> Any:
-        from align.rewards.parts import check_reachable
-        from align.roles.seating import Setting
-
-        check_reachable(check_reward(judge, "preferences.judge"))
-        setting = Setting(
-            device=build.device(), dtype=build.dtype(), engine=build.engine, out=out, linear=build.linear,
-            tell=report.say,
-        )  # fmt: skip
-        return build.reward(judge, inputs, setting, tokenizer, key="preferences.judge")
 
     def make_engine(path: str, tokenizer: Any, longest: int, report: StageReport) -> Any:
         from align.roles.alone import load_policy
@@ -45,10 +37,36 @@ def answering(build: Build) -> dict[str, Any]:
     return {
         "data": call(cfg.preferences.data, "preferences.data"),
         "sampling": (cfg.rollout.temperature, cfg.rollout.max_new_tokens),
-        "check_judge": lambda: check_scoring(judge, "preferences.judge", cfg.preferences.data, "preferences", cfg.seed),
-        "make_judge": make_judge,
+        "check_judge": lambda: check_scoring(judge, key, cfg.preferences.data, "preferences", cfg.seed),
+        "make_judge": judge_maker(build, judge, key),
         "make_engine": make_engine,
     }
+
+
+def judge_maker(build: Build, judge: DictConfig, key: str) -> Callable[..., Any]:
+    """What makes the reward at `key` apart from all roles, of a stage's inputs, folder, report and tokenizer."""
+
+    def make_judge(inputs: dict[str, str], out: Path, report: StageReport, tokenizer: Any) -> Any:
+        from align.rewards.parts import check_reachable
+        from align.roles.seating import Setting
+
+        check_reachable(check_reward(judge, key))
+        setting = Setting(
+            device=build.device(), dtype=build.dtype(), engine=build.engine, out=out, linear=build.linear,
+            tell=report.say,
+        )  # fmt: skip
+        return build.reward(judge, inputs, setting, tokenizer, key=key)
+
+    return make_judge
+
+
+def watching(build: Build) -> dict[str, Any]:
+    """Arguments of the stage ppo for its watch; none without one."""
+    node = build.cfg.watch
+    if absent(node):
+        return {}
+    make_judge = judge_maker(build, node.judge, "watch.judge")
+    return {"make_watch": lambda *given: target_of(node, "watch")(make_judge(*given), **plain_values(node))}
 
 
 def policies(build: Build) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from align import config
-from align.answering import answering, learned_judge, policies
+from align.answering import answering, learned_judge, policies, watching
 from align.checks import absent, check, judged, sampled
 from align.errors import AlignError
 from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, sources, target_of
@@ -157,6 +157,7 @@ class Build:
         elif name == "ppo":
             del shared["device"], shared["linear"]
             extra = {"data": call(node.data, f"{name}.data"), "check_roles": self.check_roles, "assemble": self.ppo}
+            extra |= watching(self)
         else:
             asked = bool(options.shots)
             general = None if absent(node.general) else call(node.general, "evaluate.general")

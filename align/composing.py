@@ -23,7 +23,7 @@ from align.plugins import own_folder, plugin_folders, sources
 ROOT = {
     "name", "seed", "stages", "model", "device", "precision", "cpu_linear", "runs", "data", "pretrain", "sft", "rm",
     "preferences", "best_of", "dpo", "kto", "ppo", "evaluate",
-    "actor", "critic", "reference", "reward", "rollout", "advantage", "policy_loss",
+    "actor", "critic", "reference", "reward", "rollout", "advantage", "policy_loss", "watch",
     "tracker",
 }  # fmt: skip
 SELDOM = ("preferences", "best_of", "dpo", "kto")

@@ -20,8 +20,8 @@ from align.config import FileData
 from align.errors import AlignError
 from align.rewards.place import import_failed_at
 
-APART = ("path", "peft", "zero", "data")
-"""What a role or a stage is given apart from its own scalars."""
+APART = ("path", "peft", "zero", "data", "judge")
+"""What a role, a stage or a watch is given apart from its own scalars."""
 
 
 def call(node: DictConfig, key: str) -> Any:

@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 
 from align.checks import absent
 from align.errors import AlignError
-from align.nodes import call, call_or_keep, check_arguments, peft, plain_values, target_of
-from align.rewarding import MODEL_REWARD, check_scoring, reward_nodes
+from align.nodes import call, call_or_keep, check_arguments, peft, plain_values, refusal, target_of
+from align.rewarding import MODEL_REWARD, check_reward, check_scoring, reward_nodes
 from align.stages.ranges import check_batches
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def check_roles(build: Build, inputs: dict[str, str]) -> None:
     cfg = build.cfg
     check_advantage(build)
     check_scoring(cfg.reward, "reward", cfg.ppo.data, "ppo", cfg.seed)
+    check_watch(cfg)
     for key, node in [(name, cfg[name]) for name in ROLES] + list(reward_nodes(cfg.reward)):
         if not absent(node) and "zero" in node:
             build.zero(node.zero, f"{key}.zero", trained=key in ("actor", "critic"))
@@ -41,6 +42,30 @@ def check_roles(build: Build, inputs: dict[str, str]) -> None:
 def optimizer_steps(ppo: DictConfig) -> int:
     """That a run of PPO makes."""
     return ppo.steps * ppo.epochs * ppo.minibatches
+
+
+def check_watch(cfg: DictConfig) -> None:
+    """The judge that looks on is one that can be, is not the reward, and is asked."""
+    if absent(cfg.watch):
+        return
+    judge, learned = (
+        cfg.watch.judge,
+        {node.path for _, node in reward_nodes(cfg.reward) if node._target_ == MODEL_REWARD},
+    )
+    for key, node in reward_nodes(judge, "watch.judge"):
+        if node._target_ == MODEL_REWARD and node.path in {"auto", *learned}:
+            raise AlignError(
+                f"{key}.path={node.path} is the reward that is to be watched\n  write {key}.path=FOLDER of another "
+                "reward model, or reward@watch.judge=fn watch.judge.fn=my_rules.true_score"
+            )
+    check_scoring(judge, "watch.judge", cfg.ppo.data, "ppo", cfg.seed)
+    settings = plain_values(cfg.watch)
+    try:
+        target_of(cfg.watch, "watch")(check_reward(judge, "watch.judge"), **settings)
+    except (TypeError, ValueError) as error:
+        raise refusal(cfg.watch, error, "watch") from error
+    if not cfg.ppo.eval_every:
+        raise AlignError("watch looks at what ppo.eval_every samples, and it is 0\n  write ppo.eval_every=8")
 
 
 def check_method(cfg: DictConfig, role: str) -> None:
@@ -180,7 +205,8 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
     from align.rollout.auto import check_context, check_rollout
 
     cfg, folders = build.cfg, {}
-    for key, node in reward_nodes(cfg.reward):
+    watched = [] if absent(cfg.watch) else list(reward_nodes(cfg.watch.judge, "watch.judge"))
+    for key, node in [*reward_nodes(cfg.reward), *watched]:
         if node._target_ == MODEL_REWARD and node.path != "auto":
             folders[key] = inspect(node.path, f"{key}.path", SCORE)
             check_fits(folders[key], key)

@@ -6,7 +6,7 @@ starts, from what this run has made so far.
 """
 
 from align.config.data import FileData, HelpDesk, Mixture, Sampled, ShortTexts
-from align.config.plugs import Rollout, Tracker
+from align.config.plugs import Rollout, Tracker, Watch
 from align.config.rewards import (
     RewardByColumn,
     RewardEnsemble,
@@ -25,7 +25,7 @@ from align.config.stages import DPO, KTO, PPO, RM, SFT, BestOf, Evaluate, Prefer
 
 
 def none() -> None:
-    """What `critic=none`, `peft@…=none`, `zero@…=none` and `tracker=none` stand for."""
+    """What `critic=none`, `peft@…=none`, `zero@…=none`, `watch=none` and `tracker=none` stand for."""
 
 
 SCHEMAS = {
@@ -38,5 +38,5 @@ SCHEMAS = {
     "reward_ensemble": RewardEnsemble,
     "reward_format": RewardFormat, "reward_json": RewardJSON, "reward_overlong": RewardOverlong,
     "reward_repetition": RewardRepetition,
-    "rollout": Rollout, "tracker": Tracker,
+    "rollout": Rollout, "watch": Watch, "tracker": Tracker,
 }  # fmt: skip

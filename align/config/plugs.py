@@ -1,4 +1,4 @@
-"""Options of rollouts and trackers."""
+"""Options of rollouts, watches and trackers."""
 
 from __future__ import annotations
 
@@ -27,6 +27,19 @@ class Rollout:
     """Memory of vLLM's key-value cache."""
     share_weights: Any = "auto"
     """vLLM in the process computes with the trainer's own tensors: auto (where it can), true or false."""
+
+
+@dataclass
+class Watch:
+    _target_: str = "align.stages.watch.Watch"
+    judge: Any = None
+    """A reward that knows better than the run's own, of what `ppo.eval_every` samples: reward@watch.judge=http."""
+    patience: int = 2
+    """Evaluations in a row with the reward up and the judge down, after which the watch fires."""
+    deviations: float = 2.0
+    """Standard errors from which on up is up and down is down, since the evaluation that the judge liked best."""
+    action: str = "warn"
+    """warn, or stop: the run ends with the policy that the judge liked best."""
 
 
 @dataclass

@@ -5,25 +5,23 @@ align stages=[ppo] actor.path=FOLDER data@ppo.data=prompts ppo.data.path=prompts
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
+from transformers import PreTrainedTokenizerBase
 
 from align import config
 from align.data.encode import fitting_prompts
 from align.data.source import Source
+from align.errors import AlignError
 from align.report.report import StageReport
-from align.rewards.parts import learned
+from align.stages.held_out import Best, Examiner, save
 from align.stages.ppo import PPO
-from align.stages.rollouts import Row, batches, further, row_of, spread, texts_of, write
-from align.stages.scoring import judge_rollout
-
-STATE_FILE = "ppo_state.json"
+from align.stages.rollouts import Row, batches, further, row_of, spread, texts_of
+from align.stages.watch import Watch
 
 
 @dataclass
@@ -35,43 +33,49 @@ class PPOStage:
     """Everything about the roles, the rollout and the reward that can be known before they load."""
     assemble: Callable[[dict[str, str], Path, StageReport], PPO]
     """Loads the roles, the rollout engine and the reward, and makes the loop of them."""
+    make_watch: Callable[[dict[str, str], Path, StageReport, PreTrainedTokenizerBase], Watch] | None = None
+    """Loads the judge that looks on; None: nobody does."""
 
     def check(self, inputs: dict[str, str]) -> None:
         self.data.check("ppo")
         self.check_roles(inputs)
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
-        ppo = self.assemble(inputs, out, report)
         split = self.data.load("ppo", self.seed)
+        if self.make_watch and not split.eval:
+            raise AlignError("watch looks at held-out prompts, and ppo.data has none\n  write watch=none")
+        ppo = self.assemble(inputs, out, report)
+        watch = self.make_watch(inputs, out, report, ppo.tokenizer) if self.make_watch else None
         rows = self._rows(split.train, ppo, report)
         held_out = self._rows(split.eval, ppo, report) if split.eval else []
         report.write_card(inputs=inputs, rollout_engine=ppo.engine.name, prompts=len(rows))
         try:
-            self._loop(ppo, rows, held_out, out, report)
+            examiner = self._examiner(ppo, held_out, watch, out, report)
+            self._loop(ppo, rows, examiner, out, report)
         finally:
             ppo.engine.close()
-        save(ppo, out)
+        examiner.leave(ppo, out, report)
 
-    def _loop(self, ppo: PPO, rows: list[Row], held_out: list[Row], out: Path, report: StageReport) -> None:
-        options, best = self.options, Best(out / "best")
+    def _examiner(self, ppo: PPO, held_out: list[Row], watch: Watch | None, out: Path, report: StageReport) -> Examiner:
+        if self.options.eval_every and not held_out:
+            report.say("ppo.eval_every: no held-out prompts (ppo.data.eval_share=0), nothing is evaluated")
+        watched = spread(held_out, self.options.eval_prompts) if self.options.eval_every else []
+        return Examiner(watched, self.seed, Best(out / "best"), watch)
+
+    def _loop(self, ppo: PPO, rows: list[Row], examiner: Examiner, out: Path, report: StageReport) -> None:
+        options = self.options
         prompts = options.batch_size // ppo.samples_per_prompt
         if len(rows) < prompts:
             report.say(f"{len(rows)} prompts for batches of {prompts}: each step goes round them more than once")
         feed = batches(rows, prompts, self.seed)
-        if options.eval_every and not held_out:
-            report.say("ppo.eval_every: no held-out prompts (ppo.data.eval_share=0), nothing is evaluated")
-        watched = spread(held_out, options.eval_prompts) if options.eval_every else []
-        if watched:
-            before = evaluate(ppo, watched, self.seed)
-            report.metrics(0, before)
-            best.offer(before["eval/objective"], ppo)
+        if examiner.rows:
+            report.metrics(0, examiner.see(ppo, report))
         with report.steps(options.steps) as tell:
             for step in range(1, options.steps + 1):
                 batch = next(feed)
                 metrics = ppo.step(batch, further(rows, batch, prompts, self.seed, step))
-                if watched and step % options.eval_every == 0:
-                    metrics |= evaluate(ppo, watched, self.seed)
-                    best.offer(metrics["eval/objective"], ppo)
+                if examiner.rows and step % options.eval_every == 0:
+                    metrics |= examiner.see(ppo, report)
                 if options.save_every and step % options.save_every == 0:
                     save(ppo, out / "checkpoints" / f"step-{step}")
                 metrics |= {"episode": step * options.batch_size}
@@ -84,53 +88,16 @@ class PPOStage:
                 tell(step, key_figures(metrics))
                 if options.show_every and step % options.show_every == 0:
                     report.print(samples_table(ppo, step))
-        report.write_card(best=best.facts(), kl_coef=ppo.kl_coef, last={k: v for k, v in metrics.items() if "/" in k})
+                if examiner.stops:
+                    break
+        last = {k: v for k, v in metrics.items() if "/" in k}
+        report.write_card(**examiner.facts(), steps=ppo.steps_done, kl_coef=ppo.kl_coef, last=last)
 
     def _rows(self, rows: list[dict], ppo: PPO, report: StageReport) -> list[Row]:
         fitting, left_out = fitting_prompts(rows, ppo.tokenizer, self.options.max_prompt_tokens, "ppo")
         if left_out:
             report.say(f"{left_out} prompts left out: over ppo.max_prompt_tokens={self.options.max_prompt_tokens}")
         return [row_of(number, row, ids) for number, row, ids in fitting]
-
-
-class Best:
-    """Keeps the policy with the highest held-out reward − kl_coef · KL in `best/`."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.value = float("-inf")
-        self.step = 0
-
-    def offer(self, value: float, ppo: PPO) -> None:
-        if value > self.value:
-            self.value, self.step = value, ppo.steps_done
-            save(ppo, self.directory)
-
-    def facts(self) -> dict[str, Any]:
-        return {"step": self.step, "objective": self.value} if self.value > float("-inf") else {}
-
-
-def evaluate(ppo: PPO, rows: list[Row], seed: int) -> dict[str, float]:
-    """Reward, KL, length and endings on held-out prompts, always with the same randomness."""
-    rollout = write(ppo.engine, rows, ppo.sampling, seed=seed, purpose="eval").to(ppo.roles.device)
-    scores = ppo.roles.score(rollout, {"logp", "ref_logp"} | ppo.reward.wants)
-    scored, _ = ppo.score_texts(rollout, scores)
-    result = judge_rollout(rollout, scores, scored)
-    result["objective"] = result["score"] - ppo.options.kl_coef * result["kl"]
-    return {f"eval/{name}": value for name, value in result.items()}
-
-
-def save(ppo: PPO, directory: Path) -> None:
-    """Roles and tokenizer, in folders that transformers and PEFT load; steps done, kl_coef, which may be steered, and
-    what the reward has learned."""
-    ppo.roles.save(directory)
-    state: dict[str, Any] = {"steps": ppo.steps_done, "kl_coef": ppo.kl_coef}
-    if reward := learned(ppo.reward):
-        state["reward"] = reward
-    (directory / STATE_FILE).write_text(json.dumps(state) + "\n")
-    for folder in (directory, directory / "critic"):
-        if folder.exists():
-            ppo.tokenizer.save_pretrained(folder)
 
 
 def key_figures(metrics: dict[str, float]) -> str:
@@ -141,6 +108,8 @@ def key_figures(metrics: dict[str, float]) -> str:
     ]
     if "eval/score" in metrics:
         words.append(f"held-out {metrics['eval/score']:+.2f}")
+    if "eval/judge" in metrics:
+        words.append(f"judge {metrics['eval/judge']:+.2f}")
     return "  ".join(words)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from runs import FAR, RATE, SETUPS, check_identical, check_same_numbers, play, trained
 
-from align.stages.ppo_stage import evaluate, save
+from align.stages.held_out import evaluate, save
 from align.stages.rollouts import as_rows
 from align.types import Experience, Rollout
 

@@ -7,7 +7,7 @@ import torch
 
 from align.rewards.parts import learned
 from align.rewards.sum import SumReward
-from align.stages.ppo_stage import STATE_FILE, evaluate, save
+from align.stages.held_out import STATE_FILE, evaluate, save
 from align.types import Scored
 
 

@@ -1,0 +1,141 @@
+"""A judge that looks on: when it fires, and what it takes back."""
+
+import json
+import math
+
+import pytest
+import torch
+from command_line import PPO, answer, refused, stand_in
+from safetensors.torch import load_file
+
+from align.errors import AlignError
+from align.stages.watch import Watch, standard_errors
+from align.types import Scored
+
+NAN = math.nan
+RISING, FALLING = [0.0, 1.0, 2.0, 3.0], [4.0, 3.0, 2.0, 1.0]
+SPREAD_B = torch.tensor([-0.1, 0.0, 0.1, 0.2])
+
+
+class Says:
+    """A judge that says at each step what it was given, to four rows a little apart."""
+
+    wants = frozenset()
+
+    def __init__(self, values):
+        self.values = values
+
+    def __call__(self, rollout, texts, state):
+        return Scored(self.values[state.step] + 0 * SPREAD_B)
+
+
+def seen(scores, judged, **settings):
+    """A watch that saw one evaluation a step, and its figures."""
+    watch = Watch(Says(judged), **settings)
+    return watch, [watch.see(step, None, None, score + SPREAD_B * (step + 1)) for step, score in enumerate(scores)]
+
+
+def test_standard_errors_by_hand():
+    """Differences 1, 2, 3: mean 2, deviation 1, so 2 / (1 / sqrt 3); float64."""
+    assert standard_errors(torch.tensor([1.0, NAN, 2.0, 3.0])) == pytest.approx(2 * math.sqrt(3))
+    assert standard_errors(torch.tensor([-1.0, -1.0])) == -math.inf
+    assert standard_errors(torch.tensor([0.0, 0.0])) == standard_errors(torch.tensor([1.0, NAN])) == 0.0
+
+
+def test_fires_after_patience_evaluations_with_the_reward_up_and_the_judge_down():
+    watch, figures = seen(RISING, FALLING, patience=2)
+    assert [f["parted"] for f in figures] == [0, 1, 2, 3] and [f["judge"] for f in figures] == FALLING
+    assert watch.facts() == {"best_step": 0, "best": 4.0, "last": 1.0, "fired": 2}
+    assert "step 2: the reward is up 2.10 since step 0, and watch.judge down from 4.00 to 2.00" in watch.warning()
+
+
+@pytest.mark.parametrize(
+    ("scores", "judged"),
+    [
+        (RISING, [1.0, 2.0, 3.0, 4.0]),  # both rise
+        ([3.0, 2.0, 1.0, 0.0], FALLING),  # both fall
+        ([0.0, 0.0, 0.0, 0.0], FALLING),  # the reward differs by less than its error
+        (RISING, [4.0, 3.0, 5.0, 4.0]),  # not twice in a row
+        (RISING, [4.0, 4.0, 4.0, 4.0]),
+    ],
+)
+def test_stays_silent_otherwise(scores, judged):
+    watch, _ = seen(scores, judged, patience=2)
+    assert watch.fired is None and watch.facts()["fired"] is None
+
+
+def test_differences_are_measured_from_what_the_judge_liked_best():
+    watch, figures = seen([0.0, 2.0, 3.0, 1.0], [1.0, 5.0, 4.0, 4.0], patience=1)
+    assert watch.best.step == 1 and [f["parted"] for f in figures] == [0, 0, 1, 0]
+
+
+def test_a_judge_without_an_opinion_ends_the_run():
+    with pytest.raises(AlignError, match="watch.judge has no opinion on any of the 4"):
+        seen([0.0], [NAN])
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    for folder in stand_in(tmp_path, monkeypatch):
+        rows = [{"prompt": f"{word} {n}"} for n in range(20) for word in ("a red kite", "rain", "the quiet harbour")]
+        (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "my_rewards.py").write_text(
+            "def high(completion_ids, **_):\n    return [sum(ids) / len(ids) / 100 for ids in completion_ids]\n\n\n"
+            "def low(completion_ids, **_):\n    return [-sum(ids) / len(ids) / 100 for ids in completion_ids]\n"
+        )
+        yield folder
+
+
+WATCHED = (
+    f"{PPO} name=watched reward.fn=my_rewards.high critic=none advantage=rloo rollout.samples_per_prompt=4 "
+    "ppo.data.eval_share=0.3 ppo.batch_size=32 ppo.eval_every=1 ppo.eval_prompts=16 ppo.kl_coef=0 ppo.steps=12 "
+    "actor.learning_rate=1e-2 watch=judge watch.judge.fn=my_rewards.low watch.patience=1 watch.deviations=1"
+)
+
+
+def weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_a_stopped_run_leaves_the_policy_that_the_judge_liked_best(here, base, capsys):
+    said = answer(capsys, WATCHED.format(base=base) + " watch.action=stop")
+    assert said.status in (0, None), said.err
+    ppo = here / "runs" / "watched" / "latest" / "ppo"
+    card = json.loads((ppo / "card.json").read_text())
+    fired = card["watch"]["fired"]
+    assert fired == card["steps"] < 12 and card["best"]["step"] == card["watch"]["best_step"] < fired
+    assert f"warning: step {fired}" in said.out and "the policy games its reward" in said.out
+    left, best, last = (weights(folder) for folder in (ppo, ppo / "best", ppo / "last"))
+    assert all(torch.equal(left[name], best[name]) for name in left)
+    assert any(not torch.equal(left[name], last[name]) for name in left)
+    assert json.loads((ppo / "ppo_state.json").read_text())["steps"] == card["best"]["step"]
+
+
+def test_a_warned_run_goes_on(here, base, capsys):
+    said = answer(capsys, WATCHED.format(base=base))
+    ppo = here / "runs" / "watched" / "latest" / "ppo"
+    card = json.loads((ppo / "card.json").read_text())
+    assert card["steps"] == 12 and card["watch"]["fired"] and not (ppo / "last").exists()
+    assert said.out.count("warning: step") == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("ppo.eval_every=0", ["ppo.eval_every samples, and it is 0", "write ppo.eval_every=8"]),
+        ("watch.patience=0", ["watch.patience=0", "1 or more"]),
+        ("watch.action=halt", ["watch.action=halt", "warn, stop"]),
+        ("watch.deviations=-1", ["watch.deviations=-1", "from 0"]),
+        ("ppo.data.eval_share=0", ["ppo.data has none", "watch=none"]),
+        ("watch.judge.fn=my_rewards.lwo", ["my_rewards", "lwo"]),
+    ],
+)
+def test_a_watch_that_cannot_be(here, base, capsys, more, words):
+    refused(capsys, f"{WATCHED.format(base=base)} {more}", words)
+
+
+def test_a_reward_model_is_not_its_own_judge(here, base, reward_base, capsys):
+    run = f"{WATCHED.format(base=base)} reward=model reward.path={reward_base} reward@watch.judge=model"
+    run = " ".join(word for word in run.split() if ".fn=" not in word)
+    refused(capsys, f"{run} watch.judge.path={reward_base}", ["is the reward that is to be watched", "FOLDER"])
+    refused(capsys, run, ["watch.judge.path=auto is the reward"])

@@ -5,7 +5,7 @@ LINEARS = ("auto", "torch", "onednn")
 ADAPTERS = ("auto", "continue", "new")
 SCHEDULES = ("constant", "linear", "cosine")
 CRITIC_BACKBONES = ("auto", "own", "adapter", "head")
-RM_LOSSES = ("auto", "pairs", "plackett_luce", "squared_error")
+RM_LOSSES = ("auto", "pairs", "plackett_luce", "squared_error", "ordinal")
 REWARD_BACKBONES = ("auto", "shared", "own")
 FOR_LORA = "lora:"
 """Before a learning rate that is LoRA's, and from which another method's follows."""

@@ -115,7 +115,8 @@ class RM:
     """Where pairs, rankings or ratings come from: data@rm.data=preferences."""
     loss: str = "auto"
     """pairs (of a ranking, every two answers that do not tie), plackett_luce (a whole ranking at once), squared_error
-    (of ratings, shifted and scaled to mean 0 and deviation 1); auto: squared_error for ratings, else pairs."""
+    (of ratings, shifted and scaled to mean 0 and deviation 1), ordinal (of ratings of a few levels, by their order
+    alone); auto: squared_error for ratings, else pairs."""
     label_smoothing: float = 0.0
     """Share of pairs taken to be the wrong way round, below one half."""
     learning_rate: Any = "lora:1e-4"

@@ -17,6 +17,7 @@ from align.ops.importance_weights import importance_weights
 from align.ops.kl import kl
 from align.ops.logprobs import logprobs
 from align.ops.masked_mean import masked_mean
+from align.ops.ordinal_loss import ordinal_loss
 from align.ops.overlong_penalty import overlong_penalty
 from align.ops.pairwise_loss import pairwise_loss
 from align.ops.plackett_luce import plackett_luce
@@ -42,6 +43,7 @@ __all__ = [
     "kl",
     "logprobs",
     "masked_mean",
+    "ordinal_loss",
     "overlong_penalty",
     "pairwise_loss",
     "plackett_luce",

@@ -7,14 +7,17 @@ Shapes: B rows, K answers of the row that has most, N tokens.
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import RewardConfig
 from trl.trainer.utils import disable_dropout_in_model
@@ -39,6 +42,30 @@ def squared_error(score_BK: Tensor, rating_BK: Tensor, mask_BK: Tensor) -> Tenso
 LOSSES: dict[str, Loss] = {
     "pairs": soft_pairs, "plackett_luce": ops.plackett_luce, "squared_error": squared_error,
 }  # fmt: skip
+RATED = ("squared_error", "ordinal")
+"""Losses of ratings."""
+MOST_LEVELS = 20
+THRESHOLD_RATE = 1e-2
+"""Thresholds are a few numbers near 1, and learn at this rate, whatever suits the model."""
+
+
+class Ordinal(nn.Module):
+    """Proportional odds with thresholds that train, K = 1; they start where a score of 0 says each level's share."""
+
+    def __init__(self, shares: tuple[float, ...]) -> None:
+        super().__init__()
+        below = [sum(shares[: k + 1]) for k in range(len(shares) - 1)]
+        start = [math.log(share / (1 - share)) for share in below]
+        gaps = [math.log(later - earlier) for earlier, later in itertools.pairwise(start)]
+        self.first = nn.Parameter(torch.tensor(start[:1]))
+        self.log_gaps = nn.Parameter(torch.tensor(gaps))
+
+    def thresholds(self) -> Tensor:
+        """One fewer than levels, rising."""
+        return torch.cat([self.first, self.first + self.log_gaps.exp().cumsum(0)])
+
+    def forward(self, score_BK: Tensor, level_BK: Tensor, mask_BK: Tensor) -> Tensor:
+        return ops.ordinal_loss(score_BK[:, 0], level_BK[:, 0].long(), self.thresholds())
 
 
 @dataclass(frozen=True)
@@ -46,12 +73,14 @@ class Plan:
     """How rows are learned from."""
 
     kind: str
-    """A key of LOSSES."""
+    """A key of LOSSES, or ordinal."""
     by_trl: bool
     """Pairs with hard labels, which TRL's RewardTrainer takes."""
     mean: float = 0.0
     std: float = 1.0
     """Of the ratings."""
+    levels: dict[float, float] = field(default_factory=dict)
+    """The share of each different rating, the lowest first; of ordinal alone."""
 
 
 def plan(rows: list[dict], options: config.RM) -> Plan:
@@ -59,7 +88,7 @@ def plan(rows: list[dict], options: config.RM) -> Plan:
     asked, first = options.loss, rows[0]
     rated = "rating" in first
     kind = asked if asked != "auto" else "squared_error" if rated else "pairs"
-    if rated != (kind == "squared_error"):
+    if rated != (kind in RATED):
         raise AlignError(
             f"rm.loss={asked}: rm.data has {'' if rated else 'no '}ratings\n  write rm.loss=auto, or "
             f"data@rm.data={'preferences' if rated else 'ratings'}"
@@ -87,7 +116,18 @@ def plan(rows: list[dict], options: config.RM) -> Plan:
         )
     if "share" in first and all(row["share"] == 0.5 for row in rows):
         raise AlignError("rm.data: every share is 0.5, so that nothing is preferred\n  write shares that differ")
-    return Plan(kind, by_trl, *(_scale([row["rating"] for row in rows]) if rated else ()))
+    ratings = [row["rating"] for row in rows] if rated else []
+    return Plan(kind, by_trl, *(_scale(ratings) if rated else ()), _levels(ratings) if kind == "ordinal" else {})
+
+
+def _levels(ratings: list[float]) -> dict[float, float]:
+    count = Counter(ratings)
+    if len(count) > MOST_LEVELS:
+        raise AlignError(
+            f"rm.loss=ordinal: rm.data has {len(count)} different ratings, and the loss is for {MOST_LEVELS} levels at "
+            "most\n  write rm.loss=squared_error"
+        )
+    return {level: count[level] / len(ratings) for level in sorted(count)}
 
 
 def _scale(ratings: list[float]) -> tuple[float, float]:
@@ -98,6 +138,20 @@ def _scale(ratings: list[float]) -> tuple[float, float]:
     return statistics.fmean(ratings), statistics.pstdev(ratings)
 
 
+def loss_of(how: Plan) -> Loss | None:
+    """The loss of a plan, which may have thresholds to train; None where TRL has it."""
+    if how.by_trl:
+        return None
+    return Ordinal(tuple(how.levels.values())) if how.kind == "ordinal" else LOSSES[how.kind]
+
+
+def facts_of_ratings(how: Plan, loss: Loss | None) -> dict[str, Any]:
+    """For card.json: mean and deviation of the ratings, or their levels and the thresholds between them."""
+    if isinstance(loss, Ordinal):
+        return {"levels": list(how.levels), "thresholds": loss.thresholds().tolist()}
+    return {"mean": how.mean, "std": how.std}
+
+
 def with_targets(rows: list[dict], how: Plan, label_smoothing: float) -> list[dict]:
     """Rows as `prompt`, where they have one, `completions` and a `target` of each, as the loss takes them."""
     out = []
@@ -105,6 +159,8 @@ def with_targets(rows: list[dict], how: Plan, label_smoothing: float) -> list[di
         prompt = {"prompt": row["prompt"]} if "prompt" in row else {}
         if how.kind == "squared_error":
             answers, target = [row["completion"]], [(row["rating"] - how.mean) / how.std]
+        elif how.kind == "ordinal":
+            answers, target = [row["completion"]], [list(how.levels).index(row["rating"])]
         elif how.kind == "plackett_luce" and "completions" in row:
             answers, target = row["completions"], row["ranks"]
         elif how.kind == "plackett_luce":
@@ -143,10 +199,10 @@ def encoded(
 
 
 def graded_trainer(
-    model: PreTrainedModel | PeftModel, args: RewardConfig, rows: list[dict], kind: str, pad: int,
+    model: PreTrainedModel | PeftModel, args: RewardConfig, rows: list[dict], loss: Loss, pad: int,
     optimizer: torch.optim.Optimizer | None,
 ) -> Trainer:  # fmt: skip
-    """A trainer whose loss is the mean over rows of the loss `kind`; rows as `encoded` gives them."""
+    """A trainer whose loss is the mean over rows of `loss`, which may train too; rows as `encoded` gives them."""
     args.remove_unused_columns = False
     if args.disable_dropout:
         disable_dropout_in_model(model)
@@ -162,10 +218,14 @@ def graded_trainer(
         target_BK, mask_BK = inputs.pop("target"), inputs.pop("mask")
         outputs = model(**inputs, use_cache=False)
         score_BK = torch.zeros_like(target_BK).masked_scatter(mask_BK, outputs.logits.squeeze(-1).float())
-        loss = LOSSES[kind](score_BK, target_BK, mask_BK).mean()
-        return (loss, outputs) if return_outputs else loss
+        mean = loss(score_BK, target_BK, mask_BK).mean()
+        return (mean, outputs) if return_outputs else mean
 
     trainer.compute_loss = compute_loss
+    if isinstance(loss, nn.Module):
+        loss.to(args.device)
+        group = {"params": list(loss.parameters()), "lr": THRESHOLD_RATE, "weight_decay": 0.0}
+        trainer.create_optimizer().add_param_group(group)
     return trainer
 
 

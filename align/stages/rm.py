@@ -40,7 +40,17 @@ from align.roles.loading import look
 from align.roles.modules import ScoreModule, score_by_mask
 from align.roles.start import check_adapter, start
 from align.roles.tokenizer import load_tokenizer, pad_apart_from_eos
-from align.stages.graded_trainer import Plan, encoded, graded_trainer, plan, with_targets
+from align.stages.graded_trainer import (
+    RATED,
+    Loss,
+    Plan,
+    encoded,
+    facts_of_ratings,
+    graded_trainer,
+    loss_of,
+    plan,
+    with_targets,
+)
 from align.stages.pairs import compare, judge, score_ids, score_of_samples, swapped
 from align.stages.reward_plot import plot
 from align.stages.reward_report import correlation, report_of, said
@@ -49,7 +59,7 @@ from align.stages.trl_bridge import arguments, check_arguments, dataset, dtypes_
 
 PLOT = "report.png"
 NOT_FINITE = "scores of held-out pairs are not finite: training has diverged"
-NOUNS = {"pairs": "pairs", "plackett_luce": "rankings", "squared_error": "ratings"}
+NOUNS = {"pairs": "pairs", "plackett_luce": "rankings", "squared_error": "ratings", "ordinal": "ratings"}
 
 
 @dataclass
@@ -98,8 +108,9 @@ class RM:
         if prompted(begun.model):
             score_by_mask(begun.model)
         held_out = self._on_the_way(args, split, how, tokenizer)
+        loss = loss_of(how)
         with dtypes_kept(begun.model):
-            trainer = self._trainer(begun.model, args, rows, how, tokenizer, held_out)
+            trainer = self._trainer(begun.model, args, rows, loss, tokenizer, held_out)
         train(trainer, report)
         save_model(begun.model, out)
         tokenizer.save_pretrained(out)
@@ -107,8 +118,8 @@ class RM:
             inputs=inputs, start=begun.said, base=begun.base, learning_rate=self.options.learning_rate,
             left_out=left_out, loss=how.kind, **{NOUNS[how.kind]: len(rows)},
         )  # fmt: skip
-        if how.kind == "squared_error":
-            report.write_card(rating={"mean": how.mean, "std": how.std})
+        if how.kind in RATED:
+            report.write_card(rating=facts_of_ratings(how, loss))
         module = ScoreModule(begun.model.eval(), self.dtype == torch.bfloat16).to(self.device)
         report.write_card(**self.judge(module, split, tokenizer, out, report))
         self._measure(module, split, tokenizer, inputs["path"], report)
@@ -141,12 +152,12 @@ class RM:
         return pairs, left_out
 
     def _trainer(
-        self, model: PreTrainedModel | PeftModel, args: RewardConfig, rows: list[dict], how: Plan,
+        self, model: PreTrainedModel | PeftModel, args: RewardConfig, rows: list[dict], loss: Loss | None,
         tokenizer: PreTrainedTokenizerBase, held_out: datasets.Dataset | None,
     ) -> Trainer:  # fmt: skip
         optimizer = loraplus(model, args, self.options.loraplus_lr_ratio)
-        if not how.by_trl:
-            return graded_trainer(model, args, rows, how.kind, tokenizer.pad_token_id, optimizer)
+        if loss is not None:
+            return graded_trainer(model, args, rows, loss, tokenizer.pad_token_id, optimizer)
         return RewardTrainer(
             model, args, train_dataset=dataset(rows), eval_dataset=held_out, processing_class=tokenizer,
             optimizers=(optimizer, None),

@@ -11,7 +11,7 @@ from align.data.files import FileData
 from align.data.graded import as_pairs
 from align.errors import AlignError
 from align.report.report import Report
-from align.stages.graded_trainer import Plan, collated, soft_pairs, with_targets
+from align.stages.graded_trainer import Ordinal, Plan, collated, plan, soft_pairs, with_targets
 from align.stages.rm import RM
 
 CPU = torch.device("cpu")
@@ -78,6 +78,25 @@ def test_ratings_are_learned_on_their_own_scale(trained):
     assert card["eval_rating_correlation"] > 0.9 and card["eval_accuracy"] > 0.9
 
 
+def test_ratings_are_learned_by_their_order_alone(trained):
+    """Levels of unequal distance: a squared error is ruled by the last one, the thresholds are not."""
+    ratings = dict(zip(WORDS, [1.0, 2.0, 3.0, 1000.0], strict=True))
+    rows = [{"prompt": f"{i}", "completion": c, "rating": r} for i in range(24) for c, r in ratings.items()]
+    _, card = trained(rows, "ratings", loss="ordinal", args={"max_steps": 60})
+    assert card["loss"] == "ordinal" and card["rating"]["levels"] == [1.0, 2.0, 3.0, 1000.0]
+    thresholds = card["rating"]["thresholds"]
+    assert thresholds == sorted(thresholds) and len(thresholds) == 3
+    assert card["eval_accuracy"] > 0.9
+
+
+def test_thresholds_start_at_the_shares_of_the_levels():
+    """At a score of 0 each level has the probability of its share; float32, 1e-6."""
+    ordinal = Ordinal((0.5, 0.2, 0.3))
+    for level, share in enumerate((0.5, 0.2, 0.3)):
+        loss_B = ordinal(torch.zeros(1, 1), torch.tensor([[float(level)]]), torch.ones(1, 1, dtype=torch.bool))
+        assert loss_B.exp().item() == pytest.approx(1 / share, abs=1e-5)
+
+
 def test_a_soft_label_by_hand():
     # At equal scores every share costs log 2; the best difference for a share of 3/4 is log 3.
     share_BK, mask_BK = torch.tensor([[0.75, 0.25]]), torch.ones(1, 2, dtype=torch.bool)
@@ -125,7 +144,9 @@ def test_rankings_and_ratings_as_pairs():
             {"label_smoothing": 0.1, "args": {"center_rewards_coefficient": 0.1}},
             "rm.args.center_rewards_coefficient",
         ),
+        ("preferences", {}, {"loss": "ordinal"}, "rm.data has no ratings"),
         ("ratings", {"completion": "c", "rating": 3}, {}, "every rating is 3"),
+        ("ratings", {"completion": "c", "rating": 3}, {"loss": "ordinal"}, "every rating is 3"),
         ("ratings", {"completion": "c", "rating": "good"}, {}, "in 'rating': write a finite number"),
         ("ratings", {"completion": "c", "rating": 3}, {"loss": "pairs"}, "rm.loss=pairs: rm.data has ratings"),
     ],
@@ -139,3 +160,9 @@ def test_labels_that_say_nothing_or_do_not_fit_are_refused_before_a_model_loads(
     with pytest.raises(AlignError) as caught:
         stage.check({})
     assert message in str(caught.value)
+
+
+def test_ratings_of_many_values_are_no_levels():
+    rows = [{"prompt": "p", "completion": "c", "rating": float(i)} for i in range(21)]
+    with pytest.raises(AlignError, match="21 different ratings.*\n.*write rm.loss=squared_error"):
+        plan(rows, config.RM(loss="ordinal"))

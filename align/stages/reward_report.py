@@ -36,10 +36,11 @@ class Judged:
         return (self.margin_B.sign() + 1) / 2
 
 
-def report_of(judged: Judged, groups: list[str] | None = None) -> dict[str, Any]:
+def report_of(judged: Judged, groups: list[str] | None = None, swaps: Judged | None = None) -> dict[str, Any]:
     """Figures for card.json, with `warnings`; shares lie from 0 to 1, and a mean over no pairs is None.
 
-    `groups` names the group of each pair, by which accuracy is told, too.
+    `groups` names the group of each pair, by which accuracy is told, too. `swaps` are right answers against those to
+    other prompts.
     """
     figures = {
         "pairs": len(judged.margin_B),
@@ -50,6 +51,8 @@ def report_of(judged: Judged, groups: list[str] | None = None) -> dict[str, Any]
     }
     if groups:
         figures["accuracy_by"] = accuracy_by(judged.right_B, groups)
+    if swaps:
+        figures |= {"swap_accuracy": _mean(swaps.right_B), "swaps": len(swaps.right_B)}
     return figures | {"warnings": warnings(figures)}
 
 
@@ -109,11 +112,15 @@ def length_bias(judged: Judged) -> dict[str, Any]:
 def warnings(figures: dict[str, Any]) -> list[str]:
     """What speaks against training a policy on this reward model; empty where nothing does."""
     said = []
-    error = 0.5 / math.sqrt(figures["pairs"])
-    if figures["accuracy"] <= 0.5 + 2 * error:
+    if figures["accuracy"] <= (bound := chance(figures["pairs"])):
         said.append(
             f"accuracy {figures['accuracy']:.3f} on {figures['pairs']} held-out pairs is no better than chance "
-            f"(0.5, two standard errors {2 * error:.3f})"
+            f"(up to {bound:.3f})"
+        )
+    if "swap_accuracy" in figures and figures["swap_accuracy"] <= (bound := chance(figures["swaps"])):
+        said.append(
+            f"blind to the question: a right answer beats another question's in {figures['swap_accuracy']:.3f} of "
+            f"{figures['swaps']} swaps (chance: up to {bound:.3f}), so that one pleasing answer will do for all"
         )
     longer, shorter = (figures["length"][f"chosen_{word}"]["accuracy"] for word in ("longer", "shorter"))
     if longer is not None and shorter is not None and shorter < 0.5 < longer:
@@ -122,6 +129,11 @@ def warnings(figures: dict[str, Any]) -> list[str]:
             "is shorter"
         )
     return said
+
+
+def chance(pairs: int) -> float:
+    """The accuracy on so many pairs that guessing has with two standard errors of luck."""
+    return 0.5 + 1 / math.sqrt(pairs)
 
 
 def said(figures: dict[str, Any]) -> list[str]:

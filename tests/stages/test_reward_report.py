@@ -71,6 +71,15 @@ def test_chance_is_two_standard_errors(right, warned):
     assert any("chance" in line for line in found) == warned
 
 
+@pytest.mark.parametrize(("right", "warned"), [(60, True), (61, False)])
+def test_a_model_that_does_not_look_at_the_question_is_warned_of(right, warned):
+    swaps = judged([1.0] * right + [-1.0] * (100 - right), [5] * 100, [5] * 100)
+    found = report_of(judged([1.0] * 100, [5] * 100, [5] * 100), swaps=swaps)
+    assert (found["swap_accuracy"], found["swaps"]) == (right / 100, 100)
+    assert bool(found["warnings"]) == warned
+    assert not warned or "blind to the question" in said(found)[-1]
+
+
 def test_right_by_length_alone_is_warned_of_and_said():
     length = [5] * 90 + [3] * 10
     found = report_of(judged([1.0] * 90 + [-1.0] * 10, length, [4] * 100))

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from align import config
+from align.members import learned
 from align.nodes import as_dataclass, call, target_of
-from align.rewarding import MODEL_REWARD, check_reward, check_scoring
+from align.rewarding import check_reward, check_scoring, make_reward, reward_nodes
 
 if TYPE_CHECKING:
     from align.build import Build
@@ -30,7 +31,7 @@ def answering(build: Build) -> dict[str, Any]:
             device=build.device(), dtype=build.dtype(), engine=build.engine, out=out, linear=build.linear,
             tell=report.say,
         )  # fmt: skip
-        return build.reward(judge, inputs, setting, tokenizer, key="preferences.judge")
+        return make_reward(build, judge, inputs, setting, tokenizer, key="preferences.judge")
 
     def make_engine(path: str, tokenizer: Any, longest: int, report: StageReport) -> Any:
         from align.roles.alone import load_policy
@@ -61,6 +62,8 @@ def policies(build: Build) -> list[str]:
 
 
 def learned_judge(build: Build) -> bool:
-    """The judge is a reward model that this run makes."""
-    judge = build.cfg.preferences.get("judge") if "preferences" in build.stages else None
-    return judge is not None and judge._target_ == MODEL_REWARD and judge.path == "auto"
+    """The judge asks a reward model that this run makes."""
+    if "preferences" not in build.stages:
+        return False
+    nodes = [node for _, node in reward_nodes(build.cfg.preferences.judge, "preferences.judge")]
+    return any(learned(node) and node.path == "auto" for node in nodes)

@@ -8,8 +8,9 @@ from omegaconf import DictConfig
 
 from align.checks import absent
 from align.errors import AlignError
+from align.members import learned
 from align.nodes import call, call_or_keep, check_arguments, peft, plain_values, target_of
-from align.rewarding import MODEL_REWARD, check_scoring, reward_nodes
+from align.rewarding import check_scoring, reward_nodes
 from align.stages.ranges import check_batches
 
 if TYPE_CHECKING:
@@ -81,8 +82,7 @@ def check_goes_on(cfg: DictConfig, stages: list[str]) -> None:
 
 def check_sharing(cfg: DictConfig, stages: list[str]) -> None:
     """What keeps a critic or a reward model off the actor's base or trunk, as far as settings alone tell."""
-    asked = asked_to_share(cfg)
-    for word, key, node, instead in asked:
+    for word, key, node, instead in asked_to_share(cfg):
         critic = key == "critic"
         made_here = node.path == "auto" and "rm" in stages
         method = node.peft if critic else cfg.rm.peft if made_here else None
@@ -103,13 +103,6 @@ def check_sharing(cfg: DictConfig, stages: list[str]) -> None:
                 why = why or f"zero@{owner}.zero=stage3 divides the base"
         if why:
             raise AlignError(f"{word}: the two cannot sit on one base: {why}\n  write {instead}")
-    shared = [key for _, key, _, _ in asked if key != "critic"]
-    if len(shared) > 1:
-        first, second, *_ = shared
-        raise AlignError(
-            f"{second}.backbone=shared: the reward model of {first} sits on the actor's base already\n"
-            f"  write {second}.backbone=own"
-        )
 
 
 def asked_to_share(cfg: DictConfig) -> list[tuple[str, str, DictConfig, str]]:
@@ -118,7 +111,7 @@ def asked_to_share(cfg: DictConfig) -> list[tuple[str, str, DictConfig, str]]:
     if not absent(cfg.critic) and cfg.critic.get("backbone") == "adapter":
         asked.append(("critic=adapter", "critic", cfg.critic, "critic=own"))
     for key, node in reward_nodes(cfg.reward):
-        if node.get("backbone") == "shared":
+        if learned(node) and node.backbone == "shared":
             asked.append((f"{key}.backbone=shared", key, node, f"{key}.backbone=own"))
     return asked
 
@@ -180,16 +173,17 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
     from align.rollout.auto import check_context, check_rollout
 
     cfg, folders = build.cfg, {}
-    for key, node in reward_nodes(cfg.reward):
-        if node._target_ == MODEL_REWARD and node.path != "auto":
-            folders[key] = inspect(node.path, f"{key}.path", SCORE)
-            check_fits(folders[key], key)
+    rewards = [(key, path) for key, _ in reward_nodes(cfg.reward) for path in build.reward_paths.get(key, ())]
+    for key, path in rewards:
+        folders.setdefault(key, []).append(inspect(path, f"{key}.path", SCORE))
+        check_fits(folders[key][-1], key)
     for role, kinds in (("actor", (CAUSAL,)), ("critic", (CAUSAL, SCORE)), ("reference", (CAUSAL,))):
         if role in inputs:
             node = cfg[role]
             if node.get("backbone") == "head":
                 continue  # a folder with a value head alone will do
-            folder = folders[role] = look(inputs[role], role, kinds)
+            folder = look(inputs[role], role, kinds)
+            folders[role] = [folder]
             if "adapter" in node:
                 check_adapter(folder, role, peft(node.get("peft"), f"{role}.peft"), node.adapter)
     check_bases(cfg, folders)
@@ -197,8 +191,9 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
     if base is not None:
         model = inspect(base, f"{key}.path", CAUSAL).config()
         policy = load_tokenizer(base, f"{key}.path")
-        for role, stage in (("reward", "rm"), ("critic", "rm"), ("reference", "")):
-            other, other_key = first_start(build, inputs, role, stage)
+        starts = [first_start(build, inputs, *one) for one in (("reward", "rm"), ("critic", "rm"), ("reference", ""))]
+        others = dict(starts) | {path: of_reward for of_reward, path in rewards}
+        for other, other_key in others.items():
             if other is not None and other != base:
                 check_same_tokenizer(load_tokenizer(other, f"{other_key}.path"), policy, f"{other_key}.path")
     elif "pretrain" in build.stages:
@@ -217,28 +212,30 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
     check_servable(method, cfg.rollout.engine, cfg.rollout.fallback)
 
 
-def check_bases(cfg: DictConfig, folders: dict[str, Folder]) -> None:
-    """Who is to sit on the actor's base must stand on it, as far as the folders tell."""
+def check_bases(cfg: DictConfig, folders: dict[str, list[Folder]]) -> None:
+    """Who is to sit on the actor's base must stand on it, as far as the folders of each key tell."""
+    for actor in folders.get("actor", ()):
+        for word, key, _, instead in asked_to_share(cfg):
+            for folder in folders.get(key, ()):
+                if apart := why_folder_apart(cfg, actor, key, folder):
+                    role = "critic" if key == "critic" else "reward model"
+                    raise AlignError(f"{word}: the {role} cannot sit on the actor's base: {apart}\n  write {instead}")
+
+
+def why_folder_apart(cfg: DictConfig, actor: Folder, key: str, folder: Folder) -> str:
+    """Why the critic or the reward model in `folder` cannot sit on the base of the one in `actor` ('' if it can)."""
     from peft import PeftConfig
 
     from align.roles.joining import why_settings_apart
 
-    actor = folders.get("actor")
-    for word, key, _, instead in asked_to_share(cfg) if actor else ():
-        if (folder := folders.get(key)) is None:
-            continue
-        mine, base = peft(cfg.actor.peft, "actor.peft"), actor.base or actor.path
-        if actor.base and cfg.actor.adapter == "new":
-            base = "one that is still to be merged (actor.adapter=new)"
-        if key == "critic":
-            apart = why_settings_apart(mine, base, folder, peft(cfg.critic.peft, "critic.peft"), cfg.critic.adapter)
-        elif folder.base is None:
-            apart = "it is a whole model, no adapter"
-        else:
-            apart = why_settings_apart(mine, base, folder, PeftConfig.from_pretrained(folder.path))
-        if apart:
-            role = "critic" if key == "critic" else "reward model"
-            raise AlignError(f"{word}: the {role} cannot sit on the actor's base: {apart}\n  write {instead}")
+    mine, base = peft(cfg.actor.peft, "actor.peft"), actor.base or actor.path
+    if actor.base and cfg.actor.adapter == "new":
+        base = "one that is still to be merged (actor.adapter=new)"
+    if key == "critic":
+        return why_settings_apart(mine, base, folder, peft(cfg.critic.peft, "critic.peft"), cfg.critic.adapter)
+    if folder.base is None:
+        return "it is a whole model, no adapter"
+    return why_settings_apart(mine, base, folder, PeftConfig.from_pretrained(folder.path))
 
 
 def first_start(build: Build, inputs: dict[str, str], role: str, stage: str) -> tuple[str | None, str]:

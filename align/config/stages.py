@@ -128,6 +128,10 @@ class RM:
     """Pairs an optimizer step."""
     max_length: int = 1024
     """Tokens of prompt and completion; longer pairs are left out, and counted."""
+    members: int = 1
+    """Reward models for reward=ensemble, alike but for their seeds, `seed` and those after it: adapter and head as they
+    start, and the order of rows. One after the other, into rm/member_1, rm/member_2, …; the best on held-out pairs is
+    the stage's result, too."""
     norm_samples: int = 256
     """Samples of the starting policy on which the score's mean and deviation are measured."""
     args: dict[str, Any] = field(default_factory=open_node)

@@ -2,6 +2,7 @@
 
     align stages=[rm] rm.path=FOLDER data@rm.data=preferences rm.data.path=pairs.jsonl
     align stages=[rm] rm.path=FOLDER data@rm.data=rankings rm.data.path=rankings.jsonl rm.loss=plackett_luce
+    align stages=[rm] rm.path=FOLDER data@rm.data=preferences rm.data.path=pairs.jsonl rm.members=3
 
 Pairs with hard labels are trained on by TRL's RewardTrainer, all else as align.stages.graded_trainer has it.
 
@@ -14,6 +15,7 @@ of the policy it starts from go into card.json; the weights stay raw.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +35,41 @@ from align.errors import AlignError
 from align.peft.folder import save_model
 from align.peft.prompts import prompted
 from align.peft.rates import check_loraplus
+from align.peft.routes import changes_the_base
 from align.peft.stateful import planned
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL, SCORE
 from align.roles.loading import look
 from align.roles.modules import ScoreModule, score_by_mask
+from align.roles.score import score_rollout
 from align.roles.start import check_adapter, start
 from align.roles.tokenizer import load_tokenizer, pad_apart_from_eos
 from align.stages.graded_trainer import Plan, encoded, graded_trainer, plan, with_targets
-from align.stages.pairs import compare, judge, score_ids, score_of_samples, swapped
+from align.stages.one_by_one import check_seeds, train_members
+from align.stages.pairs import compare, judge, samples_of, score_ids, swapped
 from align.stages.reward_plot import plot
 from align.stages.reward_report import correlation, report_of, said
 from align.stages.rollouts import as_rows
 from align.stages.trl_bridge import arguments, check_arguments, dataset, dtypes_kept, loraplus, steps_of, train
+from align.types import Rollout
 
 PLOT = "report.png"
 NOT_FINITE = "scores of held-out pairs are not finite: training has diverged"
 NOUNS = {"pairs": "pairs", "plackett_luce": "rankings", "squared_error": "ratings"}
+
+
+@dataclass
+class Lesson:
+    """What a reward model learns from, and how; members of an ensemble have one."""
+
+    inputs: dict[str, str]
+    split: Split
+    rows: list[dict]
+    left_out: dict[str, int]
+    how: Plan
+    tokenizer: PreTrainedTokenizerBase
+    samples: Rollout | None = None
+    """Of the starting policy, on which scores are measured."""
 
 
 @dataclass
@@ -66,7 +86,8 @@ class RM:
 
     def check(self, inputs: dict[str, str]) -> None:
         check_arguments(RewardConfig, self.options.args, "rm")
-        self._arguments(Path("unused"))
+        self._arguments(Path("unused"), self.seed)
+        check_seeds(self.options.members, self.seed)
         check_loraplus(self.options.loraplus_lr_ratio, self.peft, "rm")
         self.data.check("rm")
         if not (isinstance(self.data, Sampled) and self.data.path == AUTO):  # that is still to be written
@@ -76,6 +97,13 @@ class RM:
             load_tokenizer(inputs["path"], "rm.path")
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
+        lesson = self._lesson(inputs, report)
+        if self.options.members == 1:
+            self._train(lesson, self.seed, out, out, report)
+        else:
+            train_members(self.options.members, self.seed, out, report, partial(self._train, lesson))
+
+    def _lesson(self, inputs: dict[str, str], report: StageReport) -> Lesson:
         tokenizer = pad_apart_from_eos(load_tokenizer(inputs["path"], "rm.path"))
         split = located(self.data, inputs).load("rm", self.seed)
         how = plan(split.train, self.options)
@@ -84,12 +112,17 @@ class RM:
             report.say(f"{left_out['too_long']} rows left out: longer than rm.max_length={self.options.max_length}")
         if left_out["alike"]:
             report.say(f"{left_out['alike']} rows left out: answers alike, or one of a pair empty")
-        args = self._arguments(out)
-        torch.manual_seed(self.seed)
+        return Lesson(inputs, split, rows, left_out, how, tokenizer)
+
+    def _train(self, lesson: Lesson, seed: int, out: Path, home: Path, report: StageReport) -> None:
+        """One reward model in `out`; `home` takes a base that is made for it and those like it."""
+        rows, how, tokenizer = lesson.rows, lesson.how, lesson.tokenizer
+        args = self._arguments(out, seed)
+        torch.manual_seed(seed)
+        bases = out if self.peft is not None and changes_the_base(self.peft) else home
         begun = start(
-            inputs["path"], key="rm", head=SCORE, peft=planned(self.peft, steps_of(args, len(rows)), "rm"),
-            adapter=self.options.adapter,
-            out=out, dtype=self.dtype,
+            lesson.inputs["path"], key="rm", head=SCORE, peft=planned(self.peft, steps_of(args, len(rows)), "rm"),
+            adapter=self.options.adapter, out=bases, dtype=self.dtype,
         )  # fmt: skip
         self.linear.apply(begun.model, report.say)
         report.write_card(cpu_linear=self.linear.facts())
@@ -97,21 +130,21 @@ class RM:
         report.say(f"{begun.said}; {len(rows)} {NOUNS[how.kind]}")
         if prompted(begun.model):
             score_by_mask(begun.model)
-        held_out = self._on_the_way(args, split, how, tokenizer)
+        held_out = self._on_the_way(args, lesson.split, how, tokenizer)
         with dtypes_kept(begun.model):
             trainer = self._trainer(begun.model, args, rows, how, tokenizer, held_out)
         train(trainer, report)
         save_model(begun.model, out)
         tokenizer.save_pretrained(out)
         report.write_card(
-            inputs=inputs, start=begun.said, base=begun.base, learning_rate=self.options.learning_rate,
-            left_out=left_out, loss=how.kind, **{NOUNS[how.kind]: len(rows)},
+            inputs=lesson.inputs, start=begun.said, base=begun.base, learning_rate=self.options.learning_rate,
+            left_out=lesson.left_out, loss=how.kind, **{NOUNS[how.kind]: len(rows)},
         )  # fmt: skip
         if how.kind == "squared_error":
             report.write_card(rating={"mean": how.mean, "std": how.std})
         module = ScoreModule(begun.model.eval(), self.dtype == torch.bfloat16).to(self.device)
-        report.write_card(**self.judge(module, split, tokenizer, out, report))
-        self._measure(module, split, tokenizer, inputs["path"], report)
+        report.write_card(**self.judge(module, lesson.split, tokenizer, out, report))
+        self._measure(module, lesson, report)
 
     def _on_the_way(
         self, args: RewardConfig, split: Split, how: Plan, tokenizer: PreTrainedTokenizerBase
@@ -193,25 +226,32 @@ class RM:
         report.say(f"score and rating of {len(fitting)} held-out answers correlate {shown}")
         return {"eval_rating_correlation": found}
 
-    def _measure(
-        self, module: ScoreModule, split: Split, tokenizer: PreTrainedTokenizerBase, path: str, report: StageReport
-    ) -> None:
+    def _measure(self, module: ScoreModule, lesson: Lesson, report: StageReport) -> None:
         """Mean and deviation of the score on samples of the starting policy, into card.json."""
-        asked = [row for row in split.train if "prompt" in row][: 4 * self.options.norm_samples]
-        room = self.options.max_length - self.max_new_tokens
-        rows = [row for row in as_rows(asked, tokenizer) if len(row.ids) <= room][: self.options.norm_samples]
-        if len(rows) < 2 or look(path, "rm", (CAUSAL, SCORE)).kind != CAUSAL:
-            report.say(
-                "score not measured on samples: it needs two pairs with a prompt that leaves room for "
-                "rollout.max_new_tokens within rm.max_length, and a language model to start from"
-            )
+        if lesson.samples is None:
+            lesson.samples = self._samples(lesson, report)
+        if lesson.samples is None:
             return
-        score_B = score_of_samples(
-            module, path, rows, tokenizer, self.max_new_tokens, self.seed, self.device, self.linear
-        )
+        score_B = score_rollout(module, lesson.samples).cpu()
         mean, std = float(score_B.mean()), max(float(score_B.std()), 1e-6)
-        report.say(f"score on {len(score_B)} samples of {Path(path).name}: mean {mean:.2f}, deviation {std:.2f}")
+        name = Path(lesson.inputs["path"]).name
+        report.say(f"score on {len(score_B)} samples of {name}: mean {mean:.2f}, deviation {std:.2f}")
         report.write_card(score={"mean": mean, "std": std, "samples": len(score_B)})
 
-    def _arguments(self, out: Path) -> RewardConfig:
-        return arguments(RewardConfig, "rm", self.options, out, self.seed, self.device, self.dtype == torch.bfloat16)
+    def _samples(self, lesson: Lesson, report: StageReport) -> Rollout | None:
+        """What the starting policy writes; None where it cannot."""
+        asked = [row for row in lesson.split.train if "prompt" in row][: 4 * self.options.norm_samples]
+        room = self.options.max_length - self.max_new_tokens
+        rows = [row for row in as_rows(asked, lesson.tokenizer) if len(row.ids) <= room][: self.options.norm_samples]
+        if len(rows) >= 2 and look(lesson.inputs["path"], "rm", (CAUSAL, SCORE)).kind == CAUSAL:
+            return samples_of(
+                lesson.inputs["path"], rows, lesson.tokenizer, self.max_new_tokens, self.seed, self.device, self.linear
+            )
+        report.say(
+            "score not measured on samples: it needs two pairs with a prompt that leaves room for "
+            "rollout.max_new_tokens within rm.max_length, and a language model to start from"
+        )
+        return None
+
+    def _arguments(self, out: Path, seed: int) -> RewardConfig:
+        return arguments(RewardConfig, "rm", self.options, out, seed, self.device, self.dtype == torch.bfloat16)

@@ -28,7 +28,7 @@ from trl import RewardConfig, RewardTrainer
 from align import config
 from align.data.encode import answer_ids, fitting_pairs
 from align.data.graded import as_pairs
-from align.data.sampled import AUTO, Sampled, located
+from align.data.sampled import located, unwritten
 from align.data.source import GROUP, Source, Split
 from align.engine.cpu_linear import CpuLinear
 from align.errors import AlignError
@@ -90,7 +90,7 @@ class RM:
         check_seeds(self.options.members, self.seed)
         check_loraplus(self.options.loraplus_lr_ratio, self.peft, "rm")
         self.data.check("rm")
-        if not (isinstance(self.data, Sampled) and self.data.path == AUTO):  # that is still to be written
+        if not unwritten(self.data):
             plan(self.data.load("rm", self.seed).train, self.options)
         if "path" in inputs:
             check_adapter(look(inputs["path"], "rm", (CAUSAL, SCORE)), "rm", self.peft, self.options.adapter)

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from align import config
 from align.members import learned
 from align.nodes import as_dataclass, call, target_of
+from align.preflight import check_named
 from align.rewarding import check_reward, check_scoring, make_reward, reward_nodes
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ def answering(build: Build) -> dict[str, Any]:
     """Arguments of the stage beside its options, seed and device."""
     cfg = build.cfg
     judge = cfg.preferences.judge
+
+    def check_judge() -> None:
+        check_scoring(judge, "preferences.judge", cfg.preferences.data, "preferences", cfg.seed)
+        check_named(build, judge, "preferences.judge")
 
     def make_judge(inputs: dict[str, str], out: Path, report: StageReport, tokenizer: Any) -> Any:
         from align.rewards.parts import check_reachable
@@ -46,7 +51,7 @@ def answering(build: Build) -> dict[str, Any]:
     return {
         "data": call(cfg.preferences.data, "preferences.data"),
         "sampling": (cfg.rollout.temperature, cfg.rollout.max_new_tokens),
-        "check_judge": lambda: check_scoring(judge, "preferences.judge", cfg.preferences.data, "preferences", cfg.seed),
+        "check_judge": check_judge,
         "make_judge": make_judge,
         "make_engine": make_engine,
     }

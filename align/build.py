@@ -89,7 +89,7 @@ class Build:
     def reward_paths(self) -> dict[str, list[str]]:
         """Folders of the reward models that are named, by the reward's key."""
         nodes = [pair for key, node in self._rewards().items() for pair in reward_nodes(node, key) if learned(pair[1])]
-        return {key: [_real(path) for path in model_paths(node, key)] for key, node in nodes if node.path != "auto"}
+        return {key: [_real(path) for path in model_paths(node)] for key, node in nodes if node.path != "auto"}
 
     @cached_property
     def tracker(self) -> Any:

@@ -26,18 +26,13 @@ def learned(node: DictConfig) -> bool:
     return node._target_ == MODEL_REWARD or (node._target_ == ENSEMBLE and not node.get("terms"))
 
 
-def model_paths(node: DictConfig, key: str, made: str | None = None) -> list[str]:
-    """Folders of the reward models of a `learned` node; `made` is what `path=auto` stands for."""
+def model_paths(node: DictConfig, made: str | None = None) -> list[str]:
+    """Folders of the reward models of a `learned` node, one at least; `made` is what `path=auto` stands for."""
     path = made if node.path == "auto" else node.path
     if node._target_ == MODEL_REWARD:
         return [str(path)]
     found = [str(one) for one in path] if OmegaConf.is_list(path) else members_at(str(path))
-    if len(found) < 2:
-        raise AlignError(
-            f"{key}.path={path}: an ensemble is of two reward models or more, and there {_are(len(found))}\n"
-            f"  write {key}.path=[FOLDER,FOLDER], or the folder of a stage that was run with rm.members=3"
-        )
-    return found
+    return found or [str(path)]
 
 
 def members_at(path: str) -> list[str]:
@@ -47,8 +42,13 @@ def members_at(path: str) -> list[str]:
     return [str(one) for one in inside] or sorted(glob.glob(str(place)))
 
 
-def _are(count: int) -> str:
-    return "is 1" if count == 1 else f"are {count or 'none'}"
+def check_several(node: DictConfig, key: str, paths: list[str]) -> None:
+    """An ensemble has several reward models."""
+    if node._target_ == ENSEMBLE and len(paths) < 2:
+        raise AlignError(
+            f"{key}.path={node.path}: an ensemble is of two reward models or more, and there is one at most\n"
+            f"  write {key}.path=[FOLDER,FOLDER], or the folder of a stage that was run with rm.members=3"
+        )
 
 
 def models_as_one(node: DictConfig, key: str, models: list[Any]) -> Any:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from align.checks import absent
 from align.errors import AlignError
-from align.members import learned
+from align.members import check_several, learned
 from align.nodes import call, call_or_keep, check_arguments, peft, plain_values, target_of
 from align.rewarding import check_scoring, reward_nodes
 from align.stages.ranges import check_batches
@@ -169,14 +169,12 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
     from align.roles.loading import look
     from align.roles.start import check_adapter
     from align.roles.tokenizer import load_tokenizer
-    from align.roles.trial import check_fits
     from align.rollout.auto import check_context, check_rollout
 
     cfg, folders = build.cfg, {}
-    rewards = [(key, path) for key, _ in reward_nodes(cfg.reward) for path in build.reward_paths.get(key, ())]
-    for key, path in rewards:
-        folders.setdefault(key, []).append(inspect(path, f"{key}.path", SCORE))
-        check_fits(folders[key][-1], key)
+    rewards = check_named(build, cfg.reward, "reward")
+    for of_reward, folder in rewards:
+        folders.setdefault(of_reward, []).append(folder)
     for role, kinds in (("actor", (CAUSAL,)), ("critic", (CAUSAL, SCORE)), ("reference", (CAUSAL,))):
         if role in inputs:
             node = cfg[role]
@@ -192,7 +190,7 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
         model = inspect(base, f"{key}.path", CAUSAL).config()
         policy = load_tokenizer(base, f"{key}.path")
         starts = [first_start(build, inputs, *one) for one in (("reward", "rm"), ("critic", "rm"), ("reference", ""))]
-        others = dict(starts) | {path: of_reward for of_reward, path in rewards}
+        others = dict(starts) | {folder.path: of_reward for of_reward, folder in rewards}
         for other, other_key in others.items():
             if other is not None and other != base:
                 check_same_tokenizer(load_tokenizer(other, f"{other_key}.path"), policy, f"{other_key}.path")
@@ -210,6 +208,22 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
     target_of(cfg.rollout, "rollout")
     check_rollout(cfg.rollout.engine, model, build.device().type == "cpu")
     check_servable(method, cfg.rollout.engine, cfg.rollout.fallback)
+
+
+def check_named(build: Build, node: DictConfig, key: str) -> list[tuple[str, Folder]]:
+    """The reward models that a reward and those inside it name, by the reward's key; each is one, and fits its base."""
+    from align.roles.folder import SCORE, inspect
+    from align.roles.trial import check_fits
+
+    found = []
+    for name, one in reward_nodes(node, key):
+        paths = build.reward_paths.get(name)
+        for path in paths or ():
+            found.append((name, inspect(path, f"{name}.path", SCORE)))
+            check_fits(found[-1][1], name)
+        if paths:
+            check_several(one, name, paths)
+    return found
 
 
 def check_bases(cfg: DictConfig, folders: dict[str, list[Folder]]) -> None:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from align.checks import check_choice
 from align.config.choices import REWARD_BACKBONES
 from align.errors import AlignError
-from align.members import ENSEMBLE, MODEL_REWARD, learned, model_paths, models_as_one, without_models
+from align.members import ENSEMBLE, MODEL_REWARD, check_several, learned, model_paths, models_as_one, without_models
 from align.nodes import call, check_given, locate, refusal, target_of
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ def make_reward(
         bench = benches.setdefault(home if home.endswith(".terms") else key, Bench(setting))
         zero = build.zero(node.zero, f"{key}.zero", trained=False) if "zero" in node else None
         one = target_of(node, key) if node._target_ == MODEL_REWARD else locate(MODEL_REWARD)
-        paths = build.reward_paths.get(key) or model_paths(node, key, inputs.get("reward"))
+        paths = build.reward_paths.get(key) or model_paths(node, inputs["reward"])
+        check_several(node, key, paths)
         models = [one(p, setting, tokenizer, node.normalize, zero, node.backbone, seats, bench) for p in paths]
         return models_as_one(node, key, models)
 

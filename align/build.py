@@ -42,7 +42,7 @@ class Build:
         self.cfg = cfg
         self.stages = check(cfg)
         for key, node in self._rewards().items():
-            if "rm" in self.stages:
+            if "rm" in self.stages and (key != "reward" or "ppo" in self.stages):
                 check_members(node, key, cfg.rm.members)
         self.real = {path: _real(path) for path in self._paths()}
 
@@ -56,14 +56,14 @@ class Build:
         models = {key: self.reward_paths.get(key, ["auto"]) for key, node in reward_nodes(cfg.reward) if learned(node)}
         reward = next((key for key, found in models.items() if found == ["auto"]), next(iter(models), "reward"))
         paths["reward"] = models[reward][0] if models else "auto"
-        named = {path for found in models.values() for path in found} - {"auto", paths["reward"]}
+        named = dict.fromkeys(path for found in models.values() for path in found)
         return Sources(
             model=cfg.model,
             paths=paths,
             needs_critic=not absent(cfg.critic),
             learned_reward=bool(models),
             reward_key=f"{reward}.path",
-            further_rewards=sorted(named),
+            further_rewards=[path for path in named if path not in ("auto", paths["reward"])],
             sampled=tuple(stage for stage in self.stages if sampled(cfg[stage])),
             policies=policies(self),
             learned_judge=learned_judge(self),
@@ -81,9 +81,9 @@ class Build:
         return {str(path) for path in (cfg.model, *named, *(node.get("path") for node in nodes)) if path}
 
     def _rewards(self) -> dict[str, DictConfig]:
-        """The reward of ppo and the judge of preferences, as far as these are run, by key."""
-        found = {"reward": self.cfg.reward} if {"ppo", "evaluate"} & set(self.stages) else {}
-        return found | ({"preferences.judge": self.cfg.preferences.judge} if "preferences" in self.stages else {})
+        """The reward, and the judge of preferences where these are sampled, by key."""
+        judge = {"preferences.judge": self.cfg.preferences.judge} if "preferences" in self.stages else {}
+        return {"reward": self.cfg.reward, **judge}
 
     @cached_property
     def reward_paths(self) -> dict[str, list[str]]:

@@ -43,8 +43,9 @@ def train_members(
             own.close()
         told[name] = own.card
     best = max(told, key=lambda name: told[name].get("eval_accuracy", 0.0))
-    shutil.copytree(out / best, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("trainer"))
+    shutil.copytree(out / best, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("trainer", "rest"))
     report.say(f"{best} is the best and the stage's result, in {out}; all {members} lie beside it")
     kept = ("seed", *FIGURES)
     figures = [{"name": name, **{key: card[key] for key in kept if key in card}} for name, card in told.items()]
-    report.write_card(**{**told[best], "stage": report.name, "members": figures, "best": best})
+    facts = {key: value for key, value in told[best].items() if key not in ("stage", "seed")}
+    report.write_card(members=figures, best=best, **facts)

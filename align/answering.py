@@ -1,5 +1,5 @@
-"""What the stage `preferences` is given: the rollout engine of a policy that does not train, and a judge; what a
-watch over PPO is given: a judge."""
+"""What the stage `preferences` is given: the rollout engine of a policy that does not train, and a judge; what rm and
+a watch over PPO are given: a judge."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from align import config
 from align.checks import absent
+from align.members import learned
 from align.nodes import as_dataclass, call, plain_values, target_of
-from align.rewarding import MODEL_REWARD, check_reward, check_scoring
+from align.preflight import check_named
+from align.rewarding import check_reward, check_scoring, make_reward, reward_nodes
 
 if TYPE_CHECKING:
     from align.build import Build
@@ -23,6 +25,10 @@ def answering(build: Build) -> dict[str, Any]:
     """Arguments of the stage beside its options, seed and device."""
     cfg, key = build.cfg, "preferences.judge"
     judge = cfg.preferences.judge
+
+    def check_judge() -> None:
+        check_scoring(judge, key, cfg.preferences.data, "preferences", cfg.seed)
+        check_named(build, judge, key)
 
     def make_engine(path: str, tokenizer: Any, longest: int, report: StageReport) -> Any:
         from align.roles.alone import load_policy
@@ -37,7 +43,7 @@ def answering(build: Build) -> dict[str, Any]:
     return {
         "data": call(cfg.preferences.data, "preferences.data"),
         "sampling": (cfg.rollout.temperature, cfg.rollout.max_new_tokens),
-        "check_judge": lambda: check_scoring(judge, key, cfg.preferences.data, "preferences", cfg.seed),
+        "check_judge": check_judge,
         "make_judge": judge_maker(build, judge, key),
         "make_engine": make_engine,
     }
@@ -55,9 +61,23 @@ def judge_maker(build: Build, judge: DictConfig, key: str) -> Callable[..., Any]
             device=build.device(), dtype=build.dtype(), engine=build.engine, out=out, linear=build.linear,
             tell=report.say,
         )  # fmt: skip
-        return build.reward(judge, inputs, setting, tokenizer, key=key)
+        return make_reward(build, judge, inputs, setting, tokenizer, key=key)
 
     return make_judge
+
+
+def comparing(build: Build) -> dict[str, Any]:
+    """Arguments of the stage rm for the judge of its samples; none without one."""
+    key, cfg = "rm.judge", build.cfg
+    judge = cfg.rm.judge
+    if judge is None:
+        return {}
+
+    def check_judge() -> None:
+        check_scoring(judge, key, cfg.rm.data, "rm", cfg.seed)
+        check_named(build, judge, key)
+
+    return {"check_judge": check_judge, "make_judge": judge_maker(build, judge, key)}
 
 
 def watching(build: Build) -> dict[str, Any]:
@@ -79,6 +99,8 @@ def policies(build: Build) -> list[str]:
 
 
 def learned_judge(build: Build) -> bool:
-    """The judge is a reward model that this run makes."""
-    judge = build.cfg.preferences.get("judge") if "preferences" in build.stages else None
-    return judge is not None and judge._target_ == MODEL_REWARD and judge.path == "auto"
+    """The judge asks a reward model that this run makes."""
+    if "preferences" not in build.stages:
+        return False
+    nodes = [node for _, node in reward_nodes(build.cfg.preferences.judge, "preferences.judge")]
+    return any(learned(node) and node.path == "auto" for node in nodes)

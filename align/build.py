@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from align import config
-from align.answering import answering, learned_judge, policies, watching
+from align.answering import answering, comparing, learned_judge, policies, watching
 from align.checks import absent, check, judged, sampled
 from align.errors import AlignError
+from align.members import learned, model_paths
 from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, sources, target_of
 from align.preflight import check_roles, optimizer_steps
-from align.rewarding import MODEL_REWARD, check_reward, compose_reward, reward_nodes
+from align.rewarding import check_members, check_reward, compose_reward, make_reward, reward_nodes
 from align.stages.lineage import measured_linear
 from align.stages.pipeline import Sources
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import torch
 
     from align.report.report import StageReport
-    from align.roles.seating import Seating, Setting
     from align.stages.ppo import PPO
 
 STAGES = {
@@ -41,9 +41,10 @@ class Build:
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
         self.stages = check(cfg)
-        self.real = {
-            path: str(Path(path).expanduser().resolve()) for path in self._paths() if Path(path).expanduser().exists()
-        }
+        for key, node in self._rewards().items():
+            if "rm" in self.stages and (key != "reward" or "ppo" in self.stages):
+                check_members(node, key, cfg.rm.members)
+        self.real = {path: _real(path) for path in self._paths()}
 
     # -- what the pipeline needs to know ------------------------------------------------------
 
@@ -52,15 +53,17 @@ class Build:
         paths = {name: cfg[name].path for name in ("sft", "rm", "actor", "reference")}
         paths["best_of"] = cfg.best_of.path if "best_of" in self.stages else "auto"
         paths["critic"] = "auto" if absent(cfg.critic) else cfg.critic.path
-        learned = {key: node for key, node in reward_nodes(cfg.reward) if node._target_ == MODEL_REWARD}
-        reward = next((key for key, node in learned.items() if node.path == "auto"), next(iter(learned), "reward"))
-        paths["reward"] = learned[reward].path if learned else "auto"
+        models = {key: self.reward_paths.get(key, ["auto"]) for key, node in reward_nodes(cfg.reward) if learned(node)}
+        reward = next((key for key, found in models.items() if found == ["auto"]), next(iter(models), "reward"))
+        paths["reward"] = models[reward][0] if models else "auto"
+        named = dict.fromkeys(path for found in models.values() for path in found)
         return Sources(
             model=cfg.model,
             paths=paths,
             needs_critic=not absent(cfg.critic),
-            learned_reward=bool(learned),
+            learned_reward=bool(models),
             reward_key=f"{reward}.path",
+            further_rewards=[path for path in named if path not in ("auto", paths["reward"])],
             sampled=tuple(stage for stage in self.stages if sampled(cfg[stage])),
             policies=policies(self),
             learned_judge=learned_judge(self),
@@ -73,10 +76,23 @@ class Build:
         """Every path of a model that the configuration names."""
         cfg = self.cfg
         nodes = [cfg.sft, cfg.rm, cfg.best_of, cfg.actor, cfg.critic, cfg.reference]
-        nodes += [node for _, node in reward_nodes(cfg.reward)]
         named = cfg.preferences.get("policies")
         named = named if OmegaConf.is_list(named) else [named]
         return {str(path) for path in (cfg.model, *named, *(node.get("path") for node in nodes)) if path}
+
+    def _rewards(self) -> dict[str, DictConfig]:
+        """The reward, and the judges that are asked, by key."""
+        judges = (("preferences", self.cfg.preferences), ("rm", self.cfg.rm), ("ppo", self.cfg.watch))
+        asked = [
+            ("watch" if name == "ppo" else name, node.get("judge")) for name, node in judges if name in self.stages
+        ]
+        return {"reward": self.cfg.reward, **{f"{name}.judge": node for name, node in asked if node is not None}}
+
+    @cached_property
+    def reward_paths(self) -> dict[str, list[str]]:
+        """Folders of the reward models that are named, by the reward's key."""
+        nodes = [pair for key, node in self._rewards().items() for pair in reward_nodes(node, key) if learned(pair[1])]
+        return {key: [_real(path) for path in model_paths(node)] for key, node in nodes if node.path != "auto"}
 
     @cached_property
     def tracker(self) -> Any:
@@ -151,7 +167,7 @@ class Build:
             data = (call if name == "rm" else sources)(node.data, f"{name}.data")
             extra = {"data": data, "peft": method, "dtype": self.dtype()}
             if name == "rm":
-                extra["max_new_tokens"] = cfg.rollout.max_new_tokens
+                extra |= {"max_new_tokens": cfg.rollout.max_new_tokens, **comparing(self)}
         elif name in ("dpo", "kto"):
             extra = {"data": call(node.data, f"{name}.data"), **self.direct(options)}
         elif name == "ppo":
@@ -219,7 +235,7 @@ class Build:
         self.role("reference", inputs).seat(seats)
         if not absent(cfg.critic):
             self.role("critic", inputs).seat(seats)
-        reward = self.reward(cfg.reward, inputs, setting, tokenizer, seats)
+        reward = make_reward(self, cfg.reward, inputs, setting, tokenizer, seats)
         report.write_card(cpu_linear=self.linear.facts(), start=said)
         roles = seats.roles(cfg.ppo.micro_batch_size, cfg.ppo.micro_batch_tokens)
         sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens, stop_ids(inputs["actor"], tokenizer))
@@ -245,27 +261,11 @@ class Build:
             values["learning_rate"] = rate(values["learning_rate"], given["peft"], ppo=True)
         return target_of(node, name)(**{**values, **given})
 
-    def reward(
-        self, node: DictConfig, inputs: dict[str, str], setting: Setting | None, tokenizer: Any,
-        seats: Seating | None = None, key: str = "reward",
-    ) -> Any:  # fmt: skip
-        """A reward with all those inside it; a learned model with what it needs to load."""
-
-        def make(node: DictConfig, key: str) -> Any:
-            if node._target_ != MODEL_REWARD:
-                return call(node, key)
-            path = inputs["reward"] if node.path == "auto" else self.real.get(node.path, node.path)
-            zero = self.zero(node.zero, f"{key}.zero", trained=False) if "zero" in node else None
-            return target_of(node, key)(path, setting, tokenizer, node.normalize, zero, node.backbone, seats)
-
-        return compose_reward(node, key, make)
-
     def function_reward(self) -> Any:
-        """The run's reward, if it is a function or a sum of functions; None if a model has a part in it."""
-        nodes = [node for _, node in reward_nodes(self.cfg.reward)]
-        if any(node._target_ == MODEL_REWARD for node in nodes):
+        """The run's reward, if it is a function or made of functions; None if a model has a part in it."""
+        if any(learned(node) for _, node in reward_nodes(self.cfg.reward)):
             return None
-        return self.reward(self.cfg.reward, {}, None, None)
+        return compose_reward(self.cfg.reward, "reward", call)
 
     def zero(self, node: DictConfig | None, key: str, trained: bool = True) -> config.Zero | None:
         """A role's ZeRO settings; checks that DeepSpeed is there, and the stage one that the role can have."""
@@ -291,3 +291,8 @@ class Build:
         from align.engine.deepspeed import DeepSpeedEngine
 
         return DeepSpeedEngine(module, learning_rate, max_grad_norm, zero)
+
+
+def _real(path: str) -> str:
+    """Where a path lies now, since `runs/NAME/latest` will be another place; a hub name as it is."""
+    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else path

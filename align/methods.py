@@ -75,8 +75,8 @@ def one_base(config: PeftConfig) -> str:
     if changes_the_base(config):
         return "actor and reference, in one pass; the critic brings its own"
     if routes_rows(config):
-        return "actor, critic, reference and reward model, in one pass"
-    return "actor, critic, reference and reward model, a pass each"
+        return "actor, critic, reference and any reward models, in one pass"
+    return "actor, critic, reference and any reward models, a pass each"
 
 
 def count(config: PeftConfig, shape: PreTrainedConfig) -> tuple[int, int]:

@@ -8,8 +8,9 @@ from omegaconf import DictConfig
 
 from align.checks import absent
 from align.errors import AlignError
+from align.members import check_several, learned
 from align.nodes import call, call_or_keep, check_arguments, peft, plain_values, refusal, target_of
-from align.rewarding import MODEL_REWARD, check_reward, check_scoring, reward_nodes
+from align.rewarding import check_reward, check_scoring, reward_nodes
 from align.stages.ranges import check_batches
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def check_roles(build: Build, inputs: dict[str, str]) -> None:
     cfg = build.cfg
     check_advantage(build)
     check_scoring(cfg.reward, "reward", cfg.ppo.data, "ppo", cfg.seed)
-    check_watch(cfg)
+    check_watch(build)
     for key, node in [(name, cfg[name]) for name in ROLES] + list(reward_nodes(cfg.reward)):
         if not absent(node) and "zero" in node:
             build.zero(node.zero, f"{key}.zero", trained=key in ("actor", "critic"))
@@ -44,28 +45,26 @@ def optimizer_steps(ppo: DictConfig) -> int:
     return ppo.steps * ppo.epochs * ppo.minibatches
 
 
-def check_watch(cfg: DictConfig) -> None:
+def check_watch(build: Build) -> None:
     """The judge that looks on is one that can be, is not the reward, and is asked."""
+    cfg, key = build.cfg, "watch.judge"
     if absent(cfg.watch):
         return
-    judge, learned = (
-        cfg.watch.judge,
-        {node.path for _, node in reward_nodes(cfg.reward) if node._target_ == MODEL_REWARD},
-    )
-    for key, node in reward_nodes(judge, "watch.judge"):
-        if node._target_ == MODEL_REWARD and node.path in {"auto", *learned}:
+    watched = {path for name, _ in reward_nodes(cfg.reward) for path in build.reward_paths.get(name, ())}
+    for name, node in reward_nodes(cfg.watch.judge, key):
+        if learned(node) and (node.path == "auto" or watched & set(build.reward_paths[name])):
             raise AlignError(
-                f"{key}.path={node.path} is the reward that is to be watched\n  write {key}.path=FOLDER of another "
+                f"{name}.path={node.path} is the reward that is to be watched\n  write {name}.path=FOLDER of another "
                 "reward model, or reward@watch.judge=fn watch.judge.fn=my_rules.true_score"
             )
-    check_scoring(judge, "watch.judge", cfg.ppo.data, "ppo", cfg.seed)
-    settings = plain_values(cfg.watch)
+    check_scoring(cfg.watch.judge, key, cfg.ppo.data, "ppo", cfg.seed)
     try:
-        target_of(cfg.watch, "watch")(check_reward(judge, "watch.judge"), **settings)
+        target_of(cfg.watch, "watch")(check_reward(cfg.watch.judge, key), **plain_values(cfg.watch))
     except (TypeError, ValueError) as error:
         raise refusal(cfg.watch, error, "watch") from error
     if not cfg.ppo.eval_every:
         raise AlignError("watch looks at what ppo.eval_every samples, and it is 0\n  write ppo.eval_every=8")
+    check_named(build, cfg.watch.judge, key)
 
 
 def check_method(cfg: DictConfig, role: str) -> None:
@@ -106,8 +105,7 @@ def check_goes_on(cfg: DictConfig, stages: list[str]) -> None:
 
 def check_sharing(cfg: DictConfig, stages: list[str]) -> None:
     """What keeps a critic or a reward model off the actor's base or trunk, as far as settings alone tell."""
-    asked = asked_to_share(cfg)
-    for word, key, node, instead in asked:
+    for word, key, node, instead in asked_to_share(cfg):
         critic = key == "critic"
         made_here = node.path == "auto" and "rm" in stages
         method = node.peft if critic else cfg.rm.peft if made_here else None
@@ -128,13 +126,6 @@ def check_sharing(cfg: DictConfig, stages: list[str]) -> None:
                 why = why or f"zero@{owner}.zero=stage3 divides the base"
         if why:
             raise AlignError(f"{word}: the two cannot sit on one base: {why}\n  write {instead}")
-    shared = [key for _, key, _, _ in asked if key != "critic"]
-    if len(shared) > 1:
-        first, second, *_ = shared
-        raise AlignError(
-            f"{second}.backbone=shared: the reward model of {first} sits on the actor's base already\n"
-            f"  write {second}.backbone=own"
-        )
 
 
 def asked_to_share(cfg: DictConfig) -> list[tuple[str, str, DictConfig, str]]:
@@ -143,7 +134,7 @@ def asked_to_share(cfg: DictConfig) -> list[tuple[str, str, DictConfig, str]]:
     if not absent(cfg.critic) and cfg.critic.get("backbone") == "adapter":
         asked.append(("critic=adapter", "critic", cfg.critic, "critic=own"))
     for key, node in reward_nodes(cfg.reward):
-        if node.get("backbone") == "shared":
+        if learned(node) and node.backbone == "shared":
             asked.append((f"{key}.backbone=shared", key, node, f"{key}.backbone=own"))
     return asked
 
@@ -201,21 +192,19 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
     from align.roles.loading import look
     from align.roles.start import check_adapter
     from align.roles.tokenizer import load_tokenizer
-    from align.roles.trial import check_fits
     from align.rollout.auto import check_context, check_rollout
 
     cfg, folders = build.cfg, {}
-    watched = [] if absent(cfg.watch) else list(reward_nodes(cfg.watch.judge, "watch.judge"))
-    for key, node in [*reward_nodes(cfg.reward), *watched]:
-        if node._target_ == MODEL_REWARD and node.path != "auto":
-            folders[key] = inspect(node.path, f"{key}.path", SCORE)
-            check_fits(folders[key], key)
+    rewards = check_named(build, cfg.reward, "reward")
+    for of_reward, folder in rewards:
+        folders.setdefault(of_reward, []).append(folder)
     for role, kinds in (("actor", (CAUSAL,)), ("critic", (CAUSAL, SCORE)), ("reference", (CAUSAL,))):
         if role in inputs:
             node = cfg[role]
             if node.get("backbone") == "head":
                 continue  # a folder with a value head alone will do
-            folder = folders[role] = look(inputs[role], role, kinds)
+            folder = look(inputs[role], role, kinds)
+            folders[role] = [folder]
             if "adapter" in node:
                 check_adapter(folder, role, peft(node.get("peft"), f"{role}.peft"), node.adapter)
     check_bases(cfg, folders)
@@ -223,8 +212,9 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
     if base is not None:
         model = inspect(base, f"{key}.path", CAUSAL).config()
         policy = load_tokenizer(base, f"{key}.path")
-        for role, stage in (("reward", "rm"), ("critic", "rm"), ("reference", "")):
-            other, other_key = first_start(build, inputs, role, stage)
+        starts = [first_start(build, inputs, *one) for one in (("reward", "rm"), ("critic", "rm"), ("reference", ""))]
+        others = dict(starts) | {folder.path: of_reward for of_reward, folder in rewards}
+        for other, other_key in others.items():
             if other is not None and other != base:
                 check_same_tokenizer(load_tokenizer(other, f"{other_key}.path"), policy, f"{other_key}.path")
     elif "pretrain" in build.stages:
@@ -243,28 +233,46 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
     check_servable(method, cfg.rollout.engine, cfg.rollout.fallback)
 
 
-def check_bases(cfg: DictConfig, folders: dict[str, Folder]) -> None:
-    """Who is to sit on the actor's base must stand on it, as far as the folders tell."""
+def check_named(build: Build, node: DictConfig, key: str) -> list[tuple[str, Folder]]:
+    """The reward models that a reward and those inside it name, by the reward's key; each is one, and fits its base."""
+    from align.roles.folder import SCORE, inspect
+    from align.roles.trial import check_fits
+
+    found = []
+    for name, one in reward_nodes(node, key):
+        paths = build.reward_paths.get(name)
+        for path in paths or ():
+            found.append((name, inspect(path, f"{name}.path", SCORE)))
+            check_fits(found[-1][1], name)
+        if paths:
+            check_several(one, name, paths)
+    return found
+
+
+def check_bases(cfg: DictConfig, folders: dict[str, list[Folder]]) -> None:
+    """Who is to sit on the actor's base must stand on it, as far as the folders of each key tell."""
+    for actor in folders.get("actor", ()):
+        for word, key, _, instead in asked_to_share(cfg):
+            for folder in folders.get(key, ()):
+                if apart := why_folder_apart(cfg, actor, key, folder):
+                    role = "critic" if key == "critic" else "reward model"
+                    raise AlignError(f"{word}: the {role} cannot sit on the actor's base: {apart}\n  write {instead}")
+
+
+def why_folder_apart(cfg: DictConfig, actor: Folder, key: str, folder: Folder) -> str:
+    """Why the critic or the reward model in `folder` cannot sit on the base of the one in `actor` ('' if it can)."""
     from peft import PeftConfig
 
     from align.roles.joining import why_settings_apart
 
-    actor = folders.get("actor")
-    for word, key, _, instead in asked_to_share(cfg) if actor else ():
-        if (folder := folders.get(key)) is None:
-            continue
-        mine, base = peft(cfg.actor.peft, "actor.peft"), actor.base or actor.path
-        if actor.base and cfg.actor.adapter == "new":
-            base = "one that is still to be merged (actor.adapter=new)"
-        if key == "critic":
-            apart = why_settings_apart(mine, base, folder, peft(cfg.critic.peft, "critic.peft"), cfg.critic.adapter)
-        elif folder.base is None:
-            apart = "it is a whole model, no adapter"
-        else:
-            apart = why_settings_apart(mine, base, folder, PeftConfig.from_pretrained(folder.path))
-        if apart:
-            role = "critic" if key == "critic" else "reward model"
-            raise AlignError(f"{word}: the {role} cannot sit on the actor's base: {apart}\n  write {instead}")
+    mine, base = peft(cfg.actor.peft, "actor.peft"), actor.base or actor.path
+    if actor.base and cfg.actor.adapter == "new":
+        base = "one that is still to be merged (actor.adapter=new)"
+    if key == "critic":
+        return why_settings_apart(mine, base, folder, peft(cfg.critic.peft, "critic.peft"), cfg.critic.adapter)
+    if folder.base is None:
+        return "it is a whole model, no adapter"
+    return why_settings_apart(mine, base, folder, PeftConfig.from_pretrained(folder.path))
 
 
 def first_start(build: Build, inputs: dict[str, str], role: str, stage: str) -> tuple[str | None, str]:

@@ -1,19 +1,22 @@
-"""Rewards from nodes of a configuration, with those inside them: looked at, and made without their models."""
+"""Rewards from nodes of a configuration, with those inside them: looked at, and made, with their models or without."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
-from align import config
 from align.checks import check_choice
 from align.config.choices import REWARD_BACKBONES
 from align.errors import AlignError
-from align.nodes import call, check_given, refusal, target_of
+from align.members import ENSEMBLE, MODEL_REWARD, check_several, learned, model_paths, models_as_one, without_models
+from align.nodes import call, check_given, locate, refusal, target_of
 
-MODEL_REWARD = config.RewardModel._target_
+if TYPE_CHECKING:
+    from align.build import Build
+    from align.roles.seating import Seating, Setting
+
 REWARDS_BY_NAME, REWARDS_ALONE = ("terms", "cases"), ("score", "condition")
 """Where a reward holds others, or one."""
 
@@ -51,6 +54,7 @@ def compose_reward(node: DictConfig, key: str, make: Callable[[DictConfig, str],
     inner = {name: compose_reward(part, f"{key}.{name}", make) for name, part in inner_rewards(node, key).items()}
     if not inner:
         return make(node, key)
+    node = without_models(node, key)
     arguments = OmegaConf.to_container(node, resolve=True)
     del arguments["_target_"]
     check_given(node, list(arguments), key)
@@ -80,10 +84,10 @@ def check_reward(node: DictConfig, key: str) -> Any:
     """The reward without its models: functions are imported, terms, weights and words are matched."""
 
     def make(node: DictConfig, key: str) -> Any:
-        if node._target_ != MODEL_REWARD:
+        if not learned(node):
             return call(node, key)
         check_choice(f"{key}.backbone", node.backbone, REWARD_BACKBONES)
-        return Unloaded()
+        return models_as_one(node, key, [Unloaded(), Unloaded()])
 
     return compose_reward(node, key, make)
 
@@ -97,3 +101,40 @@ def check_scoring(node: DictConfig, key: str, data: DictConfig, purpose: str, se
     if reads_rows(reward):
         split = call(data, f"{purpose}.data").load(purpose, seed)
         check_rows(reward, [*split.train, *split.eval, *split.test], key)
+
+
+def check_members(node: DictConfig, key: str, members: int) -> None:
+    """An ensemble of this run's reward models finds several of them."""
+    for where, one in reward_nodes(node, key):
+        if one._target_ == ENSEMBLE and learned(one) and one.path == "auto" and members < 2:
+            raise AlignError(
+                f"{where} is an ensemble of this run's reward models, and rm.members={members}\n"
+                f"  write rm.members=3, or {where}.path=[FOLDER,FOLDER]"
+            )
+
+
+def make_reward(
+    build: Build, node: DictConfig, inputs: dict[str, str], setting: Setting, tokenizer: Any,
+    seats: Seating | None = None, key: str = "reward",
+) -> Any:  # fmt: skip
+    """A reward with all those inside it; learned models with what they need to load.
+
+    The terms of one reward are asked about the same rollouts: their models apart from the actor share a bench.
+    """
+    from align.roles.bench import Bench
+
+    benches: dict[str, Bench] = {}
+
+    def make(node: DictConfig, key: str) -> Any:
+        if not learned(node):
+            return call(node, key)
+        home = key.rpartition(".")[0]
+        bench = benches.setdefault(home if home.endswith(".terms") else key, Bench(setting))
+        zero = build.zero(node.zero, f"{key}.zero", trained=False) if "zero" in node else None
+        one = target_of(node, key) if node._target_ == MODEL_REWARD else locate(MODEL_REWARD)
+        paths = build.reward_paths.get(key) or model_paths(node, inputs["reward"])
+        check_several(node, key, paths)
+        models = [one(p, setting, tokenizer, node.normalize, zero, node.backbone, seats, bench) for p in paths]
+        return models_as_one(node, key, models)
+
+    return compose_reward(node, key, make)

@@ -1,6 +1,6 @@
 """The data that passes between the parts of align, and the Protocols of what is pluggable.
 
-Shapes: B completions, P prompt tokens, T response tokens, N = P + T, V vocabulary, D hidden size.
+Shapes: B completions, P prompt tokens, T response tokens, N = P + T, V vocabulary, D hidden size, K reward models.
 A mask is True on real tokens. Log-probabilities are natural logarithms, in float32.
 """
 
@@ -104,7 +104,8 @@ class Scores:
     ref_logp_BT: Tensor | None = None
     value_BT: Tensor | None = None
     entropy_BT: Tensor | None = None
-    reward_B: Tensor | None = None
+    reward_BK: Tensor | None = None
+    """A column for each reward model on the actor's base, in the order in which they were seated."""
 
     def __getitem__(self, rows: Tensor) -> Scores:
         return _take(self, rows)

@@ -1,7 +1,11 @@
 """Rollouts and updates on made-up data, for tests of roles on one backbone."""
 
+import json
+from pathlib import Path
+
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSequenceClassification
 
 from align.roles.roles import Roles
 from align.types import Experience, Rollout, Scores
@@ -13,6 +17,21 @@ WANT = {"logp", "ref_logp", "value", "reward"}
 
 def lora(**more) -> LoraConfig:
     return LoraConfig(**{"r": 8, "lora_alpha": 16, "target_modules": "all-linear", **more})
+
+
+def reward_model(base: str, folder: Path, number: int, **more) -> str:
+    """The folder of a random LoRA reward model on `base`, whose score has mean 0.5 + number and deviation 2."""
+    torch.manual_seed(2)
+    plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    model = get_peft_model(plain, lora(task_type="SEQ_CLS", base_model_name_or_path=base, **more))
+    generator = torch.Generator().manual_seed(5 + number)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    (folder / "card.json").write_text(json.dumps({"score": {"mean": 0.5 + number, "std": 2.0}}))
+    return str(folder)
 
 
 def rollout(rows: int = 4, seed: int = 0) -> Rollout:
@@ -61,5 +80,5 @@ def moved(before: dict[str, torch.Tensor], model: torch.nn.Module) -> set[str]:
 
 def close(one: Scores, other: Scores, want=WANT, atol=1e-5) -> None:
     for name in want:
-        a, b = (getattr(s, f"{name}_B" if name == "reward" else f"{name}_BT") for s in (one, other))
+        a, b = (getattr(s, f"{name}_BK" if name == "reward" else f"{name}_BT") for s in (one, other))
         torch.testing.assert_close(a, b, rtol=0, atol=atol)

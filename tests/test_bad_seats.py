@@ -28,9 +28,9 @@ SEATS = [
         ["reward.terms.rm.backbone=shared", "the actor on {base}", "write reward.terms.rm.backbone=own"],
     ),
     (
-        "two reward models on one base",
-        f"{LEARNED} reward=sum {RM_TERM.format('one')} {RM_TERM.format('two')}",
-        ["reward.terms.two.backbone=shared", "reward.terms.one", "write reward.terms.two.backbone=own"],
+        "one of an ensemble's reward models on another base",
+        f"{LEARNED} reward=ensemble reward.path=[scorer,apart] reward.backbone=shared",
+        ["reward.backbone=shared", "it stands on {reward}, the actor on {base}", "write reward.backbone=own"],
     ),
     (
         "reward model beside an actor that trains in full",
@@ -106,6 +106,8 @@ FITTING = [
     f"{PPO} critic=head actor.peft.target_modules=.*q_proj|.*lm_head",
     f"{SHARED} reward.path=scorer",
     f"{SHARED} reward.path=scorer actor.path=tuned",
+    f"{LEARNED} reward=ensemble reward.path=[scorer,scorer] reward.backbone=shared",
+    f"{LEARNED} reward=sum {RM_TERM.format('one')} {RM_TERM.format('two')}".replace("apart", "scorer"),
 ]
 
 

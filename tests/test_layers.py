@@ -17,6 +17,7 @@ LAYERS = [
     {"stages"},
     {"checks"},
     {"nodes"},
+    {"members"},
     {"rewarding"},
     {"preflight"},
     {"answering"},

@@ -47,10 +47,14 @@ class RewardSum:
 
 
 @dataclass
-class RewardEnsemble:
+class RewardEnsemble(RewardModel):
+    """Of the models at `path`, which share the settings of one; or of `terms`, which have their own."""
+
     _target_: str = "align.rewards.ensemble.EnsembleReward"
+    path: Any = "auto"
+    """Reward models: [A,B,C]; a glob, 'runs/rm/*/rm'; the folder of a stage with `rm.members`; auto: this run's."""
     terms: dict[str, Any] = field(default_factory=open_node)
-    """Members by name, two or more: +reward@reward.terms.a=model reward.terms.a.path=FOLDER"""
+    """Or rewards of any kind by name, two or more: +reward@reward.terms.a=model reward.terms.a.path=FOLDER"""
     combine: str = "lower_bound"
     """mean, lower_bound (the mean less `spread_coef` deviations of the members' scores), or minimum."""
     spread_coef: float = 1.0

@@ -129,52 +129,52 @@ class RM:
     """Pairs an optimizer step."""
     max_length: int = 1024
     """Tokens of prompt and completion; longer pairs are left out, and counted."""
+    members: int = 1
+    """Reward models for reward=ensemble, alike but for their seeds, `seed` and those after it: adapter and head as they
+    start, and the order of rows. One after the other, into rm/member_1, rm/member_2, …; the best on held-out pairs is
+    the stage's result, too."""
     norm_samples: int = 256
     """Samples of the starting policy on which the score's mean and deviation are measured."""
+    judge: Any = None
+    """A reward in whose order these samples should score, too: +reward@rm.judge=fn rm.judge.fn=my_rules.true_score"""
     args: dict[str, Any] = field(default_factory=open_node)
     """Any other argument of trl.RewardConfig."""
 
 
 @dataclass
-class DPO:
-    _target_: str = "align.stages.direct.DPO"
+class Direct:
+    """What dpo and kto have in common."""
+
     data: Any = None
-    """Where pairs come from: data@dpo.data=preferences."""
-    loss: Any = "sigmoid"
-    """trl.DPOConfig's loss_type: sigmoid, ipo, hinge, robust … or a list of them."""
+    """Where answers come from: data@dpo.data=preferences."""
     beta: float = 0.1
     """Price of leaving the reference: the larger, the nearer the policy stays."""
     learning_rate: Any = "${actor.learning_rate}"
     """As `sft.learning_rate`, by the actor's method."""
     epochs: float = 1.0
-    """Passes over the pairs."""
+    """Passes over the data."""
     batch_size: int = 16
-    """Pairs an optimizer step."""
+    """Rows an optimizer step: pairs of dpo, answers of kto."""
     max_length: int = 1024
-    """Tokens of prompt and answer; longer pairs are left out, and counted."""
+    """Tokens of prompt and answer; longer rows are left out, and counted."""
     args: dict[str, Any] = field(default_factory=open_node)
-    """Any other argument of trl.DPOConfig."""
+    """Any other argument of trl.DPOConfig or trl.KTOConfig, such as kto.args.undesirable_weight."""
 
 
 @dataclass
-class KTO:
+class DPO(Direct):
+    _target_: str = "align.stages.direct.DPO"
+    loss: Any = "sigmoid"
+    """trl.DPOConfig's loss_type: sigmoid, ipo, hinge, robust … or a list of them."""
+
+
+@dataclass
+class KTO(Direct):
+    """On answers marked good or bad (data@kto.data=unpaired), or on pairs, each side on its own."""
+
     _target_: str = "align.stages.direct.KTO"
-    data: Any = None
-    """Where answers marked good or bad come from: data@kto.data=unpaired, or pairs, each side on its own."""
     loss: str = "kto"
     """trl.KTOConfig's loss_type: kto or apo_zero_unpaired."""
-    beta: float = 0.1
-    """As `dpo.beta`."""
-    learning_rate: Any = "${actor.learning_rate}"
-    """As `sft.learning_rate`, by the actor's method."""
-    epochs: float = 1.0
-    """Passes over the answers."""
-    batch_size: int = 16
-    """Answers an optimizer step."""
-    max_length: int = 1024
-    """Tokens of prompt and answer; longer ones are left out, and counted."""
-    args: dict[str, Any] = field(default_factory=open_node)
-    """Any other argument of trl.KTOConfig, such as undesirable_weight."""
 
 
 @dataclass

@@ -39,6 +39,11 @@ class Sampled:
         )
 
 
+def unwritten(data: Source | list[Source]) -> bool:
+    """This run's stage `preferences` is still to write the data."""
+    return isinstance(data, Sampled) and data.path == AUTO
+
+
 def located(data: Source, inputs: dict[str, str]) -> Source:
     """The data, from where this run's stage `preferences` has written them where they come from there."""
     return Sampled(inputs["samples"]) if "samples" in inputs else data

@@ -1,5 +1,7 @@
 r"""Several reward models as one, wary of where they disagree.
 
+    align experiment=tiny rm.members=3 reward=ensemble
+    align reward=ensemble reward.path=[A,B,C] reward.combine=minimum
     align reward=ensemble +reward@reward.terms.a=model reward.terms.a.path=A \
         +reward@reward.terms.b=model reward.terms.b.path=B
 

@@ -6,17 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from align.config import Zero
 from align.config.choices import REWARD_BACKBONES
 from align.errors import AlignError
+from align.roles.bench import Bench, Seat
 from align.roles.folder import SCORE, inspect
-from align.roles.loading import load_plain
-from align.roles.modules import ScoreModule
-from align.roles.score import score_rollout
 from align.roles.seating import Seating, Setting
 from align.roles.tokenizer import load_tokenizer
 from align.types import RewardState, Rollout, Scored, Texts
@@ -36,11 +33,13 @@ class ModelReward:
         zero: Zero | None = None,
         backbone: str = "own",
         seats: Seating | None = None,
+        bench: Bench | None = None,
     ) -> None:
         """`tokenizer` is the policy's: a reward model with another one is refused.
 
         `backbone` is shared (its adapter and head on the actor's base, in the same trunk pass as the other roles,
-        which need a seat in `seats`), own, or auto. Raises AlignError where `shared` cannot be.
+        which need a seat in `seats`), own, or auto. Raises AlignError where `shared` cannot be. On a backbone of its
+        own it stands together with those of `bench` that have its base.
         """
         if backbone not in REWARD_BACKBONES:
             raise AlignError(f"reward.backbone={backbone}: write one of {', '.join(REWARD_BACKBONES)}")
@@ -50,27 +49,27 @@ class ModelReward:
         for warning in warnings_of(Path(path)):
             setting.tell(f"reward: warning about {path}: {warning}")
         scale = f"score shifted by {-self.mean:.2f} and divided by {self.std:.2f}"
-        apart = "asked for" if backbone == "own" or seats is None else seats.seat_reward(folder, zero)
+        self.column, apart = -1, "asked for" if backbone == "own" else "there is no actor"
+        if backbone != "own" and seats:
+            self.column, apart = seats.seat_reward(folder, zero)
         if apart and backbone == "shared":
             raise AlignError(
                 f"reward.backbone=shared: the reward model cannot sit on the actor's base: {apart}\n"
                 "  write reward.backbone=own"
             )
+        self.seat: Seat | None = None
+        self.wants = {"reward"}
         if not apart:
-            self.engine, self.wants = None, {"reward"}
             setting.tell(f"reward: the adapter of {path} on the actor's base, {scale}")
             return
-        model = load_plain(folder.base or folder.path, SCORE, setting.dtype)
-        if folder.base:
-            model = PeftModel.from_pretrained(model, folder.path)
-        setting.linear.apply(model)
-        module = ScoreModule(model.requires_grad_(False).eval(), setting.autocast).to(setting.device)
-        self.engine, self.wants = setting.engine(module, None, 0.0, zero), set()
-        setting.tell(f"reward: {path}, {scale}; a backbone of its own ({apart})")
+        self.seat, self.column = (bench or Bench(setting)).seat(folder, zero)
+        self.wants = set()
+        whose = f"on the backbone of {self.seat.path}" if self.column else "a backbone of its own"
+        setting.tell(f"reward: {path}, {scale}; {whose} ({apart})")
 
     def __call__(self, rollout: Rollout, texts: Texts, state: RewardState) -> Scored:
-        raw_B = score_rollout(self.engine.forward, rollout) if self.engine else state.scores.reward_B
-        score_B: Tensor = (raw_B - self.mean) / self.std
+        raw_BK = self.seat.scores(rollout) if self.seat else state.scores.reward_BK
+        score_B: Tensor = (raw_BK[:, self.column] - self.mean) / self.std
         return Scored(score_B, {self.name: score_B})
 
 

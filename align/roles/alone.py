@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -51,18 +53,32 @@ def load_roles(
     of optimizer steps to come, which AdaLoRA plans by.
     Raises AlignError where `path` holds no language model.
     """
-    out = out or tempfile.mkdtemp(prefix="align-")
-    setting = Setting(
-        torch.device(device),
-        torch.float32,
-        lambda m, rates, norm, zero: PlainEngine(m, rates, norm),
-        Path(out),
-        steps=steps,
-    )
-    plus = {"loraplus_lr_ratio": loraplus_lr_ratio}
-    seats = Seating(setting, Actor(path, "auto", learning_rate, peft, None, **plus))
-    Reference("auto", None).seat(seats)
-    if critic is not None:
-        Critic(critic_path or path, "auto", learning_rate, peft, None, critic, **plus).seat(seats)
+    with folder_or_temporary(out) as home:
+        setting = Setting(
+            torch.device(device),
+            torch.float32,
+            lambda m, rates, norm, zero: PlainEngine(m, rates, norm),
+            home,
+            steps=steps,
+        )
+        plus = {"loraplus_lr_ratio": loraplus_lr_ratio}
+        seats = Seating(setting, Actor(path, "auto", learning_rate, peft, None, **plus))
+        Reference("auto", None).seat(seats)
+        if critic is not None:
+            Critic(critic_path or path, "auto", learning_rate, peft, None, critic, **plus).seat(seats)
     tokenizer = load_tokenizer(path, "path")
     return seats.roles(micro_batch_size), tokenizer, stop_ids(path, tokenizer)
+
+
+@contextmanager
+def folder_or_temporary(out: str | None) -> Iterator[Path]:
+    """The folder `out`, else a temporary one, which stays only if something was put there: adapters name their base."""
+    if out is not None:
+        yield Path(out)
+        return
+    made = Path(tempfile.mkdtemp(prefix="align-"))
+    try:
+        yield made
+    finally:
+        if not any(made.iterdir()):
+            made.rmdir()

@@ -3,7 +3,7 @@
 Padding goes before the trunk; the heads run over the tokens of responses alone.
 
 Shapes: B rows, P prompt, T response, N = P + T, L tokens of the longest row, V vocabulary, D hidden size, R real
-response tokens.
+response tokens, K reward models.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Backbone(nn.Module):
         self.value_head: nn.Linear | None = None
         self.value_gradient = 1.0
         """How much of the value's gradient goes on into the trunk; 0 detaches."""
-        self.score_head: nn.Module | None = None
+        self.score_heads = nn.ModuleDict()
+        """Of the reward models that sit here, by role."""
         self.loraplus: dict[str, float] = {}
         """How many times as fast as the rest LoRA's B learns, by role."""
         self.plain_head = self._head_is_plain()
@@ -51,8 +52,12 @@ class Backbone(nn.Module):
         """Optimizer steps that each adapter has made."""
 
     def passes(self, roles: Iterable[str]) -> list[tuple[str, ...]]:
-        """The roles of this backbone among `roles`, those together that one trunk pass serves."""
-        mine = [role for role in self.adapters if role in set(roles)]
+        """The roles of this backbone among `roles`, those together that one trunk pass serves.
+
+        `reward` stands for every reward model that sits here.
+        """
+        asked = set(roles) | (set(self.score_heads) if REWARD in roles else set())
+        mine = [role for role in self.adapters if role in asked]
         if not mine or (isinstance(self.model, PeftModel) and routable(self.model)):
             return [tuple(mine)] if mine else []
         by_adapter: dict[str | None, list[str]] = {}
@@ -87,6 +92,7 @@ class Backbone(nn.Module):
         hidden_BLD = dict(zip(names, hidden.chunk(count), strict=True))
         logits_BLV = dict(zip(names, logits.chunk(count), strict=True)) if logits is not None else {}
         found: dict[str, Tensor] = {}
+        rewards = []
         for role in roles:
             name = self.adapters[role]
             if role in (ACTOR, REFERENCE):
@@ -97,8 +103,8 @@ class Backbone(nn.Module):
             elif role == CRITIC:
                 found["value_BT"] = self._value(hidden_BLD[name], response)
             else:
-                found["reward_B"] = read_score(self.score_head, hidden_BLD[name], mask_BL)
-        return found
+                rewards.append(read_score(self.score_heads[role], hidden_BLD[name], mask_BL))
+        return found | ({"reward_BK": torch.stack(rewards, 1)} if rewards else {})
 
     def trained(self, role: str) -> list[nn.Parameter]:
         """What `role` trains: the parameters of its adapter (or the whole model), the critic's also its head."""

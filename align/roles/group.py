@@ -1,6 +1,6 @@
 """Roles on one backbone under one training engine.
 
-Shapes: B rows, T response tokens.
+Shapes: B rows, T response tokens, K reward models.
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from align.roles.backbone import ACTOR, CRITIC, REFERENCE, REWARD, Backbone
 from align.types import Experience, Rollout, Scores, TrainEngine
 
 OWNER = {
-    "logp_BT": ACTOR, "entropy_BT": ACTOR, "ref_logp_BT": REFERENCE, "value_BT": CRITIC, "reward_B": REWARD,
+    "logp_BT": ACTOR, "entropy_BT": ACTOR, "ref_logp_BT": REFERENCE, "value_BT": CRITIC, "reward_BK": REWARD,
 }  # fmt: skip
-"""Whose each field of Scores is."""
+"""Whose each field of Scores is; `reward` stands for every reward model."""
 
 
 @dataclass
@@ -38,7 +39,8 @@ class Group:
         found: dict[str, Tensor] = {}
         for together in self.backbone.passes(roles):
             with self.backbone.serving(together, len(rollout)):
-                found |= self._forward(rollout, together)
+                for name, value in self._forward(rollout, together).items():  # of rewards, a pass may give some columns
+                    found[name] = torch.cat([found[name], value], 1) if name in found else value
         return found
 
     def train(

@@ -40,7 +40,7 @@ def why_settings_apart(
         return f"PEFT trains one {mine.peft_type.value} adapter a model"
     if folder.base and adapter == "new":
         return "its earlier adapter is merged into a base of its own"
-    if _place(folder.base or folder.path) != _place(base):
+    if place(folder.base or folder.path) != place(base):
         return f"it stands on {folder.base or folder.path}, the actor on {base}"
     return ""
 
@@ -63,6 +63,6 @@ def join(actor: Start, name: str, folder: Folder, peft: PeftConfig, trained: boo
     return f"the adapter of {folder.path}", ""
 
 
-def _place(path: str) -> str:
+def place(path: str) -> str:
     """A folder's real place; a hub name as it is."""
     return str(Path(path).resolve()) if Path(path).exists() else path

@@ -1,6 +1,6 @@
-"""Actor, critic, reference and a shared reward model together: one call scores a rollout, one trains.
+"""Actor, critic, reference and shared reward models together: one call scores a rollout, one trains.
 
-Shapes: B completions, T response tokens.
+Shapes: B completions, T response tokens, K reward models.
 """
 
 from __future__ import annotations
@@ -124,5 +124,6 @@ class Roles:
             with critic.engine.gathered():
                 save_critic(critic.backbone, directory / "critic")
 
-    def _shape(self, name: str, rollout: Rollout) -> torch.Size:
-        return rollout.logp_BT.shape if name.endswith("_BT") else rollout.row_B.shape
+    def _shape(self, name: str, rollout: Rollout) -> tuple[int, ...]:
+        home = self.group("actor").backbone
+        return tuple(rollout.logp_BT.shape) if name.endswith("_BT") else (len(rollout), len(home.score_heads))

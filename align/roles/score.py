@@ -1,4 +1,4 @@
-"""Scores of a rollout by a reward model. Shapes: B completions."""
+"""Scores of a rollout by a reward model. Shapes: B completions, K reward models at once."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ BATCH = {"cpu": 8, "cuda": 64}
 
 
 def score_rollout(
-    module: Callable[[Tensor, Tensor], Tensor], rollout: Rollout, batch_size: int | None = None
+    module: Callable[[Tensor, Tensor], Tensor],
+    rollout: Rollout,
+    batch_size: int | None = None,
+    columns: tuple[int, ...] = (),
 ) -> Tensor:
-    """score_B of a rollout's own tokens, never of re-tokenised text."""
+    """score_B of a rollout's own tokens, never of re-tokenised text; score_BK of a module that gives `columns` (K,)."""
     device = rollout.prompt_ids_BP.device
     batch_size = batch_size or BATCH.get(device.type, BATCH["cuda"])
-    score_B = torch.zeros(len(rollout), device=device)
+    scores = torch.zeros(len(rollout), *columns, device=device)
     with torch.no_grad():
         for rows in by_length(rollout.length_B(), batch_size):
             part = rollout[rows].trim()
-            score_B[rows] = module(part.input_ids_BN(), part.mask_BN())
-    return score_B
+            scores[rows] = module(part.input_ids_BN(), part.mask_BN())
+    return scores

@@ -108,23 +108,24 @@ class Seating:
             return self.home, said, ""
         return self.add(self.actor.model, {role: role}, zero), said, ""
 
-    def seat_reward(self, folder: Folder, zero: Zero | None) -> str:
-        """Puts a reward model's adapter and score on the actor's base; why it cannot be ('' if done)."""
-        if REWARD in self.home.backbone.adapters:
-            return "another reward model sits there already"
+    def seat_reward(self, folder: Folder, zero: Zero | None) -> tuple[int, str]:
+        """Puts a reward model's adapter and score on the actor's base; its column of Scores.reward_BK, or why not."""
+        heads = self.home.backbone.score_heads
+        role = f"{REWARD}_{len(heads) + 1}" if heads else REWARD
         if folder.base is None:
-            return "it is a whole model, no adapter"
+            return -1, "it is a whole model, no adapter"
         peft = PeftConfig.from_pretrained(folder.path)
         apart = "it has ZeRO settings of its own" if zero is not None else self.why_apart(folder, peft, None)
         if apart:
-            return apart
+            return -1, apart
         score = score_from(folder.path)
         if score is None:
-            return "its adapter's folder has no score head"
-        _, _, apart = self.sit(REWARD, folder, peft, None, trained=False)
-        if not apart:
-            self.home.backbone.score_head = score
-        return apart
+            return -1, "its adapter's folder has no score head"
+        _, _, apart = self.sit(role, folder, peft, None, trained=False)
+        if apart:
+            return -1, apart
+        heads[role] = score
+        return len(heads) - 1, ""
 
     def roles(self, micro_batch_size: int, micro_batch_tokens: int | None = None) -> Roles:
         """The roles under their engines."""

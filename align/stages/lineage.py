@@ -12,6 +12,7 @@ from align.config.choices import MEASURED
 
 WEIGHTS = (
     "*.safetensors",
+    "member_*/*.safetensors",
     "*.bin",
     "config.json",
     "adapter_config.json",
@@ -32,7 +33,7 @@ def fingerprint(path: str | Path) -> str | None:
         return None
     digest = hashlib.sha256()
     for file in sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)}):
-        digest.update(file.name.encode() + b"\0")
+        digest.update(str(file.relative_to(folder)).encode() + b"\0")
         with file.open("rb") as stream:
             while chunk := stream.read(CHUNK):
                 digest.update(chunk)

@@ -57,15 +57,17 @@ class Learner:
         return {"grad_norm": float(norm), "learning_rate": rate}
 
 
-def learner(model: PeftModel, name: str, seat: str, trainer: SFTTrainer, loraplus_lr_ratio: float | None) -> Learner:
-    """Gives the trainer an optimizer of adapter `seat` alone, its schedule and its order of rows.
+def learner(
+    model: PeftModel, name: str, seat: str, trainer: SFTTrainer, loraplus_lr_ratio: float | None, key: str
+) -> Learner:
+    """Gives the trainer, of stage `key`, an optimizer of adapter `seat` alone, its schedule and its order of rows.
 
     Raises AlignError for a mixture of experts whose balance is part of the loss: it is one for all rows.
     """
     if trainer.aux_loss_enabled:
         raise AlignError(
-            "sft: the experts' balance is one for all rows, and adapters side by side have losses of their own\n"
-            "  write sft.args.router_aux_loss_coef=0, or sft.parallel_adapters=1"
+            f"{key}: the experts' balance is one for all rows, and adapters side by side have losses of their own\n"
+            f"  write {key}.args.router_aux_loss_coef=0, or {key}.parallel_adapters=1"
         )
     trainer.remove_callback(PrinterCallback)
     torch.manual_seed(trainer.args.seed)  # accelerate's sampler takes it for its own

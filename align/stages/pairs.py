@@ -17,12 +17,11 @@ from align.engine.cpu_linear import CpuLinear
 from align.roles.alone import load_policy
 from align.roles.batching import by_length
 from align.roles.modules import ScoreModule
-from align.roles.score import score_rollout
 from align.roles.tokenizer import stop_ids
 from align.rollout.hf import HFRollout
 from align.stages.reward_report import Judged
 from align.stages.rollouts import Row, write
-from align.types import Sampling
+from align.types import Rollout, Sampling
 
 BATCH = 64
 
@@ -79,8 +78,7 @@ def swapped(pairs: list[dict]) -> list[dict]:
     return out
 
 
-def score_of_samples(
-    module: ScoreModule,
+def samples_of(
     path: str,
     rows: list[Row],
     tokenizer: PreTrainedTokenizerBase,
@@ -88,10 +86,10 @@ def score_of_samples(
     seed: int,
     device: torch.device,
     linear: CpuLinear,
-) -> Tensor:
-    """score_B of one sample a row, written by the policy at `path` at temperature 1."""
+) -> Rollout:
+    """One sample a row, written by the policy at `path` at temperature 1."""
     policy = load_policy(path, "rm.path", device, linear)
     engine = HFRollout(tokenizer.pad_token_id, BATCH)
     engine.attach(policy)
     sampling = Sampling(1.0, max_new_tokens, stop_ids(str(Path(path)), tokenizer))
-    return score_rollout(module, write(engine, rows, sampling, seed=seed, purpose="norm").to(device)).cpu()
+    return write(engine, rows, sampling, seed=seed, purpose="norm").to(device)

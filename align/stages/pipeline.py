@@ -41,6 +41,8 @@ class Sources:
     runs: str = "runs/NAME/latest"
     reward_key: str = "reward.path"
     """The key of the reward model's path, which in a sum of rewards is a term's."""
+    further_rewards: list[str] = field(default_factory=list)
+    """Reward models that are named beside the first."""
     stages: list[str] = field(default_factory=list)
     sampled: tuple[str, ...] = ()
     """Stages whose data are what this run's stage `preferences` writes."""
@@ -77,6 +79,7 @@ class Sources:
                 found["critic"] = self._find("critic", made, "rm", default=found["actor"])
             if self.learned_reward:
                 found["reward"] = self._find("reward", made, "rm", model=False)
+            found |= {f"reward_{i}": path for i, path in enumerate(self.further_rewards, start=2)}
         elif stage == "evaluate":
             found |= self._policies(made)
         if stage in self.sampled:

@@ -69,7 +69,7 @@ NUMBERS: dict[str, dict[str, Range]] = {
     "sft": {**TRAINED, "parallel_adapters": COUNT, "early_stopping": COUNT},
     "preferences": {"samples": COUNT, "prompts": COUNT, "max_prompt_tokens": COUNT},
     "best_of": {**TRAINED, "parallel_adapters": COUNT, "early_stopping": COUNT},
-    "rm": {**TRAINED, "norm_samples": FROM_ZERO, "label_smoothing": Range(0, 0.5)},
+    "rm": {**TRAINED, "members": COUNT, "norm_samples": FROM_ZERO, "label_smoothing": Range(0, 0.5)},
     "dpo": {**TRAINED, "beta": Range(0, above=True)},
     "kto": {**TRAINED, "beta": Range(0, above=True), "batch_size": Range(2)},
     "ppo": {

@@ -2,42 +2,49 @@
 
     align stages=[rm] rm.path=FOLDER data@rm.data=preferences rm.data.path=pairs.jsonl
     align stages=[rm] rm.path=FOLDER data@rm.data=rankings rm.data.path=rankings.jsonl rm.loss=plackett_luce
+    align stages=[rm] rm.path=FOLDER data@rm.data=preferences rm.data.path=pairs.jsonl rm.members=3
 
 Pairs with hard labels are trained on by TRL's RewardTrainer, all else as align.stages.graded_trainer has it.
 
 Its report (card.json, report.png) is on held-out pairs: accuracy and margin, calibration, how far length alone
 explains the scores, and the swap test: does it prefer the right answer to another question's, or does it look at
 the style alone? The mean and deviation of the score on samples
-of the policy it starts from go into card.json; the weights stay raw.
+of the policy it starts from go into card.json, and how far it agrees with a judge on them (`+reward@rm.judge=fn`); the
+weights stay raw.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from peft import PeftConfig, PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import RewardConfig, RewardTrainer
 
 from align import config
 from align.data.encode import answer_ids, fitting_pairs
 from align.data.graded import as_pairs
-from align.data.sampled import AUTO, Sampled, located
+from align.data.sampled import located, unwritten
 from align.data.source import GROUP, Source, Split
 from align.engine.cpu_linear import CpuLinear
 from align.errors import AlignError
 from align.peft.folder import save_model
 from align.peft.prompts import prompted
 from align.peft.rates import check_loraplus
+from align.peft.routes import changes_the_base
 from align.peft.stateful import planned
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL, SCORE
 from align.roles.loading import look
 from align.roles.modules import ScoreModule, score_by_mask
+from align.roles.score import score_rollout
 from align.roles.start import check_adapter, start
 from align.roles.tokenizer import load_tokenizer, pad_apart_from_eos
 from align.stages.graded_trainer import (
@@ -51,15 +58,33 @@ from align.stages.graded_trainer import (
     plan,
     with_targets,
 )
-from align.stages.pairs import compare, judge, score_ids, score_of_samples, swapped
+from align.stages.one_by_one import check_seeds, train_members
+from align.stages.pairs import judge, samples_of, score_ids, swapped
 from align.stages.reward_plot import plot
-from align.stages.reward_report import correlation, report_of, said
-from align.stages.rollouts import as_rows
+from align.stages.reward_report import agreement, correlation, report_of, said
+from align.stages.rollouts import as_rows, texts_of
 from align.stages.trl_bridge import arguments, check_arguments, dataset, dtypes_kept, loraplus, steps_of, train
+from align.types import Reward, RewardState, Rollout
 
 PLOT = "report.png"
 NOT_FINITE = "scores of held-out pairs are not finite: training has diverged"
 NOUNS = {"pairs": "pairs", "plackett_luce": "rankings", "squared_error": "ratings", "ordinal": "ratings"}
+
+
+@dataclass
+class Lesson:
+    """What a reward model learns from, and how; members of an ensemble have one."""
+
+    inputs: dict[str, str]
+    split: Split
+    rows: list[dict]
+    left_out: dict[str, int]
+    how: Plan
+    tokenizer: PreTrainedTokenizerBase
+    samples: Rollout | None = None
+    """Of the starting policy, on which scores are measured."""
+    judge_B: Tensor | None = None
+    """What `rm.judge` says of these."""
 
 
 @dataclass
@@ -73,19 +98,31 @@ class RM:
     device: torch.device
     dtype: torch.dtype
     linear: CpuLinear = field(default_factory=CpuLinear)
+    check_judge: Callable[[], None] = lambda: None
+    make_judge: Callable[[dict[str, str], Path, StageReport, PreTrainedTokenizerBase], Reward] | None = None
+    """Loads the judge with whom the scores of samples are compared; None: nobody."""
 
     def check(self, inputs: dict[str, str]) -> None:
         check_arguments(RewardConfig, self.options.args, "rm")
-        self._arguments(Path("unused"))
+        self._arguments(Path("unused"), self.seed)
+        check_seeds(self.options.members, self.seed)
         check_loraplus(self.options.loraplus_lr_ratio, self.peft, "rm")
         self.data.check("rm")
-        if not (isinstance(self.data, Sampled) and self.data.path == AUTO):  # that is still to be written
+        self.check_judge()
+        if not unwritten(self.data):
             plan(self.data.load("rm", self.seed).train, self.options)
         if "path" in inputs:
             check_adapter(look(inputs["path"], "rm", (CAUSAL, SCORE)), "rm", self.peft, self.options.adapter)
             load_tokenizer(inputs["path"], "rm.path")
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
+        lesson = self._lesson(inputs, report)
+        if self.options.members == 1:
+            self._train(lesson, self.seed, out, out, report)
+        else:
+            train_members(self.options.members, self.seed, out, report, partial(self._train, lesson))
+
+    def _lesson(self, inputs: dict[str, str], report: StageReport) -> Lesson:
         tokenizer = pad_apart_from_eos(load_tokenizer(inputs["path"], "rm.path"))
         split = located(self.data, inputs).load("rm", self.seed)
         how = plan(split.train, self.options)
@@ -94,12 +131,17 @@ class RM:
             report.say(f"{left_out['too_long']} rows left out: longer than rm.max_length={self.options.max_length}")
         if left_out["alike"]:
             report.say(f"{left_out['alike']} rows left out: answers alike, or one of a pair empty")
-        args = self._arguments(out)
-        torch.manual_seed(self.seed)
+        return Lesson(inputs, split, rows, left_out, how, tokenizer)
+
+    def _train(self, lesson: Lesson, seed: int, out: Path, home: Path, report: StageReport) -> None:
+        """One reward model in `out`; `home` takes a base that is made for it and those like it."""
+        rows, how, tokenizer = lesson.rows, lesson.how, lesson.tokenizer
+        args = self._arguments(out, seed)
+        torch.manual_seed(seed)
+        bases = out if self.peft is not None and changes_the_base(self.peft) else home
         begun = start(
-            inputs["path"], key="rm", head=SCORE, peft=planned(self.peft, steps_of(args, len(rows)), "rm"),
-            adapter=self.options.adapter,
-            out=out, dtype=self.dtype,
+            lesson.inputs["path"], key="rm", head=SCORE, peft=planned(self.peft, steps_of(args, len(rows)), "rm"),
+            adapter=self.options.adapter, out=bases, dtype=self.dtype,
         )  # fmt: skip
         self.linear.apply(begun.model, report.say)
         report.write_card(cpu_linear=self.linear.facts())
@@ -107,7 +149,7 @@ class RM:
         report.say(f"{begun.said}; {len(rows)} {NOUNS[how.kind]}")
         if prompted(begun.model):
             score_by_mask(begun.model)
-        held_out = self._on_the_way(args, split, how, tokenizer)
+        held_out = self._on_the_way(args, lesson.split, how, tokenizer)
         loss = loss_of(how)
         with dtypes_kept(begun.model):
             trainer = self._trainer(begun.model, args, rows, loss, tokenizer, held_out)
@@ -115,14 +157,14 @@ class RM:
         save_model(begun.model, out)
         tokenizer.save_pretrained(out)
         report.write_card(
-            inputs=inputs, start=begun.said, base=begun.base, learning_rate=self.options.learning_rate,
-            left_out=left_out, loss=how.kind, **{NOUNS[how.kind]: len(rows)},
+            inputs=lesson.inputs, start=begun.said, base=begun.base, learning_rate=self.options.learning_rate,
+            left_out=lesson.left_out, loss=how.kind, **{NOUNS[how.kind]: len(rows)},
         )  # fmt: skip
         if how.kind in RATED:
             report.write_card(rating=facts_of_ratings(how, loss))
         module = ScoreModule(begun.model.eval(), self.dtype == torch.bfloat16).to(self.device)
-        report.write_card(**self.judge(module, split, tokenizer, out, report))
-        self._measure(module, split, tokenizer, inputs["path"], report)
+        report.write_card(**self.judge(module, lesson.split, tokenizer, out, report))
+        self._measure(module, lesson, report)
 
     def _on_the_way(
         self, args: RewardConfig, split: Split, how: Plan, tokenizer: PreTrainedTokenizerBase
@@ -179,11 +221,11 @@ class RM:
             report.say(f"warning: {NOT_FINITE}")
             return {**rated, "report": {"pairs": len(held_out), "warnings": [NOT_FINITE]}}
         groups = [row[GROUP] for row in held_out] if GROUP in held_out[0] else None
-        figures = report_of(judged, groups)
-        facts = {"eval_accuracy": figures["accuracy"], "eval_margin": figures["margin"], "eval_pairs": len(held_out)}
         swaps = split.eval_swaps or swapped(held_out)
+        figures = report_of(judged, groups, judge(module, swaps, tokenizer, self.device) if swaps else None)
+        facts = {"eval_accuracy": figures["accuracy"], "eval_margin": figures["margin"], "eval_pairs": len(held_out)}
         if swaps:
-            facts["swap_accuracy"] = figures["swap_accuracy"] = compare(module, swaps, tokenizer, self.device).accuracy
+            facts["swap_accuracy"] = figures["swap_accuracy"]
         for line in said(figures):
             report.say(line)
         if not plot(judged, figures, out / PLOT):
@@ -204,25 +246,49 @@ class RM:
         report.say(f"score and rating of {len(fitting)} held-out answers correlate {shown}")
         return {"eval_rating_correlation": found}
 
-    def _measure(
-        self, module: ScoreModule, split: Split, tokenizer: PreTrainedTokenizerBase, path: str, report: StageReport
-    ) -> None:
+    def _measure(self, module: ScoreModule, lesson: Lesson, report: StageReport) -> None:
         """Mean and deviation of the score on samples of the starting policy, into card.json."""
-        asked = [row for row in split.train if "prompt" in row][: 4 * self.options.norm_samples]
-        room = self.options.max_length - self.max_new_tokens
-        rows = [row for row in as_rows(asked, tokenizer) if len(row.ids) <= room][: self.options.norm_samples]
-        if len(rows) < 2 or look(path, "rm", (CAUSAL, SCORE)).kind != CAUSAL:
-            report.say(
-                "score not measured on samples: it needs two pairs with a prompt that leaves room for "
-                "rollout.max_new_tokens within rm.max_length, and a language model to start from"
-            )
+        if lesson.samples is None:
+            lesson.samples = self._samples(lesson, report)
+        if lesson.samples is None:
             return
-        score_B = score_of_samples(
-            module, path, rows, tokenizer, self.max_new_tokens, self.seed, self.device, self.linear
-        )
+        if self.make_judge and lesson.judge_B is None:
+            lesson.judge_B = self._judged(lesson, report)
+        score_B = score_rollout(module, lesson.samples).cpu()
         mean, std = float(score_B.mean()), max(float(score_B.std()), 1e-6)
-        report.say(f"score on {len(score_B)} samples of {Path(path).name}: mean {mean:.2f}, deviation {std:.2f}")
+        name = Path(lesson.inputs["path"]).name
+        report.say(f"score on {len(score_B)} samples of {name}: mean {mean:.2f}, deviation {std:.2f}")
         report.write_card(score={"mean": mean, "std": std, "samples": len(score_B)})
+        if lesson.judge_B is not None:
+            agreed = agreement(score_B, lesson.judge_B)
+            report.say(f"of samples that rm.judge scores apart, {agreed:.3f} are in its order")
+            report.write_card(judge_agreement=agreed)
 
-    def _arguments(self, out: Path) -> RewardConfig:
-        return arguments(RewardConfig, "rm", self.options, out, self.seed, self.device, self.dtype == torch.bfloat16)
+    def _samples(self, lesson: Lesson, report: StageReport) -> Rollout | None:
+        """What the starting policy writes; None where it cannot."""
+        asked = [row for row in lesson.split.train if "prompt" in row][: 4 * self.options.norm_samples]
+        room = self.options.max_length - self.max_new_tokens
+        rows = [row for row in as_rows(asked, lesson.tokenizer) if len(row.ids) <= room][: self.options.norm_samples]
+        if len(rows) >= 2 and look(lesson.inputs["path"], "rm", (CAUSAL, SCORE)).kind == CAUSAL:
+            return samples_of(
+                lesson.inputs["path"], rows, lesson.tokenizer, self.max_new_tokens, self.seed, self.device, self.linear
+            )
+        report.say(
+            "score not measured on samples: it needs two pairs with a prompt that leaves room for "
+            "rollout.max_new_tokens within rm.max_length, and a language model to start from"
+        )
+        return None
+
+    def _judged(self, lesson: Lesson, report: StageReport) -> Tensor:
+        """What the judge says of the samples. Raises AlignError where it says the same of all."""
+        judge = self.make_judge(lesson.inputs, report.out, report, lesson.tokenizer)
+        judge_B = judge(lesson.samples, texts_of(lesson.samples, lesson.tokenizer), RewardState(0)).score_B.cpu()
+        if len(judge_B[~judge_B.isnan()].unique()) < 2:
+            raise AlignError(
+                f"rm.judge says the same of all {len(judge_B)} samples, so that nothing can agree with it\n"
+                "  write another judge, or ~rm.judge"
+            )
+        return judge_B
+
+    def _arguments(self, out: Path, seed: int) -> RewardConfig:
+        return arguments(RewardConfig, "rm", self.options, out, seed, self.device, self.dtype == torch.bfloat16)

@@ -24,7 +24,7 @@ from trl import SFTConfig, SFTTrainer
 from align import config
 from align.data.encode import fitting_examples
 from align.data.mixture import by_task
-from align.data.sampled import located
+from align.data.sampled import located, unwritten
 from align.data.source import Source
 from align.engine.cpu_linear import CpuLinear
 from align.errors import AlignError
@@ -90,30 +90,36 @@ class SFT:
         check_arguments(SFTConfig, self.options.args, self.name)
         check_loraplus(self.options.loraplus_lr_ratio, self.peft, self.name)
         check_packing(self.options.args, self.peft, self.name)
-        found = members(self.options, self.data, self.seed)
+        found = members(self.options, self.data, self.seed, self.name)
         if len(found) > 1:
-            check_method(self.options, found, self.peft)
+            check_method(self.options, found, self.peft, self.name)
         args = self._arguments(found[0], Path("unused"))
         for source in {id(member.data): member.data for member in found}.values():
             source.check(self.name)
-        if len(found) > 1:
-            check_run(args, found)
-        if self.options.early_stopping:
-            check_early_stopping(found, self.name)
+        if not unwritten(self.data):
+            self._check_held_out(args, found)
         if "path" in inputs:
             check_adapter(
                 inspect(inputs["path"], f"{self.name}.path", CAUSAL), self.name, self.peft, self.options.adapter
             )
             load_tokenizer(inputs["path"], f"{self.name}.path")
 
+    def _check_held_out(self, args: SFTConfig, found: list[Member]) -> None:
+        if len(found) > 1:
+            check_run(args, found, self.name)
+        if self.options.early_stopping:
+            check_early_stopping(found, self.name)
+
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         tokenizer = load_tokenizer(inputs["path"], f"{self.name}.path")
-        found = members(self.options, located(self.data, inputs), self.seed)
+        found = members(self.options, located(self.data, inputs), self.seed, self.name)
         tasks = [self._task(member, tokenizer, out) for member in found]
         for count in dict.fromkeys(task.left_out for task in tasks if task.left_out):
             longest = f"{self.name}.max_length={self.options.max_length}"
             report.say(f"{count} rows left out: no token of the answer within {longest}")
         first = tasks[0]
+        if unwritten(self.data):  # and written now
+            self._check_held_out(first.args, found)
         method = planned(self.peft, steps_of(first.args, len(first.rows)), self.name)
         torch.manual_seed(found[0].seed)
         begun = start(
@@ -137,7 +143,9 @@ class SFT:
             facts |= _train_one(trainers[0], first, begun, out, report)
             tokenizer.save_pretrained(out)
         else:
-            facts |= _train_many(dict(zip(seats, trainers, strict=True)), tasks, begun, tokenizer, out, report)
+            facts |= _train_many(
+                dict(zip(seats, trainers, strict=True)), tasks, begun, tokenizer, out, report, self.name
+            )
         report.write_card(inputs=inputs, **facts)
 
     def _task(self, member: Member, tokenizer: PreTrainedTokenizerBase, out: Path) -> Task:
@@ -163,7 +171,7 @@ BestOf = partial(SFT, name="best_of")
 """Fine-tuning on the best answer to each prompt, as `preferences` ranked them: what is best of K, learned."""
 
 
-def check_packing(args: dict[str, Any], method: PeftConfig | None, key: str = "sft") -> None:
+def check_packing(args: dict[str, Any], method: PeftConfig | None, key: str) -> None:
     """Raises AlignError for rows laid end to end that nothing cuts (TRL 1.16 refuses them late), and for a method that
     plans by optimizer steps where packing makes their number unknown."""
     if args.get("padding_free") and not args.get("packing"):
@@ -195,12 +203,12 @@ def _train_one(trainer: SFTTrainer, task: Task, begun: Start, out: Path, report:
 
 def _train_many(
     trainers: dict[str, SFTTrainer], tasks: list[Task], begun: Start, tokenizer: PreTrainedTokenizerBase, out: Path,
-    report: StageReport,
+    report: StageReport, key: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains the adapters, by their names in the model, in one pass; saves each, and the best at the root of `out`."""
     model: PeftModel = begun.model
     learners = [
-        learner(model, f"adapter_{i}", seat, trainer, tasks[i].member.options.loraplus_lr_ratio)
+        learner(model, f"adapter_{i}", seat, trainer, tasks[i].member.options.loraplus_lr_ratio, key)
         for i, (seat, trainer) in enumerate(trainers.items())
     ]
     train_together(model, learners, report)

@@ -1,4 +1,4 @@
-"""Which adapters SFT trains side by side, and what cannot be trained so; known before a model loads."""
+"""Which adapters fine-tuning trains side by side, and what cannot be trained so; known before a model loads."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ class Member:
     """What it alone has, in words."""
 
 
-def members(options: config.SFT, data: Source | list[Source], seed: int) -> list[Member]:
-    """The adapters to train; one where nothing asks for more. Raises AlignError where the counts disagree.
+def members(options: config.SFT, data: Source | list[Source], seed: int, key: str) -> list[Member]:
+    """The adapters that stage `key` trains; one where nothing asks for more. Raises AlignError where counts disagree.
 
     Rates and sources that are listed go together, first with first, and share the seed; without a list it is the
     seeds that differ.
     """
     rates, sources = _listed(options.learning_rate), _listed(data)
-    lengths = {"sft.learning_rate": len(rates), "sft.data.path": len(sources)}
-    many = {key: length for key, length in lengths.items() if length > 1}
+    lengths = {f"{key}.learning_rate": len(rates), f"{key}.data.path": len(sources)}
+    many = {name: length for name, length in lengths.items() if length > 1}
     count = options.parallel_adapters or max(lengths.values())
-    for key, length in many.items():
+    for name, length in many.items():
         if length != count:
-            other = next((f"{k} lists {n}" for k, n in many.items() if n == count), f"sft.parallel_adapters={count}")
-            raise AlignError(f"{key} lists {length}, but {other}\n  write as many, and sft.parallel_adapters=null")
+            other = next((f"{k} lists {n}" for k, n in many.items() if n == count), f"{key}.parallel_adapters={count}")
+            raise AlignError(f"{name} lists {length}, but {other}\n  write as many, and {key}.parallel_adapters=null")
     if not many and seed + count > SEEDS:
-        raise AlignError(f"sft.parallel_adapters={count}: seeds end at {SEEDS - 1}\n  write seed={SEEDS - count}")
+        raise AlignError(f"{key}.parallel_adapters={count}: seeds end at {SEEDS - 1}\n  write seed={SEEDS - count}")
     found = []
     for i in range(count):
         rate, source = rates[min(i, len(rates) - 1)], sources[min(i, len(sources) - 1)]
@@ -67,28 +67,32 @@ def members(options: config.SFT, data: Source | list[Source], seed: int) -> list
     return found
 
 
-def check_method(options: config.SFT, found: list[Member], method: PeftConfig | None) -> None:
+def check_method(options: config.SFT, found: list[Member], method: PeftConfig | None, key: str) -> None:
     """Raises AlignError for a method, or an argument of TRL's, that does not go with adapters side by side."""
     asked = f"{len(found)} adapters side by side"
-    turns = f"one after the other: {alone(options, found)}"
+    turns = f"one after the other: {alone(options, found, key)}"
     if why := why_not(method):
-        raise AlignError(f"sft.peft: {asked} need one frozen base, and {why}\n  write peft@sft.peft=lora, or {turns}")
+        raise AlignError(
+            f"{key}.peft: {asked} need one frozen base, and {why}\n  write peft@{key}.peft=lora, or {turns}"
+        )
     for name in sorted(options.args.keys() - ARGS):
-        raise AlignError(f"sft.args.{name} is not for {asked}\n  leave it out, or train them {turns}")
+        raise AlignError(f"{key}.args.{name} is not for {asked}\n  leave it out, or train them {turns}")
     if (kind := options.args.get("lr_scheduler_type")) in NEEDS_LOSS:
-        raise AlignError(f"sft.args.lr_scheduler_type={kind} is not for {asked}\n  write cosine, linear or constant")
+        raise AlignError(f"{key}.args.lr_scheduler_type={kind} is not for {asked}\n  write cosine, linear or constant")
 
 
-def check_run(args: Any, found: list[Member]) -> None:
+def check_run(args: Any, found: list[Member], key: str) -> None:
     """Raises AlignError without held-out rows to choose by, and for several processes."""
     for one in {id(member.data): member for member in found}.values():
-        if not one.data.load("sft", one.seed).eval:
+        if not one.data.load(key, one.seed).eval:
             raise AlignError(
-                f"sft.data: no rows are held out ({one.differs}), and they choose the best of {len(found)} adapters\n"
-                "  write sft.data.eval_share=0.05, or sft.data.eval_path=FILE"
+                f"{key}.data: no rows are held out ({one.differs}), and they choose the best of {len(found)} adapters\n"
+                f"  write {key}.data.eval_share=0.05, or {key}.data.eval_path=FILE"
             )
     if args.world_size > 1:
-        raise AlignError(f"sft: {len(found)} adapters side by side take one process\n  start align without a launcher")
+        raise AlignError(
+            f"{key}: {len(found)} adapters side by side take one process\n  start align without a launcher"
+        )
 
 
 def why_not(method: PeftConfig | None) -> str:
@@ -121,15 +125,15 @@ def _variants(lora: LoraConfig) -> list[str]:
     return found + [f"init_lora_weights={lora.init_lora_weights}"] * (lora.init_lora_weights in starts)
 
 
-def alone(options: config.SFT, found: list[Member]) -> str:
+def alone(options: config.SFT, found: list[Member], key: str) -> str:
     """How the adapters are trained in runs of their own."""
     rates, paths = len(_listed(options.learning_rate)) > 1, len({id(one.data) for one in found}) > 1
     if rates and paths:
         return "one rate and one file a run"
     if rates:
-        return f"align -m sft.learning_rate={','.join(f'{one.options.learning_rate:g}' for one in found)}"
+        return f"align -m {key}.learning_rate={','.join(f'{one.options.learning_rate:g}' for one in found)}"
     if paths:
-        return f"align -m sft.data.path={','.join(str(one.data.path) for one in found)}"
+        return f"align -m {key}.data.path={','.join(str(one.data.path) for one in found)}"
     return f"align -m seed={','.join(str(one.seed) for one in found)}"
 
 

@@ -55,10 +55,10 @@ def test_a_case_is_handed_its_rows_of_the_scores_and_of_the_rollout():
 
     def spy(rollout, texts, state):
         seen.append((rollout.row_B.tolist(), state.place))
-        return Scored(state.scores.reward_B)
+        return Scored(state.scores.reward_BK[:, 0])
 
     spy.wants = {"reward"}
-    state = RewardState(0, Scores(reward_B=torch.tensor([1.0, 2.0, 3.0])))
+    state = RewardState(0, Scores(reward_BK=torch.tensor([[1.0], [2.0], [3.0]])))
     cases = {"a": spy, "b": fixed(9.0)}
     equal(score(cases, ["b", "a", "a"], state).score_B, [9.0, 2.0, 3.0])
     assert seen == [([11, 12], "rewards/a")] and ByColumn("task", cases).wants == {"reward"}

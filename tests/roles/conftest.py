@@ -1,16 +1,15 @@
 """Folders of a policy and a reward model on one base, and roles made of them."""
 
-import json
 from types import MappingProxyType
 
 import pytest
 import torch
-from peft import get_peft_model
-from sharing import DEFAULT, RATE, lora
-from transformers import AutoModelForSequenceClassification
+from sharing import DEFAULT, RATE, lora, reward_model
 
 from align.engine.plain import PlainEngine
+from align.rewards.ensemble import EnsembleReward
 from align.rewards.model import ModelReward
+from align.roles.bench import Bench
 from align.roles.roles import Roles
 from align.roles.seating import Seating, Setting
 from align.roles.specs import Actor, Critic, Reference
@@ -27,25 +26,23 @@ def sft(lora_model, base, tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def rm(base, tmp_path_factory) -> str:
-    """The folder of a reward model: adapter and score head on the policy's own base."""
-    torch.manual_seed(2)
-    plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-    model = get_peft_model(plain, lora(task_type="SEQ_CLS", base_model_name_or_path=base))
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    folder = tmp_path_factory.mktemp("rm")
-    model.save_pretrained(folder)
-    (folder / "card.json").write_text(json.dumps({"score": {"mean": 0.5, "std": 2.0}}))
-    return str(folder)
+def rms(base, tmp_path_factory) -> list[str]:
+    """Folders of three reward models: adapters and score heads on the policy's own base, each with its own scale."""
+    return [reward_model(base, tmp_path_factory.mktemp("rm"), number) for number in range(3)]
+
+
+@pytest.fixture(scope="module")
+def rm(rms) -> str:
+    """The first of them."""
+    return rms[0]
 
 
 @pytest.fixture
 def make_roles(sft, rm, tokenizer, tmp_path):
-    """make_roles(critic, reward, peft, zero by role, …) -> Roles, the reward and the lines that were said"""
+    """make_roles(critic, reward, peft, zero by role, …) -> Roles, the reward and the lines that were said
+
+    The reward is a model where `models` is None, else an ensemble of those in these folders.
+    """
 
     def engine(module, rates, max_grad_norm, zero):
         if zero is None:
@@ -62,8 +59,9 @@ def make_roles(sft, rm, tokenizer, tmp_path):
         checkpointing=False,
         zero=MappingProxyType({}),
         max_grad_norm=1.0,
+        models=None,
         **more,
-    ) -> tuple[Roles, ModelReward, list[str]]:
+    ) -> tuple[Roles, ModelReward | EnsembleReward, list[str]]:
         said: list[str] = []
         setting = Setting(
             torch.device("cpu"), torch.float32, engine,
@@ -74,7 +72,9 @@ def make_roles(sft, rm, tokenizer, tmp_path):
         Reference("auto", None).seat(seats)
         if critic:
             Critic(rm, "auto", RATE, lora(), zero.get("critic"), critic, **more).seat(seats)
-        model = ModelReward(rm, setting, tokenizer, backbone=reward, seats=seats)
-        return seats.roles(micro_batch_size=3), model, said
+        bench = Bench(setting)
+        made = [ModelReward(p, setting, tokenizer, backbone=reward, seats=seats, bench=bench) for p in models or [rm]]
+        scorer = EnsembleReward({str(i): one for i, one in enumerate(made)}) if models else made[0]
+        return seats.roles(micro_batch_size=3), scorer, said
 
     return make

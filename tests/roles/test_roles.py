@@ -12,6 +12,7 @@ from align.engine.plain import PlainEngine
 from align.errors import AlignError
 from align.peft.add import add_frozen_copy
 from align.peft.switch import use_adapter
+from align.roles.alone import load_roles
 from align.roles.backbone import Backbone
 from align.roles.critic import save_critic, saved_score, take_score, value_head
 from align.roles.modules import ScoreModule, to_left
@@ -280,3 +281,14 @@ def test_prompts_are_padded_on_the_left():
 def _base_of(folder: str) -> str:
     with open(f"{folder}/adapter_config.json") as file:
         return json.load(file)["base_model_name_or_path"]
+
+
+def test_roles_leave_a_temporary_folder_only_where_they_made_a_base(base, sft, lora, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    load_roles(base, lora)
+    with pytest.raises(AlignError):
+        load_roles(str(tmp_path / "nowhere"), lora)
+    assert not list(tmp_path.iterdir())
+    roles, *_ = load_roles(sft, LoraConfig(r=4, target_modules="all-linear"))
+    merged = roles.actor.model.peft_config["default"].base_model_name_or_path
+    assert [str(folder / "base") for folder in tmp_path.iterdir()] == [merged]

@@ -89,7 +89,7 @@ def test_the_reference_and_the_reward_do_not_move_by_a_bit_over_50_updates(make_
     before = roles.score(data, WANT)
     train(roles, 50)
     after = roles.score(data, WANT)
-    assert torch.equal(before.ref_logp_BT, after.ref_logp_BT) and torch.equal(before.reward_B, after.reward_B)
+    assert torch.equal(before.ref_logp_BT, after.ref_logp_BT) and torch.equal(before.reward_BK, after.reward_BK)
     assert not torch.allclose(before.logp_BT, after.logp_BT, atol=0.1)
     assert not torch.allclose(before.value_BT, after.value_BT, atol=0.1)
 

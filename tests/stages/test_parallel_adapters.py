@@ -152,6 +152,7 @@ def test_the_stages_after_it_go_on_from_the_best(here, base):
 
 
 SIDE = "stages=sft model={base} sft.data.path=a.jsonl"
+BEST = "stages=best_of data@best_of.data=prompt_completion best_of.data.path=a.jsonl best_of.parallel_adapters=2"
 REFUSED = [
     ("all weights", "sft.parallel_adapters=2 peft@sft.peft=none", ["all weights train", "peft@sft.peft=lora"]),
     ("hooks", "sft.parallel_adapters=2 peft@sft.peft=adalora", ["ADALORA", "align -m seed=0,1"]),
@@ -172,6 +173,8 @@ REFUSED = [
     ("no file", "sft.data.path=[]", ["sft.data.path=[]"]),
     ("nothing held out", "sft.parallel_adapters=2 sft.data.eval_share=0", ["held out", "sft.data.eval_share=0.05"]),
     ("the last seeds", "sft.parallel_adapters=2 seed=4294967295", ["sft.parallel_adapters=2", "seed=4294967294"]),
+    ("best_of", f"{BEST} peft@best_of.peft=none", ["best_of.peft: 2 adapters", "write peft@best_of.peft=lora"]),
+    ("TRL's for best_of", f"{BEST} best_of.args.packing=true", ["best_of.args.packing"]),
     ("files for another stage", "stages=rm data@rm.data=preferences rm.data.path=[a.jsonl,b.jsonl]", ["SFT alone"]),
 ]  # fmt: skip
 

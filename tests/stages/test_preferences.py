@@ -82,6 +82,13 @@ def test_policies_answer_against_each_other_by_vllm(here, base, untied_base):
     assert figures["policy_1"]["answers"] == figures["policy_2"]["answers"] == 10 * 18
 
 
+def test_adapters_side_by_side_learn_from_answers_that_the_run_is_still_to_write(here, base):
+    words = "best_of.parallel_adapters=2 +best_of.args.max_steps=2 preferences.data.eval_share=0.4"
+    align.run([*ask(base, stages="[preferences,best_of]"), *words.split()])
+    told = json.loads((here / "runs" / "ask" / "latest" / "best_of" / "card.json").read_text())
+    assert [one["name"] for one in told["adapters"]] == ["adapter_0", "adapter_1"] and told["eval_loss"] > 0
+
+
 def test_a_reward_model_of_the_run_judges_and_is_made_first(here, base):
     words = ask(base, stages="[rm,preferences]")
     words = [word for word in words if "judge" not in word]

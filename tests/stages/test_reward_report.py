@@ -15,7 +15,7 @@ from align.report.report import Report
 from align.rewards.model import ModelReward
 from align.stages.pairs import judge
 from align.stages.reward_plot import plot
-from align.stages.reward_report import Judged, calibration, report_of, said
+from align.stages.reward_report import Judged, agreement, calibration, report_of, said
 from align.stages.rm import RM
 
 CPU = torch.device("cpu")
@@ -89,6 +89,13 @@ def test_right_by_length_alone_is_warned_of_and_said():
     assert said(found)[-1].startswith("warning: right by length alone")
     found = report_of(judged([1.0] * 100, length, [4] * 100))
     assert found["warnings"] == []
+
+
+def test_agreement_with_a_judge_by_hand():
+    # The judge orders (0, 1), (0, 2) and (1, 2), and has no opinion on 3; the score has two of these right, ties one.
+    score_B = torch.tensor([1.0, 3.0, 3.0, 9.0])
+    assert agreement(score_B, torch.tensor([0.0, 0.5, 1.0, math.nan])) == pytest.approx(2.5 / 3)
+    assert math.isnan(agreement(score_B, torch.ones(4)))
 
 
 def test_an_answer_is_as_long_as_its_tokens_without_the_prompt(tokenizer):

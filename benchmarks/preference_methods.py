@@ -20,14 +20,17 @@ REWARD = "reward@preferences.judge=model preferences.judge.path={rm} preferences
 METHODS = {
     "best_of": f"stages=[preferences,best_of] preferences.policies={{sft}} best_of.path={{sft}} {REWARD}",
     "dpo": "stages=[dpo]",
+    "dpo_sft": "stages=[dpo] dpo.loss=[sigmoid,sft] +dpo.args.loss_weights=[1.0,1.0]",
     "ipo": "stages=[dpo] dpo.loss=ipo",
     "kto": "stages=[kto]",
     "dpo_sampled": f"stages=[preferences,dpo] preferences.policies={{sft}} data@dpo.data=sampled dpo.epochs=4 {REWARD}",
+    "kto_sampled": f"stages=[preferences,kto] preferences.policies={{sft}} data@kto.data=sampled kto.epochs=4 {REWARD}",
     "ppo": "stages=[ppo] reward.path={rm} critic.path={rm}",
     "rloo": "stages=[ppo] reward.path={rm} critic=none advantage=rloo rollout.samples_per_prompt=4",
 }
 NOTES = {
     "best_of": "the best of 8 by the reward model", "dpo_sampled": "best and worst of 8 by the reward model",
+    "kto_sampled": "the same answers", "dpo_sft": "and the loss of SFT on the chosen answers",
     "rloo": "four samples a prompt",
 }  # fmt: skip
 

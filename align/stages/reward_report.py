@@ -161,17 +161,17 @@ def _mean(values: Tensor) -> float | None:
     return float(values.double().mean()) if len(values) else None
 
 
-def agreement(score_B: Tensor, judge_B: Tensor) -> float:
+def agreement(score_B: Tensor, judge_B: Tensor) -> float | None:
     """Share of pairs of samples, of those that the judge scores apart, which the score orders alike; a tie counts half.
 
     Pairs are of any two samples, of other prompts too; those without an opinion of the judge (NaN) are left out. B
-    samples; NaN where the judge scores none apart.
+    samples; None where the judge scores none apart.
     """
     known_B = ~judge_B.isnan()
     score_B, judge_B = score_B[known_B].double(), judge_B[known_B].double()
     judged_BB = (judge_B[:, None] - judge_B).sign()
     alike_BB = ((score_B[:, None] - score_B).sign() * judged_BB + 1) / 2
-    return float(alike_BB[judged_BB != 0].mean())
+    return _mean(alike_BB[judged_BB != 0])
 
 
 def correlation(one_N: Tensor, other_N: Tensor) -> float | None:

@@ -261,7 +261,8 @@ class RM:
         report.write_card(score={"mean": mean, "std": std, "samples": len(score_B)})
         if lesson.judge_B is not None:
             agreed = agreement(score_B, lesson.judge_B)
-            report.say(f"of samples that rm.judge scores apart, {agreed:.3f} are in its order")
+            shown = "–: it scores none apart" if agreed is None else f"{agreed:.3f}"
+            report.say(f"share of pairs of samples in the order of rm.judge {shown}")
             report.write_card(judge_agreement=agreed)
 
     def _samples(self, lesson: Lesson, report: StageReport) -> Rollout | None:
@@ -280,15 +281,9 @@ class RM:
         return None
 
     def _judged(self, lesson: Lesson, report: StageReport) -> Tensor:
-        """What the judge says of the samples. Raises AlignError where it says the same of all."""
+        """What the judge says of the samples."""
         judge = self.make_judge(lesson.inputs, report.out, report, lesson.tokenizer)
-        judge_B = judge(lesson.samples, texts_of(lesson.samples, lesson.tokenizer), RewardState(0)).score_B.cpu()
-        if len(judge_B[~judge_B.isnan()].unique()) < 2:
-            raise AlignError(
-                f"rm.judge says the same of all {len(judge_B)} samples, so that nothing can agree with it\n"
-                "  write another judge, or ~rm.judge"
-            )
-        return judge_B
+        return judge(lesson.samples, texts_of(lesson.samples, lesson.tokenizer), RewardState(0)).score_B.cpu()
 
     def _arguments(self, out: Path, seed: int) -> RewardConfig:
         return arguments(RewardConfig, "rm", self.options, out, seed, self.device, self.dtype == torch.bfloat16)

@@ -155,3 +155,15 @@ def test_refused_before_a_model_loads(here, whole, base, capsys, settings, words
     before = len(list(Path("runs").glob("run/*")))
     refused(capsys, settings.format(base=base, rm=whole / "rm"), words)
     assert len(list(Path("runs").glob("run/*"))) == before
+
+
+def test_a_judge_is_compared_on_the_samples_that_measure_the_score(here, base):
+    words = ["stages=[rm]", f"model={base}", "+reward@rm.judge=fn", "rm.judge.fn=my_rewards.brevity"]
+    assert 0 <= card(run(*words, name="judged") / "rm")["judge_agreement"] <= 1
+    words[2:] = ["+reward@rm.judge=format", "rm.judge.pattern=never"]
+    assert card(run(*words, name="silent") / "rm")["judge_agreement"] is None
+
+
+def test_a_judge_of_samples_that_cannot_be(here, base, capsys):
+    words = f"{RM.format(base=base)} +reward@rm.judge=fn rm.judge.fn=my_rewards.brevty"
+    refused(capsys, words, ["my_rewards", "brevty"])

@@ -95,7 +95,7 @@ def test_agreement_with_a_judge_by_hand():
     # The judge orders (0, 1), (0, 2) and (1, 2), and has no opinion on 3; the score has two of these right, ties one.
     score_B = torch.tensor([1.0, 3.0, 3.0, 9.0])
     assert agreement(score_B, torch.tensor([0.0, 0.5, 1.0, math.nan])) == pytest.approx(2.5 / 3)
-    assert math.isnan(agreement(score_B, torch.ones(4)))
+    assert agreement(score_B, torch.ones(4)) is None
 
 
 def test_an_answer_is_as_long_as_its_tokens_without_the_prompt(tokenizer):

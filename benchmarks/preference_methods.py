@@ -84,7 +84,7 @@ def run(words: str) -> None:
 def table(found: dict, sft: float) -> str:
     lines = [["method", "true score", "KL to SFT", "tokens", "seconds", "CPU s"], ["---"] * 6]
     lines.append(["sft", f"{sft:.2f}", "", "", "", ""])
-    for name, row in found.items():
+    for name, row in ((name, found[name]) for name in METHODS if name in found):
         said = f"{name} ({NOTES[name]})" if name in NOTES else name
         figures = [f"{row['score']:.2f}", f"{row['kl']:.1f}", f"{row['tokens']:.0f}", f"{row['seconds']:.0f}"]
         lines.append([said, *figures, f"{row['cpu']:.0f}"])

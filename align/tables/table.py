@@ -79,7 +79,11 @@ def _named(word: str, figures: list[str], settings: list[str], option: str) -> l
 
 
 def resolve(word: str, names: list[str], option: str) -> str:
-    """The name that is meant: itself, or the only one that ends in it. Raises AlignError with what is near."""
+    """The name that is meant: itself, or the only one that ends in it; of a plug, `group@name` as it is typed.
+
+    Raises AlignError with what is near.
+    """
+    word = word.rpartition("@")[2]
     if word in names:
         return word
     ends = [name for name in names if name.endswith(f".{word}")]

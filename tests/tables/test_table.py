@@ -146,7 +146,7 @@ def test_one_run_goes_by_many_names_and_is_one_row(here, capsys):
 
 @pytest.mark.slow
 def test_columns_are_chosen_by_name_ending_or_pattern(here, capsys):
-    found = rows(answer(capsys, "table runs/sweep --columns sft.batch_size,eval_loss,*.seconds --format csv").out)
+    found = rows(answer(capsys, "table runs/sweep --columns stage@sft.batch_size,eval_loss,*.seconds --format csv").out)
     names = ["sft.learning_rate", "seed", "sft.batch_size", "sft.eval_loss", "sft.seconds"]
     assert list(found[0]) == ["run", *names, "state"] and {row["sft.batch_size"] for row in found} == {"4"}
     assert rows(answer(capsys, "table runs/sweep --columns all --format csv").out)[0]["sft.rows"] == "7"

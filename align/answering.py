@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,9 @@ from omegaconf import OmegaConf
 from align import config
 from align.nodes import as_dataclass, call, target_of
 from align.rewarding import MODEL_REWARD, check_reward, check_scoring
+
+HOW_ASKED = {"url", "timeout", "retries", "headers", "concurrency", "batch_size", "max_unread"}
+"""Settings of a judge that change no score."""
 
 if TYPE_CHECKING:
     from align.build import Build
@@ -45,10 +49,22 @@ def answering(build: Build) -> dict[str, Any]:
     return {
         "data": call(cfg.preferences.data, "preferences.data"),
         "sampling": (cfg.rollout.temperature, cfg.rollout.max_new_tokens),
+        "judge": {
+            key: value for key, value in leaves(judge, "preferences.judge") if HOW_ASKED.isdisjoint(key.split("."))
+        },
         "check_judge": lambda: check_scoring(judge, "preferences.judge", cfg.preferences.data, "preferences", cfg.seed),
         "make_judge": make_judge,
         "make_engine": make_engine,
     }
+
+
+def leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The values of a node, each by its whole key; a list is a value."""
+    if OmegaConf.is_dict(node):
+        for name, inner in node.items():
+            yield from leaves(inner, f"{key}.{name}")
+    else:
+        yield key, OmegaConf.to_container(node) if OmegaConf.is_list(node) else node
 
 
 def policies(build: Build) -> list[str]:

@@ -200,9 +200,10 @@ def policies(inputs: dict[str, str]) -> dict[str, str]:
 
 
 def written(path: Path, part: str, rows: list[Row], policies: list[str], found: dict[Key, Judged]) -> dict[str, int]:
-    """Writes a line a prompt that has a preference in it; how many prompts and answers there are, how many tie."""
+    """Writes a line a prompt that has a preference in it, if any has; how many have, with how many answers."""
     lines = [line for row in rows if (line := ranked([found[key_of(name, part, row)] for name in policies]))]
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    if lines:  # an empty file is no data set
+        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return {
         "prompts": len(lines), "answers": sum(len(line["completions"]) for line in lines),
         "left_out": len(rows) - len(lines),

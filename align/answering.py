@@ -3,7 +3,7 @@ a watch over PPO are given: a judge."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ from align.members import learned
 from align.nodes import as_dataclass, call, plain_values, target_of
 from align.preflight import check_named
 from align.rewarding import check_reward, check_scoring, make_reward, reward_nodes
+
+HOW_ASKED = {"url", "timeout", "retries", "headers", "concurrency", "batch_size", "max_unread"}
+"""Settings of a judge that change no score."""
 
 if TYPE_CHECKING:
     from align.build import Build
@@ -43,10 +46,20 @@ def answering(build: Build) -> dict[str, Any]:
     return {
         "data": call(cfg.preferences.data, "preferences.data"),
         "sampling": (cfg.rollout.temperature, cfg.rollout.max_new_tokens),
+        "judge": {name: value for name, value in leaves(judge, key) if HOW_ASKED.isdisjoint(name.split("."))},
         "check_judge": check_judge,
         "make_judge": judge_maker(build, judge, key),
         "make_engine": make_engine,
     }
+
+
+def leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The values of a node, each by its whole key; a list is a value."""
+    if OmegaConf.is_dict(node):
+        for name, inner in node.items():
+            yield from leaves(inner, f"{key}.{name}")
+    else:
+        yield key, OmegaConf.to_container(node) if OmegaConf.is_list(node) else node
 
 
 def judge_maker(build: Build, judge: DictConfig, key: str) -> Callable[..., Any]:

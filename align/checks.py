@@ -25,7 +25,7 @@ EXAMPLES = {
     "pattern": "'<think>.*</think>.*'",
     "schema": "answer.schema.json",
     "column": "task (a column of the prompts)",
-    "url": "http://localhost:8000/score",
+    "url": "http://localhost:8000/score (of a chat server: http://localhost:8000/v1)",
 }
 
 

@@ -37,7 +37,7 @@ LATE = [
     (
         "reward server that is not there",
         f"{LEARNED} reward=http reward.url=http://127.0.0.1:9/score reward.retries=0",
-        ["'http' (http://127.0.0.1:9/score) stayed away", "write reward.url="],
+        ["'http' (http://127.0.0.1:9/score) stayed away", "write the url of a server"],
     ),
     (
         "fewer tokens than a row",

@@ -64,7 +64,7 @@ def test_plugins_are_listed_with_origin_and_help(here, capsys):
     lines = answer(capsys, "plugins").out.splitlines()
     assert any(line.startswith("experiment=tiny") for line in lines)
     one_group = answer(capsys, "plugins reward").out.splitlines()
-    names = "by_column ensemble fn format gate http json kind_words mine model overlong repetition sum"
+    names = "by_column ensemble fn format gate http json kind_words llm_judge mine model overlong repetition sum"
     assert [line.split()[0] for line in one_group] == [f"reward={name}" for name in names.split()]
     mine = next(line for line in one_group if line.startswith("reward=mine"))
     assert "./conf" in mine and "my own: align reward=mine" in mine

@@ -15,6 +15,7 @@ from align.config.rewards import (
     RewardGate,
     RewardHTTP,
     RewardJSON,
+    RewardLLMJudge,
     RewardModel,
     RewardOverlong,
     RewardRepetition,
@@ -30,12 +31,12 @@ def none() -> None:
 
 SCHEMAS = {
     "data": FileData, "help_desk": HelpDesk, "sampled": Sampled, "mixture": Mixture, "short_texts": ShortTexts,
-    "pretrain": Pretrain, "sft": SFT, "rm": RM, 
+    "pretrain": Pretrain, "sft": SFT, "rm": RM,
     "preferences": Preferences, "best_of": BestOf, "dpo": DPO, "kto": KTO, "ppo": PPO, "evaluate": Evaluate,
     "actor": Actor, "critic": Critic, "reference": Reference, "zero": Zero,
     "reward_model": RewardModel, "reward_fn": RewardFunction, "reward_sum": RewardSum,
-    "reward_http": RewardHTTP, "reward_by_column": RewardByColumn, "reward_gate": RewardGate,
-    "reward_ensemble": RewardEnsemble,
+    "reward_http": RewardHTTP, "reward_llm_judge": RewardLLMJudge, "reward_by_column": RewardByColumn,
+    "reward_gate": RewardGate, "reward_ensemble": RewardEnsemble,
     "reward_format": RewardFormat, "reward_json": RewardJSON, "reward_overlong": RewardOverlong,
     "reward_repetition": RewardRepetition,
     "rollout": Rollout, "watch": Watch, "tracker": Tracker,

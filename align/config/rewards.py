@@ -79,6 +79,40 @@ class RewardHTTP:
 
 
 @dataclass
+class RewardLLMJudge:
+    _target_: str = "align.rewards.llm_judge.LLMJudge"
+    url: str = MISSING
+    """Where an OpenAI-compatible server's chat/completions lies. `$NAME` stands for an environment variable."""
+    model: str = MISSING
+    """The judge, by the name that the server has for it."""
+    template: str | None = None
+    """A file with a jinja template of the question, given prompt, completion, messages, low, high and the data set's
+    columns; unset: the one in align/rewards/judge_question.py."""
+    scale: list[float] = field(default_factory=lambda: [1.0, 10.0])
+    """The worst and the best grade, which become scores of 0 and 1; another number is no grade."""
+    pattern: str | None = None
+    """Regular expression with one group, the number, in the judge's answer; unset: the number behind the last `Score:`,
+    else the last one."""
+    temperature: float | None = 0.0
+    """Of the judge's sampling; null leaves the field out of the request, as some hosted models want it."""
+    max_tokens: int | None = 1024
+    """The most tokens of the judge's answer; null leaves the field out (args.max_completion_tokens is its new name)."""
+    args: dict[str, Any] = field(default_factory=open_node)
+    """Further fields of the request, such as reward.args.structured_outputs.choice=['1','2','3'] (vLLM)."""
+    concurrency: int = 16
+    """Requests under way at the same time."""
+    max_unread: float = 0.5
+    """The run ends when a larger share of a batch's answers holds no grade; else such rows are no opinion, and their
+    share is logged."""
+    timeout: float = 120.0
+    """As that of http."""
+    retries: int = 6
+    """As that of http."""
+    headers: dict[str, str] = field(default_factory=open_node)
+    """As that of http."""
+
+
+@dataclass
 class RewardByColumn:
     _target_: str = "align.rewards.by_column.ByColumn"
     column: str = MISSING

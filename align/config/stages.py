@@ -89,6 +89,9 @@ class Preferences:
     """The most prompts, from all over the data; unset: all."""
     max_prompt_tokens: int = 512
     """Longer prompts are left out, and counted."""
+    resume: str | None = None
+    """The folder of this stage in a run that was stopped, such as runs/NAME/latest/preferences: what was judged
+    there is taken over."""
 
 
 @dataclass

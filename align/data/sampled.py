@@ -33,7 +33,8 @@ class Sampled:
                 "runs/NAME/latest/preferences, a folder of that stage"
             )
         held_out = folder / HELD_OUT
-        share = 0.05 if not held_out.exists() else 0.0
+        several = len((folder / RANKINGS).read_text(encoding="utf-8").splitlines()) > 1
+        share = 0.05 if several and not held_out.exists() else 0.0
         return FileData(
             "rankings", str(folder / RANKINGS), eval_path=str(held_out) if held_out.exists() else None, eval_share=share
         )

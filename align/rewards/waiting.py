@@ -15,7 +15,12 @@ def wait(awaitable: Awaitable) -> Any:
     async def result():
         return await awaitable
 
-    return asyncio.run_coroutine_threadsafe(result(), _loop()).result()
+    future = asyncio.run_coroutine_threadsafe(result(), _loop())
+    try:
+        return future.result()
+    except BaseException:  # Ctrl-C: nobody waits any more
+        future.cancel()
+        raise
 
 
 @functools.cache

@@ -6,12 +6,17 @@ r"""Stage `preferences`: a policy's own answers to each prompt, ranked by a judg
 Each policy writes `samples` answers to a prompt, by the run's rollout engine at `rollout.temperature`; the judge is any
 reward. rankings.jsonl has the training prompts' answers with their scores, held_out.jsonl those of held-out prompts. An
 answer that did not end by itself is left out, since a file of texts cannot say so, and so is one written twice.
+
+answers.jsonl has all answers, as they are judged. After a stop, by Ctrl-C or a judge that went away, the same command
+goes on from there with preferences.resume=runs/NAME/latest/preferences, and makes what one run would have made.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,17 +33,12 @@ from align.report.report import StageReport
 from align.rewards.model import check_same_tokenizer
 from align.roles.folder import CAUSAL, inspect
 from align.roles.tokenizer import load_tokenizer, stop_ids
+from align.stages.judged import ANSWERS, AnswersFile, Judged, Key, digest_of, key_of, read
+from align.stages.lineage import fingerprint
 from align.stages.rollouts import Row, row_of, spread, texts_of, write
 from align.types import Reward, RewardState, RolloutEngine, Sampling
 
 PROMPTS_AT_ONCE = 64
-
-
-@dataclass
-class Answer:
-    policy: str
-    completion: Any
-    score: float
 
 
 @dataclass
@@ -49,10 +49,16 @@ class Preferences:
     device: torch.device
     sampling: tuple[float, int]
     """Temperature, and the most tokens of an answer."""
+    judge: dict[str, Any]
+    """What the judge's scores depend on, by key."""
     check_judge: Callable[[], None]
     make_judge: Callable[[dict[str, str], Path, StageReport, PreTrainedTokenizerBase], Reward]
     make_engine: Callable[[str, PreTrainedTokenizerBase, int, StageReport], RolloutEngine]
     """The rollout engine of the policy in a folder; for that many tokens of prompt and answer."""
+
+    def __post_init__(self) -> None:
+        if self.options.resume is not None:  # runs/NAME/latest is another folder once this run has one
+            self.options.resume = str(Path(self.options.resume).expanduser().resolve())
 
     def check(self, inputs: dict[str, str]) -> None:
         self.data.check("preferences")
@@ -65,6 +71,7 @@ class Preferences:
             check_same_tokenizer(tokenizer, first, "preferences.policies")
         if self.options.samples * max(len(policies(inputs)), 1) < 2:
             raise AlignError("preferences.samples=1: one answer has nothing to be ranked against\n  write 2 or more")
+        self._earlier(inputs)
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         paths = policies(inputs)
@@ -72,17 +79,21 @@ class Preferences:
         split = self.data.load("preferences", self.seed)
         parts = {RANKINGS: self._rows(split.train, tokenizer, report)}
         parts[HELD_OUT] = self._rows(split.eval, tokenizer, report) if split.eval else []
+        earlier = self._earlier(inputs)
         judge = self.make_judge(inputs, out, report, tokenizer)
-        answers: dict[str, list[list[Answer]]] = {file: [[] for _ in rows] for file, rows in parts.items()}
-        figures: dict[str, dict[str, float]] = {}
-        for name, path in paths.items():
-            longest = self.options.max_prompt_tokens + self.sampling[1]
-            engine = self.make_engine(path, tokenizer, longest, report)
-            try:
-                figures[name] = self._answer(name, path, parts, answers, engine, judge, tokenizer, report)
-            finally:
-                engine.close()
-        facts = {file: written(out / file, rows, answers[file], len(paths) > 1) for file, rows in parts.items() if rows}
+        with AnswersFile(out / ANSWERS, self._made_from(inputs)) as file, kept(file, report):
+            for name, path in paths.items():
+                wanted = {key_of(name, part, row): (part, row) for part, rows in parts.items() for row in rows}
+                file.add([earlier[key] for key in wanted if key in earlier])
+                todo = [one for key, one in wanted.items() if key not in earlier]
+                if todo:
+                    longest = self.options.max_prompt_tokens + self.sampling[1]
+                    engine = self.make_engine(path, tokenizer, longest, report)
+                    try:
+                        self._answer(name, path, todo, file, engine, judge, tokenizer, report)
+                    finally:
+                        engine.close()
+        facts = {part: written(out / part, part, rows, list(paths), file.found) for part, rows in parts.items() if rows}
         if not facts[RANKINGS]["prompts"]:
             raise AlignError(
                 "preferences: no prompt has two answers that ended and were scored apart\n"
@@ -90,7 +101,22 @@ class Preferences:
             )
         told = facts[RANKINGS]
         report.say(f"{told['prompts']} prompts ranked, {told['answers'] / told['prompts']:.1f} answers each")
-        report.write_card(inputs=inputs, policies=figures, **{Path(file).stem: one for file, one in facts.items()})
+        by_policy = {name: figures([one for one in file.found.values() if one.policy == name]) for name in paths}
+        report.write_card(inputs=inputs, policies=by_policy, **{Path(part).stem: one for part, one in facts.items()})
+
+    def _made_from(self, inputs: dict[str, str]) -> dict[str, Any]:
+        """What answers and scores depend on beside their row, as far as it is known."""
+        temperature, max_new_tokens = self.sampling
+        return {
+            "seed": self.seed, "preferences.samples": self.options.samples, "rollout.temperature": temperature,
+            "rollout.max_new_tokens": max_new_tokens, **self.judge,
+            **{f"weights of {name}": fingerprint(path) or path for name, path in inputs.items()},
+        }  # fmt: skip
+
+    def _earlier(self, inputs: dict[str, str]) -> dict[Key, Judged]:
+        """Judged answers of a run that was stopped."""
+        resume = self.options.resume
+        return {} if resume is None else read(resume, self._made_from(inputs))
 
     def _rows(self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, report: StageReport) -> list[Row]:
         fitting, left_out = fitting_prompts(rows, tokenizer, self.options.max_prompt_tokens, "preferences")
@@ -101,31 +127,71 @@ class Preferences:
         return spread(found, self.options.prompts or len(found))
 
     def _answer(
-        self, name: str, path: str, parts: dict[str, list[Row]], answers: dict[str, list[list[Answer]]],
+        self, name: str, path: str, todo: list[tuple[str, Row]], file: AnswersFile,
         engine: RolloutEngine, judge: Reward, tokenizer: PreTrainedTokenizerBase, report: StageReport,
-    ) -> dict[str, float]:  # fmt: skip
-        """One policy's answers to every prompt, judged; its figures."""
+    ) -> None:  # fmt: skip
+        """One policy's answers to rows, each with the file that it is for, judged and put into answers.jsonl."""
         sampling = Sampling(self.sampling[0], self.sampling[1], stop_ids(path, tokenizer))
-        score, count, ended, done = 0.0, 0, 0, 0
-        chunks = [(file, first) for file, rows in parts.items() for first in range(0, len(rows), PROMPTS_AT_ONCE)]
+        mine: list[Judged] = []
+        chunks = list(chunked(todo))
         with report.steps(len(chunks)) as tell:
-            for number, (file, first) in enumerate(chunks, start=1):
-                rows = parts[file][first : first + PROMPTS_AT_ONCE]
-                purpose = f"preferences/{file}/{name}"
+            for number, (part, rows) in enumerate(chunks, start=1):
+                purpose = f"preferences/{part}/{name}"
                 rollout = write(
                     engine, rows, sampling, seed=self.seed, purpose=purpose, samples=self.options.samples
                 ).to(self.device)
-                texts = texts_of(rollout, tokenizer)
-                score_B = judge(rollout, texts, RewardState(0)).score_B.tolist()
+                texts, logged, extra = texts_of(rollout, tokenizer), {}, {}
+                state = RewardState(0, log_metric=logged.__setitem__, log_extra=extra.__setitem__)
+                score_B = [None if one != one else one for one in judge(rollout, texts, state).score_B.tolist()]
                 finished_B = rollout.finished_B.tolist()
-                for i, (one, text, ends) in enumerate(zip(score_B, texts.completions, finished_B, strict=True)):
-                    if ends and one == one:  # not NaN: the judge has an opinion
-                        answers[file][first + i // self.options.samples].append(Answer(name, text, one))
-                        score, count = score + one, count + 1
-                    ended += ends
-                done += len(score_B)
-                tell(number, f"score {score / max(count, 1):+.2f}")
-        return {"score": score / max(count, 1), "answers": done, "finished": ended / done, "judged": count / done}
+                extra_B = {column: values for column, values in extra.items() if len(values) == len(score_B)}
+                judged = []
+                for i, row in enumerate(rows):
+                    own = slice(i * self.options.samples, (i + 1) * self.options.samples)
+                    judged.append(
+                        Judged(
+                            name, part, row.number, digest_of(row), row.prompt, texts.completions[own],
+                            finished_B[own], score_B[own], {column: values[own] for column, values in extra_B.items()},
+                        )
+                    )  # fmt: skip
+                file.add(judged)
+                mine += judged
+                told = figures(mine)
+                report.metrics(number, {"policy": name, **told, **logged})
+                tell(number, f"score {told['score']:+.2f}")
+
+
+@contextmanager
+def kept(file: AnswersFile, report: StageReport) -> Iterator[None]:
+    """Says where the judged answers are if what is inside raises."""
+    try:
+        yield
+    except BaseException:  # Ctrl-C, too
+        if file.found:
+            report.say(
+                f"stopped; {len(file.found)} prompts' answers are judged and kept: the same command goes on with "
+                f"preferences.resume={file.path.parent}"
+            )
+        raise
+
+
+def chunked(todo: list[tuple[str, Row]]) -> Iterator[tuple[str, list[Row]]]:
+    """Rows for one file, PROMPTS_AT_ONCE at a time."""
+    for part, group in itertools.groupby(todo, lambda one: one[0]):
+        rows = [row for _, row in group]
+        for first in range(0, len(rows), PROMPTS_AT_ONCE):
+            yield part, rows[first : first + PROMPTS_AT_ONCE]
+
+
+def figures(judged: list[Judged]) -> dict[str, float]:
+    """Mean score of the answers that ended and have one, how many answers there are, which share ended and has one."""
+    ended = [end for one in judged for end in one.finished]
+    scores = [score for one in judged for score, end in zip(one.scores, one.finished, strict=True) if end]
+    scores = [score for score in scores if score is not None]
+    return {
+        "score": sum(scores) / max(len(scores), 1), "answers": len(ended), "finished": sum(ended) / len(ended),
+        "judged": len(scores) / len(ended),
+    }  # fmt: skip
 
 
 def policies(inputs: dict[str, str]) -> dict[str, str]:
@@ -133,23 +199,26 @@ def policies(inputs: dict[str, str]) -> dict[str, str]:
     return {name: path for name, path in inputs.items() if name == "actor" or name.startswith("policy_")}
 
 
-def written(file: Path, rows: list[Row], answers: list[list[Answer]], named: bool) -> dict[str, int]:
-    """Writes a line a prompt that has a preference in it; how many prompts and answers there are, how many tie."""
-    lines = list(_lines(rows, answers, named))
-    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+def written(path: Path, part: str, rows: list[Row], policies: list[str], found: dict[Key, Judged]) -> dict[str, int]:
+    """Writes a line a prompt that has a preference in it, if any has; how many have, with how many answers."""
+    lines = [line for row in rows if (line := ranked([found[key_of(name, part, row)] for name in policies]))]
+    if lines:  # an empty file is no data set
+        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return {
         "prompts": len(lines), "answers": sum(len(line["completions"]) for line in lines),
         "left_out": len(rows) - len(lines),
     }  # fmt: skip
 
 
-def _lines(rows: list[Row], answers: list[list[Answer]], named: bool) -> Iterator[dict[str, Any]]:
-    for row, found in zip(rows, answers, strict=True):
-        distinct = list({json.dumps(one.completion): one for one in found}.values())
-        if len({one.score for one in distinct}) < 2:
-            continue
-        by = {"policies": [one.policy for one in distinct]} if named else {}
-        yield {
-            "prompt": row.prompt, "completions": [one.completion for one in distinct],
-            "scores": [one.score for one in distinct], **by,
-        }  # fmt: skip
+def ranked(judged: list[Judged]) -> dict[str, Any] | None:
+    """All policies' answers to one prompt that ended and have a score, each once; None if no two are scored apart."""
+    distinct = {}
+    for one in judged:
+        for completion, ended, score in zip(one.completions, one.finished, one.scores, strict=True):
+            if ended and score is not None:
+                distinct[json.dumps(completion)] = (completion, score, one.policy)
+    if len({score for _, score, _ in distinct.values()}) < 2:
+        return None
+    completions, scores, policies = map(list, zip(*distinct.values(), strict=True))
+    by = {"policies": policies} if len(judged) > 1 else {}
+    return {"prompt": judged[0].prompt, "completions": completions, "scores": scores, **by}

@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -18,10 +18,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def say(self, status: int, text: str | bytes) -> None:
         text = text.encode() if isinstance(text, str) else text
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
+        with suppress(ConnectionError):  # the other side has given up
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
 
     def drip(self, forever: bytes) -> None:
         """One byte at a time, until the other side has had enough."""
@@ -37,11 +38,16 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64  # many ask at the same time
+
+
 @contextmanager
 def serving(answers: Callable[[Handler, dict], None]) -> Iterator[ThreadingHTTPServer]:
     """A server with `url`, and in `seen` what it was sent: (headers, body) of each POST."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads, server.answers, server.seen = True, answers, []
+    server = Server(("127.0.0.1", 0), Handler)
+    server.answers, server.seen = answers, []
     server.url = f"http://127.0.0.1:{server.server_port}/score"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

@@ -9,7 +9,7 @@ from servers import serving
 from test_function_reward import STATE, rollout
 
 from align.errors import AlignError
-from align.rewards import http_reward
+from align.rewards import server as wire
 from align.rewards.http_reward import HTTPReward
 from align.rewards.parts import check_reachable
 from align.rewards.sum import SumReward
@@ -18,7 +18,7 @@ from align.types import Texts
 
 @pytest.fixture(autouse=True)
 def without_waiting(monkeypatch):
-    monkeypatch.setattr(http_reward, "PAUSE", 0.001)
+    monkeypatch.setattr(wire, "PAUSE", 0.001)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
 
@@ -104,7 +104,7 @@ def test_a_server_that_fails_twice_and_then_works_is_asked_again():
         assert score(HTTPReward(server.url, retries=2), ["ab"]).score_B.tolist() == [2.0]
         assert len(server.seen) == 3
     said = refused(lambda handler, body: handler.say(503, "loading"), retries=1)
-    assert "stayed away for 2 tries" in said and "status 503 'loading'" in said and "\n  write reward.url" in said
+    assert "stayed away for 2 tries" in said and "status 503 'loading'" in said and "\n  write the url of" in said
 
 
 def test_a_connection_that_breaks_is_tried_again():
@@ -136,11 +136,11 @@ def test_a_server_that_drips_does_not_hold_the_run_up(begin):
         handler.wfile.write(begin or b"HTTP/1.1 200 OK\r\nX: ")
         handler.drip(b"1")
 
-    assert "no whole answer within reward.timeout=0.2 seconds" in refused(answers, timeout=0.2)
+    assert "no whole answer within timeout=0.2 seconds" in refused(answers, timeout=0.2)
 
 
 def test_a_server_that_answers_without_end_is_cut_off(monkeypatch):
-    monkeypatch.setattr(http_reward, "LARGEST", 1000)
+    monkeypatch.setattr(wire, "LARGEST", 1000)
     sent = []
 
     def answers(handler, body):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from command_line import answer, refused, stand_in
 from peft import AutoPeftModelForCausalLM
 
 import align
+from align.stages import preferences
 
 ASK = (
     "evaluate.judge=null rollout.max_new_tokens=40 stages=[preferences] preferences.data.path=prompts.jsonl "
@@ -27,8 +29,14 @@ def here(tmp_path, monkeypatch):
         rows = [{"prompt": f"{word} {n}"} for n in range(6) for word in ("a red kite", "rain", "the quiet harbour")]
         (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "judges.py").write_text(
+            "import pathlib\n\n\n"
             "def shortest(prompts, completions, **_):\n    return [-len(c) for c in completions]\n\n\n"
-            "def even(prompts, completions, **_):\n    return [1.0] * len(completions)\n"
+            "def even(prompts, completions, **_):\n    return [1.0] * len(completions)\n\n\n"
+            "asked = []\n\n\n"
+            "def tires(prompts, completions, **_):\n"
+            "    asked.extend(prompts)\n"
+            "    if pathlib.Path('tired').exists() and len(asked) > 150:\n        raise KeyboardInterrupt\n"
+            "    return [-len(c) for c in completions]\n"
         )
         pairs = [{"prompt": row["prompt"], "chosen": " red", "rejected": " kite kite"} for row in rows]
         (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
@@ -69,6 +77,46 @@ def test_the_same_answers_come_again(here, base):
         align.run([*ask(base), f"name={name}"])
         found.append((here / "runs" / name / "latest" / "preferences" / "rankings.jsonl").read_text())
     assert found[0] == found[1]
+
+
+def test_a_run_that_was_stopped_keeps_what_was_judged_and_goes_on_to_the_same_end(here, base, monkeypatch, capsys):
+    monkeypatch.setattr(preferences, "PROMPTS_AT_ONCE", 4)
+    words = ask(base, judge="tires")
+    (here / "tired").touch()
+    with pytest.raises(KeyboardInterrupt):
+        align.run(words)
+    latest = here / "runs" / "ask" / "latest"
+    kept = rows(latest / "preferences" / "answers.jsonl")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "stopped; 8 prompts' answers are judged and kept" in said and "preferences.resume=" in said
+    assert len(kept) == 1 + 8 and all(len(row["completions"]) == 16 for row in kept[1:])
+    (here / "tired").unlink()
+    with (latest / "preferences" / "answers.jsonl").open("a") as file:
+        file.write('{"policy": "actor", "file"')  # as a killed process leaves it
+    resume = "preferences.resume=runs/ask/latest/preferences"
+    refused(capsys, " ".join([*words, resume, "preferences.samples=15"]), ["preferences.samples=16", "resume"])
+    refused(capsys, " ".join([*words, resume, "preferences.judge.fn=judges.even"]), ["judge.fn=judges.tires", "resume"])
+    refused(
+        capsys, " ".join([*words, "preferences.resume=runs"]), ["preferences.resume=", "answers.jsonl", "write the"]
+    )
+    asked = sys.modules["judges"].asked
+    asked.clear()
+    align.run([*words, resume])
+    assert len(asked) == (18 - 8) * 16  # those that were judged are not asked about again
+    went_on = latest.resolve() / "preferences"
+    asked.clear()
+    align.run(words)
+    assert len(asked) == 18 * 16 and latest.resolve() / "preferences" != went_on
+    for file in ("rankings.jsonl", "held_out.jsonl"):
+        assert (went_on / file).read_text() == (latest / "preferences" / file).read_text()
+    cards = [json.loads((folder / "card.json").read_text()) for folder in (went_on, latest / "preferences")]
+    assert cards[0]["policies"]["actor"] == pytest.approx(cards[1]["policies"]["actor"])
+
+
+def test_what_was_answered_by_another_policy_is_not_gone_on_with(here, base, untied_base, capsys):
+    align.run(ask(base))
+    words = ask(untied_base, preferences__resume="runs/ask/latest/preferences")
+    refused(capsys, " ".join(words), ["weights of actor", "leave preferences.resume out"])
 
 
 @pytest.mark.vllm

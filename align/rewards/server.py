@@ -1,0 +1,147 @@
+"""A server over HTTP that rewards ask: with patience, within bounds of time and size, several requests at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx2
+
+from align.errors import AlignError
+from align.rewards.address import address, from_environment, header, shown
+from align.rewards.waiting import wait
+
+LARGEST = 2**24
+"""Bytes of an answer; a score takes about 20, a judge's words a few thousand."""
+BUSY = (408, 425, 429, 500, 502, 503, 504)
+"""Status codes after which it is tried again."""
+PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""Seconds before the second try, doubled before each further one."""
+
+Read = TypeVar("Read")
+
+
+class Away(Exception):
+    """The server is not there for now, and why."""
+
+
+@dataclass
+class Answer:
+    status: int
+    body: bytes
+
+    def beginning(self) -> str:
+        """For messages: what the answer begins with, quoted."""
+        text = self.body[:160].decode("utf-8", "replace").strip()
+        return repr(text) if text else "nothing"
+
+
+class Server:
+    """Where a reward named `name` posts JSON.
+
+    url: http or https. timeout: seconds for one request, from the connection to the last byte of the answer.
+    retries: further tries, after pauses of 1, 2, 4 … 30 seconds, of a server that cannot be reached, takes too long or
+    answers with one of BUSY. headers: sent with each request. `$NAME` in url and headers stands for an environment
+    variable, which is read here and stands in no file of the run.
+
+    Raises ValueError for settings that cannot be, a variable that is not set among them.
+    """
+
+    def __init__(self, name: str, url: str, timeout: float, retries: int, headers: dict[str, str] | None) -> None:
+        if not 0 < timeout < math.inf:
+            raise ValueError(f"timeout={timeout}: write a number of seconds above 0")
+        if retries < 0:
+            raise ValueError(f"retries={retries}: write 0 or more")
+        self.url = address(from_environment(url, "url"))
+        given = dict(header(key, from_environment(value, f"headers.{key}")) for key, value in (headers or {}).items())
+        self.headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **given}
+        self.timeout, self.retries = timeout, retries
+        self.here = f"reward {name!r} ({shown(self.url)})"
+
+    def knock(self) -> None:
+        """Raises AlignError where no server answers.
+
+        A HEAD request, to which any answer will do, since few servers know it: 405 and 501 say that somebody is there.
+        """
+
+        async def knocking() -> None:
+            async with self._client(1) as client:
+                await self._tried(lambda: self._sign_of_life(client))
+
+        wait(knocking())
+
+    def ask(self, bodies: list[bytes], read: Callable[[Answer], Read], at_once: int = 1) -> list[Read]:
+        """What `read` makes of the answer to each body, in their order; `at_once` requests are under way together.
+
+        Raises AlignError where the server stays away or answers with more than LARGEST bytes, and what `read` raises
+        of an answer; the other requests are given up then.
+        """
+
+        async def one(client: httpx2.AsyncClient, body: bytes, place: asyncio.Semaphore) -> Read:
+            async with place:
+                return read(await self._tried(lambda: self._post(client, body)))
+
+        async def asking() -> list[Read]:
+            place = asyncio.Semaphore(at_once)
+            async with self._client(at_once) as client:
+                tasks = [asyncio.ensure_future(one(client, body, place)) for body in bodies]
+                try:
+                    return list(await asyncio.gather(*tasks))
+                finally:
+                    for task in tasks:
+                        task.cancel()
+                    await asyncio.gather(*tasks, return_exceptions=True)
+
+        return wait(asking())
+
+    def accepted(self, answer: Answer) -> Any:
+        """The JSON of an answer with status 200; AlignError, with how it begins, for any other."""
+        if answer.status != 200:
+            raise AlignError(f"{self.here} answers with status {answer.status}, not 200: {answer.beginning()}")
+        try:
+            return json.loads(answer.body)
+        except (ValueError, RecursionError):  # not UTF-8, not JSON, or too deep to be an answer
+            raise AlignError(f"{self.here} does not answer with JSON but with {answer.beginning()}") from None
+
+    def _client(self, at_once: int) -> httpx2.AsyncClient:
+        # Its own timeouts are for a read each, which a server that sends a byte at a time never fails.
+        limits = httpx2.Limits(max_connections=at_once, max_keepalive_connections=at_once)
+        return httpx2.AsyncClient(headers=self.headers, timeout=None, limits=limits)
+
+    async def _tried(self, request: Callable[[], Awaitable[Read]]) -> Read:
+        """What a request gives, the whole of it in `timeout` seconds, at the first try that is not in vain."""
+        for attempt in range(self.retries + 1):
+            if attempt:
+                await asyncio.sleep(min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE))
+            try:
+                return await asyncio.wait_for(request(), self.timeout)
+            except asyncio.TimeoutError:  # before Python 3.11 another class than TimeoutError
+                why = f"no whole answer within timeout={self.timeout:g} seconds"
+            except (Away, httpx2.TransportError) as error:
+                why = str(error) or type(error).__name__
+        tries = f"{self.retries + 1} tries" if self.retries else "one try"
+        raise AlignError(
+            f"{self.here} stayed away for {tries}, the last time: {why}\n"
+            "  write the url of a server that runs, or more timeout or retries, among the settings of this reward"
+        )
+
+    async def _sign_of_life(self, client: httpx2.AsyncClient) -> None:
+        async with client.stream("HEAD", self.url) as response:
+            if response.status_code in (502, 503, 504):
+                raise Away(f"status {response.status_code}")
+
+    async def _post(self, client: httpx2.AsyncClient, body: bytes) -> Answer:
+        async with client.stream("POST", self.url, content=body) as response:
+            whole, status = bytearray(), response.status_code
+            async for part in response.aiter_raw():
+                whole += part
+                if len(whole) > LARGEST:
+                    raise AlignError(f"{self.here} answers with more than {LARGEST} bytes")
+        answer = Answer(status, bytes(whole))
+        if status in BUSY:
+            raise Away(f"status {status} {answer.beginning()}")
+        return answer

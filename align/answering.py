@@ -16,12 +16,12 @@ from align.nodes import as_dataclass, call, plain_values, target_of
 from align.preflight import check_named
 from align.rewarding import check_reward, check_scoring, make_reward, reward_nodes
 
-HOW_ASKED = {"url", "timeout", "retries", "headers", "concurrency", "batch_size", "max_unread"}
-"""Settings of a judge that change no score."""
-
 if TYPE_CHECKING:
     from align.build import Build
     from align.report.report import StageReport
+
+HOW_ASKED = {"url", "timeout", "retries", "headers", "concurrency", "batch_size", "max_unread"}
+"""Settings of a judge that change no score."""
 
 
 def answering(build: Build) -> dict[str, Any]:

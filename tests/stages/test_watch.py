@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from command_line import PPO, answer, refused, stand_in
+from command_line import PPO, answer, refused, stand_in, write_rows
 from safetensors.torch import load_file
 
 from align.errors import AlignError
@@ -76,14 +76,13 @@ def test_a_judge_without_an_opinion_ends_the_run():
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    for folder in stand_in(tmp_path, monkeypatch):
-        rows = [{"prompt": f"{word} {n}"} for n in range(20) for word in ("a red kite", "rain", "the quiet harbour")]
-        (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (folder / "my_rewards.py").write_text(
-            "def high(completion_ids, **_):\n    return [sum(ids) / len(ids) / 100 for ids in completion_ids]\n\n\n"
-            "def low(completion_ids, **_):\n    return [-sum(ids) / len(ids) / 100 for ids in completion_ids]\n"
-        )
-        yield folder
+    rows = [{"prompt": f"{word} {n}"} for n in range(20) for word in ("a red kite", "rain", "the quiet harbour")]
+    write_rows(tmp_path / "prompts.jsonl", rows)
+    (tmp_path / "my_rewards.py").write_text(
+        "def high(completion_ids, **_):\n    return [sum(ids) / len(ids) / 100 for ids in completion_ids]\n\n\n"
+        "def low(completion_ids, **_):\n    return [-sum(ids) / len(ids) / 100 for ids in completion_ids]\n"
+    )
+    yield from stand_in(tmp_path, monkeypatch)
 
 
 WATCHED = (

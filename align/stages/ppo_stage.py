@@ -13,12 +13,14 @@ from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
+from transformers import PreTrainedTokenizerBase
 
 from align import config
 from align.data.encode import fitting_prompts
 from align.data.source import Source
 from align.report.report import StageReport
 from align.rewards.parts import learned
+from align.roles.tokenizer import load_tokenizer
 from align.stages.ppo import PPO
 from align.stages.rollouts import Row, batches, further, row_of, spread, texts_of, write
 from align.stages.scoring import judge_rollout
@@ -41,10 +43,11 @@ class PPOStage:
         self.check_roles(inputs)
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
-        ppo = self.assemble(inputs, out, report)
+        tokenizer = load_tokenizer(inputs["actor"], "actor.path")
         split = self.data.load("ppo", self.seed)
-        rows = self._rows(split.train, ppo, report)
-        held_out = self._rows(split.eval, ppo, report) if split.eval else []
+        rows = self._rows(split.train, tokenizer, report)
+        held_out = self._rows(split.eval, tokenizer, report) if split.eval else []
+        ppo = self.assemble(inputs, out, report)
         report.write_card(inputs=inputs, rollout_engine=ppo.engine.name, prompts=len(rows))
         try:
             self._loop(ppo, rows, held_out, out, report)
@@ -86,8 +89,8 @@ class PPOStage:
                     report.print(samples_table(ppo, step))
         report.write_card(best=best.facts(), kl_coef=ppo.kl_coef, last={k: v for k, v in metrics.items() if "/" in k})
 
-    def _rows(self, rows: list[dict], ppo: PPO, report: StageReport) -> list[Row]:
-        fitting, left_out = fitting_prompts(rows, ppo.tokenizer, self.options.max_prompt_tokens, "ppo")
+    def _rows(self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, report: StageReport) -> list[Row]:
+        fitting, left_out = fitting_prompts(rows, tokenizer, self.options.max_prompt_tokens, "ppo")
         if left_out:
             report.say(f"{left_out} prompts left out: over ppo.max_prompt_tokens={self.options.max_prompt_tokens}")
         return [row_of(number, row, ids) for number, row, ids in fitting]

@@ -26,6 +26,7 @@ from trl import RewardConfig, RewardTrainer
 from align import config
 from align.data.encode import answer_ids, fitting_pairs
 from align.data.graded import as_pairs
+from align.data.preferring import check_preferring
 from align.data.sampled import AUTO, Sampled, located
 from align.data.source import GROUP, Source, Split
 from align.engine.cpu_linear import CpuLinear
@@ -70,7 +71,9 @@ class RM:
         check_loraplus(self.options.loraplus_lr_ratio, self.peft, "rm")
         self.data.check("rm")
         if not (isinstance(self.data, Sampled) and self.data.path == AUTO):  # that is still to be written
-            plan(self.data.load("rm", self.seed).train, self.options)
+            rows = self.data.load("rm", self.seed).train
+            plan(rows, self.options)
+            check_preferring(rows, "rm")
         if "path" in inputs:
             check_adapter(look(inputs["path"], "rm", (CAUSAL, SCORE)), "rm", self.peft, self.options.adapter)
             load_tokenizer(inputs["path"], "rm.path")
@@ -84,6 +87,7 @@ class RM:
             report.say(f"{left_out['too_long']} rows left out: longer than rm.max_length={self.options.max_length}")
         if left_out["alike"]:
             report.say(f"{left_out['alike']} rows left out: answers alike, or one of a pair empty")
+        held_out = self._held_out(split, tokenizer)
         args = self._arguments(out)
         torch.manual_seed(self.seed)
         begun = start(
@@ -97,9 +101,9 @@ class RM:
         report.say(f"{begun.said}; {len(rows)} {NOUNS[how.kind]}")
         if prompted(begun.model):
             score_by_mask(begun.model)
-        held_out = self._on_the_way(args, split, how, tokenizer)
+        on_the_way = self._on_the_way(args, held_out, how)
         with dtypes_kept(begun.model):
-            trainer = self._trainer(begun.model, args, rows, how, tokenizer, held_out)
+            trainer = self._trainer(begun.model, args, rows, how, tokenizer, on_the_way)
         train(trainer, report)
         save_model(begun.model, out)
         tokenizer.save_pretrained(out)
@@ -110,24 +114,23 @@ class RM:
         if how.kind == "squared_error":
             report.write_card(rating={"mean": how.mean, "std": how.std})
         module = ScoreModule(begun.model.eval(), self.dtype == torch.bfloat16).to(self.device)
-        report.write_card(**self.judge(module, split, tokenizer, out, report))
+        report.write_card(**self.judge(module, split, held_out, tokenizer, out, report))
         self._measure(module, split, tokenizer, inputs["path"], report)
 
-    def _on_the_way(
-        self, args: RewardConfig, split: Split, how: Plan, tokenizer: PreTrainedTokenizerBase
-    ) -> datasets.Dataset | None:
+    def _on_the_way(self, args: RewardConfig, held_out: list[dict], how: Plan) -> datasets.Dataset | None:
         """Held-out pairs for TRL to evaluate on where `rm.args.eval_strategy` asks for it."""
         if args.eval_strategy == "no":
             return None
         asked = f"rm.args.eval_strategy={args.eval_strategy.value}"
         if not how.by_trl:
             raise AlignError(f"{asked}: TRL evaluates on hard pairs alone\n  leave it out, or write rm.loss=pairs")
-        rows, _ = (
-            fitting_pairs(as_pairs(split.eval), tokenizer, self.options.max_length, "rm") if split.eval else ([], {})
-        )
-        if not rows:
+        if not held_out:
             raise AlignError(f"{asked}: no pairs are held out\n  write rm.data.eval_share=0.05")
-        return dataset(rows)
+        return dataset(held_out)
+
+    def _held_out(self, split: Split, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
+        """Held-out pairs, looked at before anything trains."""
+        return fitting_pairs(as_pairs(split.eval), tokenizer, self.options.max_length, "rm", held_out=True)[0]
 
     def _fitting(
         self, rows: list[dict], how: Plan, tokenizer: PreTrainedTokenizerBase
@@ -153,13 +156,13 @@ class RM:
         )  # fmt: skip
 
     def judge(
-        self, module: ScoreModule, split: Split, tokenizer: PreTrainedTokenizerBase, out: Path, report: StageReport
-    ) -> dict[str, Any]:
+        self, module: ScoreModule, split: Split, held_out: list[dict], tokenizer: PreTrainedTokenizerBase, out: Path,
+        report: StageReport,
+    ) -> dict[str, Any]:  # fmt: skip
         """The report on held-out pairs, and accuracy on pairs with the answers of two questions swapped."""
         if not split.eval:
             return {}
         rated = self._rated(module, split.eval, tokenizer, report)
-        held_out, _ = fitting_pairs(as_pairs(split.eval), tokenizer, self.options.max_length, "rm")
         if not held_out:
             report.say("no report on pairs: no held-out prompt has two answers of different ratings")
             return rated

@@ -21,11 +21,11 @@ EARLY = [
     ("a row alone", f"{RM} rm.data.path=single.jsonl", ["rm.data.path", "rm.data.eval_share=0"]),
     ("share of noise", "experiment=tiny rm.data.noise=2", ["rm.data.noise=2", "from 0 to 1"]),
     ("no pairs", "experiment=tiny rm.data.pairs=0", ["rm.data.pairs=0", "1 or more"]),
+    ("all pairs alike", f"{RM} rm.data.path=alike.jsonl", ["no pair is left", "alike", "rm.data.path"]),
 ]
 LATE = [
     ("all prompts fill it", f"{SFT} sft.max_length=2", ["sft.max_length=2", "no example is left", "sft.data.path"]),
     ("all pairs too long", f"{RM} rm.max_length=2", ["rm.max_length=2", "no pair is left", "longer"]),
-    ("all pairs alike", f"{RM} rm.data.path=alike.jsonl", ["no pair is left", "alike", "rm.data.path"]),
     ("all prompts too long", f"{PPO} ppo.max_prompt_tokens=1", ["ppo.max_prompt_tokens=1", "no prompt is left"]),
     ("scores too few", f"{PPO} reward.fn=my_rewards.short", ["'short'", "my_rewards.py", "1 scores for 8"]),
     ("score that is no number", f"{PPO} reward.fn=my_rewards.nan", ["'nan'", "my_rewards.py", "row 0", "None"]),

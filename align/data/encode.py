@@ -13,14 +13,15 @@ from align.errors import AlignError
 Prompt = str | list[dict]
 
 
-def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, place: str = "") -> list[int]:
     """The ids that a response is sampled after: with the tokenizer's BOS if it has one, never its EOS.
 
-    Messages go through the chat template with the generation prompt. Raises AlignError if there is none.
+    Messages go through the chat template with the generation prompt. Raises AlignError if there is none, or if it
+    refuses them; `place` says where they stand, for that.
     """
     if isinstance(prompt, str):
         return _without_added_eos(prompt, _ids([prompt], tokenizer)[0], tokenizer)
-    return _ids([prompt], tokenizer, add_generation_prompt=True)[0]
+    return _messages_ids(prompt, tokenizer, place, add_generation_prompt=True)
 
 
 def prompt_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -47,7 +48,9 @@ def fitting_prompts(
 
     Raises AlignError if none fits, or if a prompt has no token at all to sample after.
     """
-    encoded = [(index, row, prompt_ids(row["prompt"], tokenizer)) for index, row in enumerate(rows)]
+    encoded = [
+        (index, row, prompt_ids(row["prompt"], tokenizer, _place("row", index))) for index, row in enumerate(rows)
+    ]
     for index, _, ids in encoded:
         if not ids:
             raise AlignError(
@@ -64,24 +67,24 @@ def fitting_prompts(
     return fitting, len(rows) - len(fitting)
 
 
-def answer_ids(rows: list[dict], side: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def answer_ids(rows: list[dict], side: str, tokenizer: PreTrainedTokenizerBase, noun: str = "") -> list[list[int]]:
     """The ids of prompt and answer of each row, EOS and all, as TRL's trainers put them together.
 
     `side` is the answer's column: completion, chosen or rejected.
     """
-    return _ids([_whole(row, side, tokenizer) for row in rows], tokenizer)
+    return _ids([_whole(row, side, tokenizer) for row in rows], tokenizer, noun)
 
 
 def fitting_pairs(
-    rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None, key: str
+    rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None, key: str, held_out: bool = False
 ) -> tuple[list[dict], dict[str, int]]:
-    """Pairs to train a reward model on, and how many were left out as `too_long` and as `alike`.
+    """Pairs to train a reward model on, or held-out ones, and how many were left out as `too_long` and as `alike`.
 
     Too long is a pair with a side of more than `max_length` tokens, EOS included, which TRL's RewardTrainer
     would drop, too. Alike is a pair with the same ids on either side, or with an empty completion: there is
     nothing to prefer. Raises AlignError if none is left.
     """
-    sides = [_ids([_whole(row, side, tokenizer) for row in rows], tokenizer) for side in ("chosen", "rejected")]
+    sides = [answer_ids(rows, side, tokenizer, "pair") for side in ("chosen", "rejected")]
     lengths = [max(len(chosen), len(rejected)) for chosen, rejected in zip(*sides, strict=True)]
     left_out = {"too_long": 0, "alike": 0}
     fitting = []
@@ -104,26 +107,29 @@ def fitting_pairs(
                 f"{left_out['alike']} with chosen and rejected alike or empty (write pairs that differ in "
                 f"{key}.data.path)"
             )
-        raise AlignError(f"{key}.data: {_none_left(rows, 'pair')}: {'; '.join(reasons)}")
+        raise AlignError(
+            f"{key}.data: {_none_left(rows, 'held-out pair' if held_out else 'pair')}: {'; '.join(reasons)}"
+        )
     return fitting, left_out
 
 
 def fitting_marked(
-    rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None, key: str
+    rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None, key: str, held_out: bool = False
 ) -> tuple[list[dict], dict[str, int]]:
     """Rows of kto, and how many were left out as `too_long`: with more than `max_length` tokens, EOS included.
 
-    Raises AlignError if none is left, or if all that are left have one label.
+    Raises AlignError if none is left, or if all that are left to train on have one label.
     """
-    lengths = [len(ids) for ids in answer_ids(rows, "completion", tokenizer)]
+    lengths = [len(ids) for ids in answer_ids(rows, "completion", tokenizer, "row")]
     fitting = [row for row, length in zip(rows, lengths, strict=True) if max_length is None or length <= max_length]
+    noun = "held-out answer" if held_out else "answer"
     if rows and not fitting:
         raise AlignError(
-            f"{key}.max_length={max_length}: {_none_left(rows, 'answer')}, all longer "
+            f"{key}.max_length={max_length}: {_none_left(rows, noun)}, all longer "
             f"({min(lengths)} to {max(lengths)} tokens): write a larger {key}.max_length"
         )
     labels = {row["label"] for row in fitting}
-    if len(labels) == 1:
+    if len(labels) == 1 and not held_out:
         raise AlignError(
             f"{key}.data: every answer is labelled {str(labels.pop()).lower()}, and there is nothing to tell apart: "
             f"write rows of both labels in {key}.data.path"
@@ -139,13 +145,16 @@ def fitting_examples(
     TRL's SFTTrainer keeps the first `max_length` tokens of a row and drops it where none of them is of the
     completion, which begins where the ids of prompt and prompt + completion part (trl 1.16,
     `SFTTrainer._prepare_dataset`). Rows of text or messages are learned whole, and all stay. Raises AlignError
-    if none is left.
+    if none is left, and for messages that the chat template refuses.
     """
+    for number, row in enumerate(rows):
+        if "messages" in row:
+            _templated(row["messages"], tokenizer, _place("row", number), tokenize=False)
     if max_length is None or not rows or "prompt" not in rows[0]:
         return rows, 0
     # As TRL does it: the prompt with all that the tokenizer adds, and the completion from where they part.
-    prompts = _ids([row["prompt"] for row in rows], tokenizer, add_generation_prompt=True)
-    wholes = _ids([_whole(row, "completion", tokenizer) for row in rows], tokenizer)
+    prompts = _ids([row["prompt"] for row in rows], tokenizer, "row", add_generation_prompt=True)
+    wholes = answer_ids(rows, "completion", tokenizer, "row")
     starts = [shared_length(prompt, whole) for prompt, whole in zip(prompts, wholes, strict=True)]
     fitting = [
         row for row, start, whole in zip(rows, starts, wholes, strict=True) if start < min(max_length, len(whole))
@@ -172,15 +181,22 @@ def _whole(row: dict, side: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     return row["prompt"] + completion if "prompt" in row else completion
 
 
-def _ids(texts: list[Prompt], tokenizer: PreTrainedTokenizerBase, **template: bool) -> list[list[int]]:
+def _ids(texts: list[Prompt], tokenizer: PreTrainedTokenizerBase, noun: str = "", **template: bool) -> list[list[int]]:
+    """`noun` is what each text stands for, a row or a pair of the data, where their numbers are."""
     if not texts:
         return []
     if isinstance(texts[0], str):
         return tokenizer(texts)["input_ids"]
-    return [_templated(one, tokenizer, tokenize=True, return_dict=True, **template)["input_ids"] for one in texts]
+    return [_messages_ids(one, tokenizer, _place(noun, number), **template) for number, one in enumerate(texts)]
 
 
-def _templated(messages: list[dict], tokenizer: PreTrainedTokenizerBase, **options: bool):
+def _messages_ids(
+    messages: list[dict], tokenizer: PreTrainedTokenizerBase, place: str = "", **template: bool
+) -> list[int]:
+    return _templated(messages, tokenizer, place, tokenize=True, return_dict=True, **template)["input_ids"]
+
+
+def _templated(messages: list[dict], tokenizer: PreTrainedTokenizerBase, place: str = "", **options: bool):
     if tokenizer.chat_template is None:
         raise AlignError(
             f"the tokenizer in {tokenizer.name_or_path} has no chat template, and the data are messages: take an "
@@ -191,8 +207,9 @@ def _templated(messages: list[dict], tokenizer: PreTrainedTokenizerBase, **optio
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise AlignError(
-            f"the chat template of {tokenizer.name_or_path} refuses messages of {roles} ({error}): write messages "
-            "that it takes"
+            f"the chat template of {tokenizer.name_or_path} refuses messages of {roles} ({error}){place}: the last "
+            f"one is {messages[-1]['content']!r:.60}\n"
+            "  write messages of roles that it takes, in its order, or put another chat_template.jinja into that folder"
         ) from error
 
 
@@ -222,6 +239,10 @@ def shared_length(ids: list[int], others: list[int]) -> int:
 
 def _is_empty(completion: Prompt) -> bool:
     return not (completion if isinstance(completion, str) else completion[-1]["content"]).strip()
+
+
+def _place(noun: str, number: int) -> str:
+    return f", in {noun} {number + 1} of those loaded" if noun else ""
 
 
 def _none_left(rows: list[dict], noun: str) -> str:

@@ -127,21 +127,32 @@ def _scores(metric: str, questions: Questions, answers: list[str]) -> list[float
     return [compare(answer, reference) for answer, reference in zip(answers, references, strict=True)]
 
 
-@torch.no_grad()
-def _accuracy(
-    policy: TrainedPolicy, questions: Questions, prompts: list, tokenizer: PreTrainedTokenizerBase, batch_size: int
-) -> list[float]:
-    """1 where the right one of the task's labels is the likeliest, by the sum of its tokens' log-probabilities."""
+def labels_of(questions: Questions) -> dict[str | None, list[str]]:
+    """The different answers to each task, that accuracy chooses among.
+
+    Raises AlignError where there is one alone, or more than MOST_LABELS.
+    """
     labels: dict[str | None, list[str]] = {}
     for row in (*questions.examples, *questions.rows):
         known = labels.setdefault(row.get(TASK), [])
         if text_of(row["completion"]) not in known:
             known.append(text_of(row["completion"]))
-    for most in (task for task, known in labels.items() if len(known) > MOST_LABELS):
-        raise AlignError(
-            f"evaluate.metrics: accuracy chooses among labels, and there are more than {MOST_LABELS} different answers"
-            f"{f' to {most}' if most else ''}\n  write exact_match or f1 instead"
-        )
+    for task, known in labels.items():
+        if not 1 < len(known) <= MOST_LABELS:
+            count = f"every answer is {known[0]!r:.60}" if len(known) == 1 else f"there are {len(known)} different ones"
+            raise AlignError(
+                f"evaluate.metrics: accuracy chooses among the answers{f' to {task}' if task else ''} as labels, 2 to "
+                f"{MOST_LABELS} of them, and {count}\n  write exact_match or f1 instead"
+            )
+    return labels
+
+
+@torch.no_grad()
+def _accuracy(
+    policy: TrainedPolicy, questions: Questions, prompts: list, tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> list[float]:
+    """1 where the right one of the task's labels is the likeliest, by the sum of its tokens' log-probabilities."""
+    labels = labels_of(questions)
     asked = [
         (i, label, {"prompt": prompts[i], "completion": completion_as(prompts[i], label)})
         for i, row in enumerate(questions.rows)

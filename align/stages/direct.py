@@ -25,7 +25,8 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from align import config
 from align.data.encode import fitting_marked, fitting_pairs
-from align.data.sampled import located
+from align.data.preferring import check_preferring
+from align.data.sampled import located, unwritten
 from align.data.source import Source
 from align.engine.cpu_linear import CpuLinear
 from align.errors import AlignError
@@ -84,6 +85,8 @@ class Direct:
         check_loraplus(self.actor.loraplus_lr_ratio, self.peft, "actor")
         self._arguments(Path("unused"))
         self.data.check(name)
+        if not unwritten(self.data):
+            check_preferring(self.data.load(name, self.seed).train, name)
         if "actor" in inputs:
             folder = inspect(inputs["actor"], "actor.path", CAUSAL)
             check_adapter(folder, "actor", self.peft, self.actor.adapter)
@@ -99,7 +102,7 @@ class Direct:
         for why, count in left_out.items():
             if count:
                 report.say(f"{count} rows left out: {why.replace('_', ' ')}")
-        held_out = self._fitting(split.eval, tokenizer)[0] if split.eval else []
+        held_out = self._fitting(split.eval, tokenizer, held_out=True)[0] if split.eval else []
         args = self._arguments(out)
         torch.manual_seed(self.seed)
         begun = start(
@@ -124,8 +127,10 @@ class Direct:
             learning_rate=args.learning_rate, rows=len(rows), left_out=left_out, **facts,
         )  # fmt: skip
 
-    def _fitting(self, rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> tuple[list[dict], dict[str, int]]:
-        return self.method.fitting(rows, tokenizer, self.options.max_length, self.method.name)
+    def _fitting(
+        self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, held_out: bool = False
+    ) -> tuple[list[dict], dict[str, int]]:
+        return self.method.fitting(rows, tokenizer, self.options.max_length, self.method.name, held_out)
 
     def _reference(self, inputs: dict[str, str], model: PreTrainedModel | PeftModel) -> PreTrainedModel | None:
         """What TRL holds the policy against: the named one, or the model as it is now; None where TRL copies it."""

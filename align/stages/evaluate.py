@@ -37,7 +37,7 @@ from align.roles.policy import TrainedPolicy
 from align.roles.score import score_rollout
 from align.roles.tokenizer import load_tokenizer, stop_ids
 from align.rollout.hf import HFRollout
-from align.stages.answers import Questions, answer_figures, check_answers
+from align.stages.answers import Questions, answer_figures, check_answers, labels_of
 from align.stages.forgetting import diversity, text_loss
 from align.stages.pairs import compare, swapped
 from align.stages.pipeline import LATER
@@ -80,7 +80,10 @@ class Evaluate:
         load_judge(self.options.judge)
         check_answers(self.options)
         if self.demonstrations is not None:
-            self._questions().asked(max(self.options.shots), self.seed)
+            questions = self._questions()
+            questions.asked(max(self.options.shots), self.seed)
+            if "accuracy" in questions.metrics:
+                labels_of(questions)
         if self.options.split not in ("eval", "test"):
             raise AlignError(f"evaluate.split={self.options.split}: write eval or test")
         for name in POLICIES:

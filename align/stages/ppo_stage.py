@@ -18,6 +18,7 @@ from align.data.encode import fitting_prompts
 from align.data.source import Source
 from align.errors import AlignError
 from align.report.report import StageReport
+from align.roles.tokenizer import load_tokenizer
 from align.stages.held_out import Best, Examiner, save
 from align.stages.ppo import PPO
 from align.stages.rollouts import Row, batches, further, row_of, spread, texts_of
@@ -41,13 +42,14 @@ class PPOStage:
         self.check_roles(inputs)
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
+        tokenizer = load_tokenizer(inputs["actor"], "actor.path")
         split = self.data.load("ppo", self.seed)
-        if self.make_watch and not split.eval:
+        rows = self._rows(split.train, tokenizer, report)
+        held_out = self._rows(split.eval, tokenizer, report) if split.eval else []
+        if self.make_watch and not held_out:
             raise AlignError("watch looks at held-out prompts, and ppo.data has none\n  write watch=none")
         ppo = self.assemble(inputs, out, report)
-        watch = self.make_watch(inputs, out, report, ppo.tokenizer) if self.make_watch else None
-        rows = self._rows(split.train, ppo, report)
-        held_out = self._rows(split.eval, ppo, report) if split.eval else []
+        watch = self.make_watch(inputs, out, report, tokenizer) if self.make_watch else None
         report.write_card(inputs=inputs, rollout_engine=ppo.engine.name, prompts=len(rows))
         try:
             examiner = self._examiner(ppo, held_out, watch, out, report)
@@ -93,8 +95,8 @@ class PPOStage:
         last = {k: v for k, v in metrics.items() if "/" in k}
         report.write_card(**examiner.facts(), steps=ppo.steps_done, kl_coef=ppo.kl_coef, last=last)
 
-    def _rows(self, rows: list[dict], ppo: PPO, report: StageReport) -> list[Row]:
-        fitting, left_out = fitting_prompts(rows, ppo.tokenizer, self.options.max_prompt_tokens, "ppo")
+    def _rows(self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, report: StageReport) -> list[Row]:
+        fitting, left_out = fitting_prompts(rows, tokenizer, self.options.max_prompt_tokens, "ppo")
         if left_out:
             report.say(f"{left_out} prompts left out: over ppo.max_prompt_tokens={self.options.max_prompt_tokens}")
         return [row_of(number, row, ids) for number, row, ids in fitting]

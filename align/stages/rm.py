@@ -31,6 +31,7 @@ from trl import RewardConfig, RewardTrainer
 from align import config
 from align.data.encode import answer_ids, fitting_pairs
 from align.data.graded import as_pairs
+from align.data.preferring import check_preferring
 from align.data.sampled import located, unwritten
 from align.data.source import GROUP, Source, Split
 from align.engine.cpu_linear import CpuLinear
@@ -110,7 +111,9 @@ class RM:
         self.data.check("rm")
         self.check_judge()
         if not unwritten(self.data):
-            plan(self.data.load("rm", self.seed).train, self.options)
+            rows = self.data.load("rm", self.seed).train
+            plan(rows, self.options)
+            check_preferring(rows, "rm")
         if "path" in inputs:
             check_adapter(look(inputs["path"], "rm", (CAUSAL, SCORE)), "rm", self.peft, self.options.adapter)
             load_tokenizer(inputs["path"], "rm.path")

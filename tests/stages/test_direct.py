@@ -36,7 +36,9 @@ def rows(stage: Path) -> list[dict]:
 def test_the_first_loss_is_that_of_two_equal_policies(here, base_of, name):
     """log 2, and no margin: 1e-5 in float32, sums of some forty log-probabilities on each side."""
     settings = [f"actor.peft.{setting}" for setting in SETTINGS.get(name, ())]
-    align.run([*DPO, f"actor.path={base_of(name)}", f"peft@actor.peft={name}", *settings])
+    align.run(
+        [*DPO, f"actor.path={base_of(name)}", f"peft@actor.peft={name}", "dpo.learning_rate=lora:1e-3", *settings]
+    )
     dpo = here / "runs" / "tiny" / "latest" / "dpo"
     steps = [row for row in rows(dpo) if "loss" in row]
     assert len(steps) == 3 and steps[0]["rewards/margins"] == pytest.approx(0, abs=1e-5) != steps[-1]["rewards/margins"]

@@ -1,8 +1,19 @@
 """Data that no stage can learn from: what is wrong, in which file and row, before or as soon as it can be known."""
 
-import pytest
-from command_line import LEARNED, PPO, RM, SFT, answer, refused, stand_in, write_data
+import json
+import shutil
+from pathlib import Path
 
+import pytest
+from command_line import LEARNED, PPO, RM, SFT, answer, refused, stand_in, write_data, write_rows
+
+DPO = "stages=dpo actor.path={base}"
+KTO = "stages=kto actor.path={base} data@kto.data=unpaired"
+RANKED = "stages=rm model={base} data@rm.data=rankings"
+MIXTURE = (
+    "stages=sft model={base} data@sft.data=mixture +data@sft.data.parts.a=prompt_completion "
+    "sft.data.parts.a.path=demos.jsonl +data@sft.data.parts.b=prompt_completion sft.data.parts.b.path=pairs.jsonl"
+)
 EARLY = [
     ("no path", "stages=sft model={base}", ["sft.data.path is not set", "data.path=FILE"]),
     ("no file", f"{SFT} sft.data.path=demo.jsonl", ["sft.data.path=demo.jsonl", "no such file"]),
@@ -22,10 +33,39 @@ EARLY = [
     ("share of noise", "experiment=tiny rm.data.noise=2", ["rm.data.noise=2", "from 0 to 1"]),
     ("no pairs", "experiment=tiny rm.data.pairs=0", ["rm.data.pairs=0", "1 or more"]),
     ("all pairs alike", f"{RM} rm.data.path=alike.jsonl", ["no pair is left", "alike", "rm.data.path"]),
+    ("all pairs alike for dpo", f"{DPO} dpo.data.path=alike.jsonl", ["no pair is left", "alike", "dpo.data.path"]),
+    (
+        "weights of nothing",
+        f"{MIXTURE} sft.data.weights.a=0 sft.data.weights.b=0",
+        ["sft.data.weights sum to nothing", "above 0"],
+    ),
+    ("an empty task", MIXTURE.replace("pairs", "empty"), ["sft.data.parts.b.path=empty.jsonl", "no rows"]),
+    (
+        "a label that is none",
+        f"{KTO} kto.data.path=graded.jsonl",
+        ["graded.jsonl line 3", "2 in 'label'", "true (or 1)"],
+    ),
+    ("one label", f"{KTO} kto.data.path=good.jsonl", ["every answer is labelled true", "both labels in kto.data.path"]),
+    ("an item that is none", f"{RANKED} rm.data.path=unknown.jsonl", ["line 1 ranks 5", "0 to 2, best first"]),
+    (
+        "an item twice",
+        f"{RANKED} rm.data.path=twice.jsonl",
+        ["line 1 ranks the completion 1 twice", "each number once"],
+    ),
+    (
+        "one answer to choose among",
+        "stages=evaluate actor.path={base} sft.data.path=yes.jsonl evaluate.shots=[0] evaluate.metrics=[accuracy]",
+        ["evaluate.metrics: accuracy", "every answer is ' yes'", "write exact_match or f1"],
+    ),
 ]
 LATE = [
     ("all prompts fill it", f"{SFT} sft.max_length=2", ["sft.max_length=2", "no example is left", "sft.data.path"]),
     ("all pairs too long", f"{RM} rm.max_length=2", ["rm.max_length=2", "no pair is left", "longer"]),
+    (
+        "all held-out pairs alike",
+        f"{RM} rm.data.eval_path=alike.jsonl",
+        ["no held-out pair is left of 12", "alike", "rm.data.path"],
+    ),
     ("all prompts too long", f"{PPO} ppo.max_prompt_tokens=1", ["ppo.max_prompt_tokens=1", "no prompt is left"]),
     ("scores too few", f"{PPO} reward.fn=my_rewards.short", ["'short'", "my_rewards.py", "1 scores for 8"]),
     ("score that is no number", f"{PPO} reward.fn=my_rewards.nan", ["'nan'", "my_rewards.py", "row 0", "None"]),
@@ -46,11 +86,49 @@ LATE = [
     ),
 ]
 
+REFUSED = [  # by a chat template, of which rows
+    ("stages=sft model={base} data@sft.data=conversational sft.data.path=talks.jsonl", "messages"),
+    ("stages=rm model={base} rm.data.path=talks.jsonl", "pair"),
+    ("stages=dpo actor.path={base} dpo.data.path=talks.jsonl", "pair"),
+    ("stages=kto actor.path={base} data@kto.data=unpaired kto.data.path=talks.jsonl", "row"),
+    ("stages=preferences model={base} preferences.data.path=talks.jsonl reward@preferences.judge=kind_words", "prompt"),
+    (PPO.replace("prompts.jsonl", "talks.jsonl"), "prompt"),
+]
+
+
+@pytest.fixture(scope="module")
+def strict(base, tmp_path_factory) -> str:
+    """The base with the chat template of a model that takes no system message, and turns that alternate alone."""
+    folder = shutil.copytree(base, tmp_path_factory.mktemp("strict") / "base")
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+        "<|{{ m.role }}|> {{ m.content }}{% endfor %}"
+    )
+    return str(folder)
+
+
+def write_talks(file: Path, opening: list[dict]) -> None:
+    """Rows that serve every stage, all good but for the last, which begins with `opening`."""
+    rows = []
+    for number in range(8):
+        prompt = [*(opening if number == 7 else []), {"role": "user", "content": f"say {number}"}]
+        good, bad = ([{"role": "assistant", "content": text}] for text in ("yes", "no"))
+        row = {"prompt": prompt, "messages": prompt + good, "chosen": good, "rejected": bad, "completion": good}
+        rows.append({**row, "label": number % 2 == 0})
+    write_rows(file, rows)
+
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     write_data(tmp_path)
     (tmp_path / "plain").mkdir()
+    numbers = range(12)
+    write_rows(tmp_path / "graded.jsonl", [{"prompt": f"{i}", "completion": " a", "label": i} for i in numbers])
+    write_rows(tmp_path / "good.jsonl", [{"prompt": f"{i}", "completion": " a", "label": True} for i in numbers])
+    write_rows(tmp_path / "yes.jsonl", [{"prompt": f"{i}", "completion": " yes"} for i in numbers])
+    for name, ranking in (("unknown", [0, 1, 5]), ("twice", [0, 1, 1])):
+        write_rows(tmp_path / f"{name}.jsonl", [{"prompt": "a", "completions": ["b", "c", "d"], "ranking": ranking}])
     (tmp_path / "single.jsonl").write_text('{"prompt": "a", "chosen": " b", "rejected": " c"}\n')
     yield from stand_in(tmp_path, monkeypatch)
 
@@ -67,6 +145,33 @@ def test_what_only_a_run_can_know_ends_it_in_the_same_manner(here, capsys, base,
     refused(capsys, f"{arguments} ppo.batch_size=8".format(base=base), words)
     assert [path.name for path in (here / "runs" / "run").iterdir() if path.name != "latest"]
     assert not list((here / "runs").rglob("summary.json"))
+
+
+@pytest.mark.parametrize("opening", ["system", "assistant"])
+@pytest.mark.parametrize("arguments, kind", REFUSED, ids=[arguments.split()[0] for arguments, _ in REFUSED])
+def test_a_chat_template_that_refuses_a_role_is_told_with_the_row(here, capsys, strict, arguments, kind, opening):
+    write_talks(here / "talks.jsonl", [{"role": opening, "content": "Be brief."}])
+    why = {"system": "no system role", "assistant": "roles must alternate"}[opening]
+    noun = "pair" if kind == "pair" else "row"
+    last = "'say 7'" if kind == "prompt" else "'yes'"
+    words = [
+        f"refuses messages of {opening}, user",
+        f"({why}), in {noun} ",
+        f"the last one is {last}",
+        "write messages",
+    ]
+    refused(capsys, arguments.format(base=strict), words)
+    assert not list((here / "runs").rglob("*.safetensors"))
+
+
+def test_held_out_answers_may_have_one_label(here, capsys, base):
+    rows = [{"prompt": f"{i}", "completion": " a", "label": i % 2 == 0} for i in range(12)]
+    write_rows(here / "both.jsonl", rows)
+    words = "kto.data.path=both.jsonl kto.data.eval_path=good.jsonl +kto.args.max_steps=1 evaluate.judge=null"
+    said = answer(capsys, f"{KTO} {words}".format(base=base))
+    assert said.status == 0, said.err
+    card = json.loads((here / "runs" / "run" / "latest" / "kto" / "card.json").read_text())
+    assert "eval_loss" in card
 
 
 def test_fewer_prompts_than_a_batch_go_round_and_it_is_said(here, capsys, base):

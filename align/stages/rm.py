@@ -80,6 +80,8 @@ class Lesson:
     split: Split
     rows: list[dict]
     left_out: dict[str, int]
+    held_out: list[dict]
+    """Held-out pairs, looked at before anything trains."""
     how: Plan
     tokenizer: PreTrainedTokenizerBase
     samples: Rollout | None = None
@@ -134,7 +136,9 @@ class RM:
             report.say(f"{left_out['too_long']} rows left out: longer than rm.max_length={self.options.max_length}")
         if left_out["alike"]:
             report.say(f"{left_out['alike']} rows left out: answers alike, or one of a pair empty")
-        return Lesson(inputs, split, rows, left_out, how, tokenizer)
+        longest = self.options.max_length
+        held_out, _ = fitting_pairs(as_pairs(split.eval), tokenizer, longest, "rm", held_out=True)
+        return Lesson(inputs, split, rows, left_out, held_out, how, tokenizer)
 
     def _train(self, lesson: Lesson, seed: int, out: Path, home: Path, report: StageReport) -> None:
         """One reward model in `out`; `home` takes a base that is made for it and those like it."""
@@ -152,7 +156,7 @@ class RM:
         report.say(f"{begun.said}; {len(rows)} {NOUNS[how.kind]}")
         if prompted(begun.model):
             score_by_mask(begun.model)
-        held_out = self._on_the_way(args, lesson.split, how, tokenizer)
+        held_out = self._on_the_way(args, lesson.held_out, how)
         loss = loss_of(how)
         with dtypes_kept(begun.model):
             trainer = self._trainer(begun.model, args, rows, loss, tokenizer, held_out)
@@ -166,24 +170,19 @@ class RM:
         if how.kind in RATED:
             report.write_card(rating=facts_of_ratings(how, loss))
         module = ScoreModule(begun.model.eval(), self.dtype == torch.bfloat16).to(self.device)
-        report.write_card(**self.judge(module, lesson.split, tokenizer, out, report))
+        report.write_card(**self.judge(module, lesson.split, lesson.held_out, tokenizer, out, report))
         self._measure(module, lesson, report)
 
-    def _on_the_way(
-        self, args: RewardConfig, split: Split, how: Plan, tokenizer: PreTrainedTokenizerBase
-    ) -> datasets.Dataset | None:
+    def _on_the_way(self, args: RewardConfig, held_out: list[dict], how: Plan) -> datasets.Dataset | None:
         """Held-out pairs for TRL to evaluate on where `rm.args.eval_strategy` asks for it."""
         if args.eval_strategy == "no":
             return None
         asked = f"rm.args.eval_strategy={args.eval_strategy.value}"
         if not how.by_trl:
             raise AlignError(f"{asked}: TRL evaluates on hard pairs alone\n  leave it out, or write rm.loss=pairs")
-        rows, _ = (
-            fitting_pairs(as_pairs(split.eval), tokenizer, self.options.max_length, "rm") if split.eval else ([], {})
-        )
-        if not rows:
+        if not held_out:
             raise AlignError(f"{asked}: no pairs are held out\n  write rm.data.eval_share=0.05")
-        return dataset(rows)
+        return dataset(held_out)
 
     def _fitting(
         self, rows: list[dict], how: Plan, tokenizer: PreTrainedTokenizerBase
@@ -209,13 +208,13 @@ class RM:
         )  # fmt: skip
 
     def judge(
-        self, module: ScoreModule, split: Split, tokenizer: PreTrainedTokenizerBase, out: Path, report: StageReport
-    ) -> dict[str, Any]:
+        self, module: ScoreModule, split: Split, held_out: list[dict], tokenizer: PreTrainedTokenizerBase, out: Path,
+        report: StageReport,
+    ) -> dict[str, Any]:  # fmt: skip
         """The report on held-out pairs, and accuracy on pairs with the answers of two questions swapped."""
         if not split.eval:
             return {}
         rated = self._rated(module, split.eval, tokenizer, report)
-        held_out, _ = fitting_pairs(as_pairs(split.eval), tokenizer, self.options.max_length, "rm")
         if not held_out:
             report.say("no report on pairs: no held-out prompt has two answers of different ratings")
             return rated

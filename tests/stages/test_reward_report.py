@@ -143,7 +143,7 @@ def test_scores_that_are_not_finite_are_warned_of(tokenizer, tmp_path):
     stage = RM(config.RM(), None, None, 8, 0, CPU, torch.float32)
     with Report().stage("rm", tmp_path) as report:
         module = lambda ids_BN, mask_BN: torch.full((len(ids_BN),), math.nan)
-        found = stage.judge(module, Split([], pairs), tokenizer, tmp_path, report)
+        found = stage.judge(module, Split([], pairs), pairs, tokenizer, tmp_path, report)
     assert "not finite" in found["report"]["warnings"][0] and not (tmp_path / "report.png").exists()
 
 

@@ -51,7 +51,7 @@ def refused(capsys: pytest.CaptureFixture, arguments: str, words: list[str]) -> 
     """The answer to bad input: one screen, no traceback, and the words that it must hold."""
     said = answer(capsys, arguments)
     assert said.status not in (0, None), said
-    assert "Traceback" not in said.err + said.out
+    assert "Traceback" not in said.err + said.out, said
     assert "does not know this error" not in said.err
     assert said.err.startswith("align: ")
     assert said.lines() <= 24, said.err

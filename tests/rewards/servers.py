@@ -1,10 +1,11 @@
 """A real server on this machine, whose answers a test writes."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -12,17 +13,18 @@ class Handler(BaseHTTPRequestHandler):
     """Hands each POST to `server.answers(self, body)`; knows no HEAD, as most servers."""
 
     def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        length = int(self.headers["Content-Length"])
+        if len(body := self.rfile.read(length)) < length:
+            return  # the other side has given up
         self.server.seen.append((dict(self.headers), json.loads(body)))
         self.server.answers(self, json.loads(body))
 
     def say(self, status: int, text: str | bytes) -> None:
         text = text.encode() if isinstance(text, str) else text
-        with suppress(ConnectionError):  # the other side has given up
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
 
     def drip(self, forever: bytes) -> None:
         """One byte at a time, until the other side has had enough."""
@@ -41,6 +43,10 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64  # many ask at the same time
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # the other side has given up
+            super().handle_error(request, client_address)
 
 
 @contextmanager

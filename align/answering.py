@@ -3,7 +3,8 @@ a watch over PPO are given: a judge."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from align import config
 from align.checks import absent
+from align.config.leaves import leaves
 from align.members import learned
 from align.nodes import as_dataclass, call, plain_values, target_of
-from align.preflight import check_named
-from align.rewarding import check_reward, check_scoring, make_reward, reward_nodes
+from align.preflight import check_judge
+from align.rewarding import check_reward, make_reward, reward_nodes
 
 if TYPE_CHECKING:
     from align.build import Build
@@ -26,12 +28,8 @@ HOW_ASKED = {"url", "timeout", "retries", "headers", "concurrency", "batch_size"
 
 def answering(build: Build) -> dict[str, Any]:
     """Arguments of the stage beside its options, seed and device."""
-    cfg, key = build.cfg, "preferences.judge"
-    judge = cfg.preferences.judge
-
-    def check_judge() -> None:
-        check_scoring(judge, key, cfg.preferences.data, "preferences", cfg.seed)
-        check_named(build, judge, key)
+    cfg = build.cfg
+    scores_by = leaves(OmegaConf.to_container(cfg.preferences.judge, resolve=True), "preferences.judge.")
 
     def make_engine(path: str, tokenizer: Any, longest: int, report: StageReport) -> Any:
         from align.roles.alone import load_policy
@@ -46,20 +44,20 @@ def answering(build: Build) -> dict[str, Any]:
     return {
         "data": call(cfg.preferences.data, "preferences.data"),
         "sampling": (cfg.rollout.temperature, cfg.rollout.max_new_tokens),
-        "judge": {name: value for name, value in leaves(judge, key) if HOW_ASKED.isdisjoint(name.split("."))},
-        "check_judge": check_judge,
-        "make_judge": judge_maker(build, judge, key),
+        "judge": {key: one for key, one in scores_by if one != {} and HOW_ASKED.isdisjoint(key.split("."))},
         "make_engine": make_engine,
+        **judging(build, "preferences"),
     }
 
 
-def leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """The values of a node, each by its whole key; a list is a value."""
-    if OmegaConf.is_dict(node):
-        for name, inner in node.items():
-            yield from leaves(inner, f"{key}.{name}")
-    else:
-        yield key, OmegaConf.to_container(node) if OmegaConf.is_list(node) else node
+def judging(build: Build, stage: str) -> dict[str, Any]:
+    """Arguments of a stage for its judge; none without one."""
+    key, judge = f"{stage}.judge", build.cfg[stage].judge
+    if judge is None:
+        return {}
+    return {
+        "check_judge": partial(check_judge, build, judge, key, stage), "make_judge": judge_maker(build, judge, key),
+    }  # fmt: skip
 
 
 def judge_maker(build: Build, judge: DictConfig, key: str) -> Callable[..., Any]:
@@ -77,20 +75,6 @@ def judge_maker(build: Build, judge: DictConfig, key: str) -> Callable[..., Any]
         return make_reward(build, judge, inputs, setting, tokenizer, key=key)
 
     return make_judge
-
-
-def comparing(build: Build) -> dict[str, Any]:
-    """Arguments of the stage rm for the judge of its samples; none without one."""
-    key, cfg = "rm.judge", build.cfg
-    judge = cfg.rm.judge
-    if judge is None:
-        return {}
-
-    def check_judge() -> None:
-        check_scoring(judge, key, cfg.rm.data, "rm", cfg.seed)
-        check_named(build, judge, key)
-
-    return {"check_judge": check_judge, "make_judge": judge_maker(build, judge, key)}
 
 
 def watching(build: Build) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from align import config
-from align.answering import answering, comparing, learned_judge, policies, watching
+from align.answering import answering, judging, learned_judge, policies, watching
 from align.checks import absent, check, judged, sampled
 from align.errors import AlignError
 from align.members import learned, model_paths
@@ -167,7 +167,7 @@ class Build:
             data = (call if name == "rm" else sources)(node.data, f"{name}.data")
             extra = {"data": data, "peft": method, "dtype": self.dtype()}
             if name == "rm":
-                extra |= {"max_new_tokens": cfg.rollout.max_new_tokens, **comparing(self)}
+                extra |= {"max_new_tokens": cfg.rollout.max_new_tokens, **judging(self, "rm")}
         elif name in ("dpo", "kto"):
             extra = {"data": call(node.data, f"{name}.data"), **self.direct(options)}
         elif name == "ppo":

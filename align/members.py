@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from align import config
 from align.checks import absent
 from align.errors import AlignError
-from align.nodes import refusal, target_of
+from align.nodes import made
 
 MODEL_REWARD, ENSEMBLE = config.RewardModel._target_, config.RewardEnsemble._target_
 OF_MODELS = tuple(f.name for f in fields(config.RewardModel) if f.name != "_target_")
@@ -56,10 +56,7 @@ def models_as_one(node: DictConfig, key: str, models: list[Any]) -> Any:
     if node._target_ == MODEL_REWARD:
         return models[0]
     settings = {name: node[name] for name in node if name not in (*OF_MODELS, "terms", "_target_")}
-    try:
-        return target_of(node, key)({f"{MEMBER}{i}": one for i, one in enumerate(models, start=1)}, **settings)
-    except ValueError as error:
-        raise refusal(node, error, key) from error
+    return made(node, key, {f"{MEMBER}{i}": one for i, one in enumerate(models, start=1)}, **settings)
 
 
 def without_models(node: DictConfig, key: str) -> DictConfig:

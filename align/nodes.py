@@ -33,6 +33,14 @@ def call(node: DictConfig, key: str) -> Any:
         raise refusal(node, error.__cause__ or error, key) from error
 
 
+def made(node: DictConfig, key: str, *given: Any, **named: Any) -> Any:
+    """What the target of a node makes of arguments that the caller has; what it refuses is said with its key."""
+    try:
+        return target_of(node, key)(*given, **named)
+    except Exception as error:  # whatever a plugin raises
+        raise refusal(node, error, key) from error
+
+
 def check_given(node: DictConfig, given: list[str], key: str) -> None:
     """The target takes all that is given, and nothing is missing."""
     check_arguments(target_of(node, key), given, key)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from align.checks import absent
 from align.errors import AlignError
 from align.members import check_several, learned
-from align.nodes import call, call_or_keep, check_arguments, peft, plain_values, refusal, target_of
+from align.nodes import call, call_or_keep, check_arguments, made, peft, plain_values, target_of
 from align.rewarding import check_reward, check_scoring, reward_nodes
 from align.stages.ranges import check_batches
 
@@ -57,14 +57,16 @@ def check_watch(build: Build) -> None:
                 f"{name}.path={node.path} is the reward that is to be watched\n  write {name}.path=FOLDER of another "
                 "reward model, or reward@watch.judge=fn watch.judge.fn=my_rules.true_score"
             )
-    check_scoring(cfg.watch.judge, key, cfg.ppo.data, "ppo", cfg.seed)
-    try:
-        target_of(cfg.watch, "watch")(check_reward(cfg.watch.judge, key), **plain_values(cfg.watch))
-    except (TypeError, ValueError) as error:
-        raise refusal(cfg.watch, error, "watch") from error
+    check_judge(build, cfg.watch.judge, key, "ppo")
+    made(cfg.watch, "watch", check_reward(cfg.watch.judge, key), **plain_values(cfg.watch))
     if not cfg.ppo.eval_every:
         raise AlignError("watch looks at what ppo.eval_every samples, and it is 0\n  write ppo.eval_every=8")
-    check_named(build, cfg.watch.judge, key)
+
+
+def check_judge(build: Build, judge: DictConfig, key: str, stage: str) -> None:
+    """A judge of what a stage's policy writes can be, as far as is known before its models load."""
+    check_scoring(judge, key, build.cfg[stage].data, stage, build.cfg.seed)
+    check_named(build, judge, key)
 
 
 def check_method(cfg: DictConfig, role: str) -> None:

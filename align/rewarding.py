@@ -11,7 +11,7 @@ from align.checks import check_choice
 from align.config.choices import REWARD_BACKBONES
 from align.errors import AlignError
 from align.members import ENSEMBLE, MODEL_REWARD, check_several, learned, model_paths, models_as_one, without_models
-from align.nodes import call, check_given, locate, refusal, target_of
+from align.nodes import call, check_given, locate, made, target_of
 
 if TYPE_CHECKING:
     from align.build import Build
@@ -65,10 +65,7 @@ def compose_reward(node: DictConfig, key: str, make: Callable[[DictConfig, str],
             arguments[home][own] = reward
         else:
             arguments[name] = reward
-    try:
-        return target_of(node, key)(**arguments)
-    except Exception as error:  # whatever a plugin raises
-        raise refusal(node, error, key) from error
+    return made(node, key, **arguments)
 
 
 class Unloaded:

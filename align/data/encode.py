@@ -8,6 +8,7 @@ from __future__ import annotations
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from align.data.preferring import check_preferring
 from align.errors import AlignError
 
 Prompt = str | list[dict]
@@ -128,12 +129,8 @@ def fitting_marked(
             f"{key}.max_length={max_length}: {_none_left(rows, noun)}, all longer "
             f"({min(lengths)} to {max(lengths)} tokens): write a larger {key}.max_length"
         )
-    labels = {row["label"] for row in fitting}
-    if len(labels) == 1 and not held_out:
-        raise AlignError(
-            f"{key}.data: every answer is labelled {str(labels.pop()).lower()}, and there is nothing to tell apart: "
-            f"write rows of both labels in {key}.data.path"
-        )
+    if not held_out:
+        check_preferring(fitting, key)
     return fitting, {"too_long": len(rows) - len(fitting)}
 
 

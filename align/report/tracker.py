@@ -6,6 +6,7 @@ from pathlib import Path
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
+from align.config.leaves import leaves
 from align.errors import AlignError
 
 
@@ -36,12 +37,7 @@ class AccelerateTracker:
         self.tracker.finish()
 
 
-def flat(settings: dict, prefix: str = "") -> dict[str, str | int | float | bool]:
+def flat(settings: dict) -> dict[str, str | int | float | bool]:
     """A nested configuration as dotted keys, with values that every tracker takes."""
-    out: dict[str, str | int | float | bool] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{name}.")
-        else:
-            out[prefix + str(name)] = value if isinstance(value, str | int | float | bool) else str(value)
-    return out
+    found = {key: value for key, value in leaves(settings) if value != {}}
+    return {key: value if isinstance(value, str | int | float | bool) else str(value) for key, value in found.items()}

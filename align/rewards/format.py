@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 
-import regex
 import torch
 
 from align.data.encode import text_of
-from align.errors import AlignError
 from align.rewards.answers import row_name
+from align.rewards.pattern import compiled, patience
 from align.types import RewardState, Rollout, Scored, Texts
 
 
@@ -32,10 +31,7 @@ class FormatReward:
     name = "format"
 
     def __init__(self, pattern: str, timeout: float = 10.0) -> None:
-        try:
-            self.pattern = regex.compile(pattern, regex.DOTALL)
-        except (regex.error, TypeError) as error:
-            raise ValueError(f"pattern={pattern} is no regular expression: {error}") from error
+        self.pattern = compiled(pattern)
         if not 0 < timeout < math.inf:
             raise ValueError(f"timeout={timeout}: write a number of seconds above 0")
         self.timeout = timeout
@@ -50,10 +46,5 @@ class FormatReward:
 
     def fits(self, text: str, where: str) -> bool:
         """Whether a text matches; `where` begins the message of the AlignError for one that takes too long."""
-        try:
+        with patience(f"{where}: {self.pattern.pattern}", self.timeout, text):
             return self.pattern.fullmatch(text.strip(), timeout=self.timeout) is not None
-        except TimeoutError:
-            raise AlignError(
-                f"{where}: {self.pattern.pattern} takes more than {self.timeout:g} seconds for "
-                f"{text[:60]!r}\n  write a pattern that can match a text in one way only: fewer * and + in one another"
-            ) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import regex
 
-from align.errors import AlignError
+from align.rewards.pattern import compiled, patience
 
 ALONE = r"(?<![^\W_]|[.,])(-?\d++(?:[.,]\d++)*+)(?![^\W_])"
 """A number that is no part of a word; whole, so that 7,5 and 1.2.3 are read as no number at all."""
@@ -29,10 +29,7 @@ class Grade:
         self.low, self.high = scale
         if not self.low < self.high:
             raise ValueError(f"scale=[{self.low:g},{self.high:g}]: write two numbers, the worse grade first")
-        try:
-            self.pattern = None if pattern is None else regex.compile(pattern, regex.DOTALL)
-        except (regex.error, TypeError) as error:
-            raise ValueError(f"pattern={pattern} is no regular expression: {error}") from error
+        self.pattern = None if pattern is None else compiled(pattern)
         if self.pattern and self.pattern.groups != 1:
             raise ValueError(f"pattern={pattern} has {self.pattern.groups} groups: write one, (…), around the number")
 
@@ -44,13 +41,8 @@ class Grade:
         return None
 
     def _last(self, pattern: regex.Pattern, answer: str) -> str | None:
-        try:
+        with patience(f"pattern={pattern.pattern}", PATIENCE, answer):
             groups = [match[1] for match in pattern.finditer(answer, timeout=PATIENCE)]
-        except TimeoutError:
-            raise AlignError(
-                f"pattern={pattern.pattern} takes more than {PATIENCE:g} seconds for {answer[:60]!r}\n"
-                "  write a pattern that can match a text in one way only: fewer * and + in one another"
-            ) from None
         return groups[-1] if groups else None
 
     def _on_scale(self, found: str) -> float | None:

@@ -5,13 +5,12 @@ Each trial is a run in a process of its own, in `runs/NAME/trial_N`. The same co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
 from align.build import Build
+from align.config.leaves import leaves
 from align.installed import require
 from align.search.objective import objective
 from align.search.plan import read
@@ -65,22 +64,14 @@ def planned(words: list[str]) -> Search:
     extra = [UNSEEN] if "evaluate" in stages and "evaluate.split" not in typed else []
     on_way, unpruned = on_the_way(wanted, cfg, typed) if plan.pruner != "none" else ([], "")
     home = Path(cfg.runs).expanduser() / (plan.name or f"{cfg.name}_search")
+    shared = leaves(OmegaConf.to_container(trials.shared, resolve=False))
     asked = {
         "objective": wanted.figure,
         "direction": wanted.direction,
         "spaces": {space.key: space.text for space in plan.spaces},
-        "settings": dict(_leaves(OmegaConf.to_container(trials.shared, resolve=False))),
+        "settings": {key: str(value) for key, value in shared if key not in ("name", "runs")},  # where runs go
     }
     return Search(
         plan, trials, wanted, home, extra=[*extra, *on_way], seed=0 if "seed" in searched else cfg.seed,
         unpruned=unpruned, asked=asked, one_kernel=CPU_LINEAR not in typed,
     )  # fmt: skip
-
-
-def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every setting as text, but for where runs go."""
-    for name, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        elif prefix or name not in ("name", "runs"):
-            yield f"{prefix}{name}", str(value)

@@ -10,16 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from align.errors import AlignError
 from align.report.report import StageReport
-from align.stages.side_by_side import SEEDS
 
 FIGURES = ("eval_accuracy", "eval_margin", "swap_accuracy", "eval_rating_correlation")
-
-
-def check_seeds(members: int, seed: int) -> None:
-    if seed + members > SEEDS:
-        raise AlignError(f"rm.members={members}: seeds end at {SEEDS - 1}\n  write seed={SEEDS - members}")
 
 
 def train_members(

@@ -71,7 +71,8 @@ class Preferences:
             check_same_tokenizer(tokenizer, first, "preferences.policies")
         if self.options.samples * max(len(policies(inputs)), 1) < 2:
             raise AlignError("preferences.samples=1: one answer has nothing to be ranked against\n  write 2 or more")
-        self._earlier(inputs)
+        if self.options.resume is not None:
+            self._earlier(self._made_from(inputs))
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         paths = policies(inputs)
@@ -79,9 +80,10 @@ class Preferences:
         split = self.data.load("preferences", self.seed)
         parts = {RANKINGS: self._rows(split.train, tokenizer, report)}
         parts[HELD_OUT] = self._rows(split.eval, tokenizer, report) if split.eval else []
-        earlier = self._earlier(inputs)
+        made_from = self._made_from(inputs)
+        earlier = self._earlier(made_from)
         judge = self.make_judge(inputs, out, report, tokenizer)
-        with AnswersFile(out / ANSWERS, self._made_from(inputs)) as file, kept(file, report):
+        with AnswersFile(out / ANSWERS, made_from) as file, kept(file, report):
             for name, path in paths.items():
                 wanted = {key_of(name, part, row): (part, row) for part, rows in parts.items() for row in rows}
                 file.add([earlier[key] for key in wanted if key in earlier])
@@ -113,10 +115,9 @@ class Preferences:
             **{f"weights of {name}": fingerprint(path) or path for name, path in inputs.items()},
         }  # fmt: skip
 
-    def _earlier(self, inputs: dict[str, str]) -> dict[Key, Judged]:
-        """Judged answers of a run that was stopped."""
-        resume = self.options.resume
-        return {} if resume is None else read(resume, self._made_from(inputs))
+    def _earlier(self, made_from: dict[str, Any]) -> dict[Key, Judged]:
+        """Judged answers of a run that was stopped; none where this one does not go on from there."""
+        return {} if self.options.resume is None else read(self.options.resume, made_from)
 
     def _rows(self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, report: StageReport) -> list[Row]:
         fitting, left_out = fitting_prompts(rows, tokenizer, self.options.max_prompt_tokens, "preferences")

@@ -59,11 +59,12 @@ from align.stages.graded_trainer import (
     plan,
     with_targets,
 )
-from align.stages.one_by_one import check_seeds, train_members
+from align.stages.one_by_one import train_members
 from align.stages.pairs import judge, samples_of, score_ids, swapped
 from align.stages.reward_plot import plot
 from align.stages.reward_report import agreement, correlation, report_of, said
 from align.stages.rollouts import as_rows, texts_of
+from align.stages.side_by_side import check_seeds
 from align.stages.trl_bridge import arguments, check_arguments, dataset, dtypes_kept, loraplus, steps_of, train
 from align.types import Reward, RewardState, Rollout
 
@@ -108,7 +109,7 @@ class RM:
     def check(self, inputs: dict[str, str]) -> None:
         check_arguments(RewardConfig, self.options.args, "rm")
         self._arguments(Path("unused"), self.seed)
-        check_seeds(self.options.members, self.seed)
+        check_seeds("rm.members", self.options.members, self.seed)
         check_loraplus(self.options.loraplus_lr_ratio, self.peft, "rm")
         self.data.check("rm")
         self.check_judge()

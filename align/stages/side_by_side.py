@@ -54,8 +54,8 @@ def members(options: config.SFT, data: Source | list[Source], seed: int, key: st
         if length != count:
             other = next((f"{k} lists {n}" for k, n in many.items() if n == count), f"{key}.parallel_adapters={count}")
             raise AlignError(f"{name} lists {length}, but {other}\n  write as many, and {key}.parallel_adapters=null")
-    if not many and seed + count > SEEDS:
-        raise AlignError(f"{key}.parallel_adapters={count}: seeds end at {SEEDS - 1}\n  write seed={SEEDS - count}")
+    if not many:
+        check_seeds(f"{key}.parallel_adapters", count, seed)
     found = []
     for i in range(count):
         rate, source = rates[min(i, len(rates) - 1)], sources[min(i, len(sources) - 1)]
@@ -65,6 +65,12 @@ def members(options: config.SFT, data: Source | list[Source], seed: int, key: st
         one = dataclasses.replace(options, learning_rate=rate, parallel_adapters=1)
         found.append(Member(one, source, own, ", ".join(words) or f"seed {own}"))
     return found
+
+
+def check_seeds(key: str, count: int, seed: int) -> None:
+    """There are so many seeds from `seed` on; `key` asks for them."""
+    if seed + count > SEEDS:
+        raise AlignError(f"{key}={count}: seeds end at {SEEDS - 1}\n  write seed={SEEDS - count}")
 
 
 def check_method(options: config.SFT, found: list[Member], method: PeftConfig | None, key: str) -> None:

@@ -3,6 +3,8 @@ a watch over PPO are given: a judge."""
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,8 @@ HOW_ASKED = {"url", "timeout", "retries", "headers", "concurrency", "batch_size"
 def answering(build: Build) -> dict[str, Any]:
     """Arguments of the stage beside its options, seed and device."""
     cfg = build.cfg
-    scores_by = leaves(OmegaConf.to_container(cfg.preferences.judge, resolve=True), "preferences.judge.")
+    settings = leaves(OmegaConf.to_container(cfg.preferences.judge, resolve=True), "preferences.judge.")
+    scores_by = {key: one for key, one in settings if one != {} and HOW_ASKED.isdisjoint(key.split("."))}
 
     def make_engine(path: str, tokenizer: Any, longest: int, report: StageReport) -> Any:
         from align.roles.alone import load_policy
@@ -44,10 +47,17 @@ def answering(build: Build) -> dict[str, Any]:
     return {
         "data": call(cfg.preferences.data, "preferences.data"),
         "sampling": (cfg.rollout.temperature, cfg.rollout.max_new_tokens),
-        "judge": {key: one for key, one in scores_by if one != {} and HOW_ASKED.isdisjoint(key.split("."))},
+        "judge": lambda: scores_by | code_of(scores_by),
         "make_engine": make_engine,
         **judging(build, "preferences"),
     }
+
+
+def code_of(settings: dict[str, Any]) -> dict[str, str]:
+    """A hash of each file with a function that a judge calls, by its name; of functions that are imported."""
+    named = [str(value).rpartition(".")[0] for key, value in settings.items() if key.endswith((".fn", ".fn._target_"))]
+    files = {getattr(sys.modules.get(module), "__file__", None) for module in named} - {None}
+    return {Path(file).name: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for file in files}
 
 
 def judging(build: Build, stage: str) -> dict[str, Any]:

@@ -162,6 +162,9 @@ class Texts:
     completions: list
     completion_ids: list[list[int]]
 
+    def __getitem__(self, rows: Tensor) -> Texts:
+        return Texts(*([column[row] for row in rows.tolist()] for column in vars(self).values()))
+
 
 @dataclass
 class RewardState:
@@ -217,11 +220,8 @@ class Policy(Protocol):
 
 
 class RolloutEngine(Protocol):
-    """Writes responses. A row's tokens depend on its prompt, its key and the policy alone.
-
-    `exact`, once a policy is attached: it computes by the trainer's own modules in float32, so that its
-    log-probabilities are the trainer's but for rounding.
-    """
+    """Writes responses. A row's tokens depend on its prompt, its key and the policy alone. `exact`, once a policy is
+    attached: by the trainer's own modules in float32, so that log-probabilities are the trainer's but for rounding."""
 
     exact: bool
 

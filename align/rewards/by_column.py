@@ -66,7 +66,7 @@ class ByColumn:
         for name in dict.fromkeys(names):
             rows_C = torch.tensor([row for row, case in enumerate(names) if case == name], device=score_B.device)
             own = dataclasses.replace(state.within(name), scores=state.scores[rows_C])
-            scored = self.cases[name](rollout[rows_C], _texts(texts, rows_C), own)
+            scored = self.cases[name](rollout[rows_C], texts[rows_C], own)
             score_B[rows_C] = scored.score_B.to(score_B)
             for term, value_C in named(name, scored).items():
                 terms[term] = torch.full_like(score_B, torch.nan).index_copy(0, rows_C, value_C.to(score_B))
@@ -90,7 +90,3 @@ def _word(value: Any) -> str | None:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value) if isinstance(value, str | int) else None
-
-
-def _texts(texts: Texts, rows_C: Tensor) -> Texts:
-    return Texts(*([column[row] for row in rows_C.tolist()] for column in vars(texts).values()))

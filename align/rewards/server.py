@@ -7,6 +7,8 @@ import json
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import httpx2
@@ -21,12 +23,18 @@ BUSY = (408, 425, 429, 500, 502, 503, 504)
 """Status codes after which it is tried again."""
 PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds before the second try, doubled before each further one."""
+LONGEST_ASKED = 120.0
+"""Seconds of the server's own wish, in the header Retry-After, that are heeded."""
 
 Read = TypeVar("Read")
 
 
 class Away(Exception):
-    """The server is not there for now, and why."""
+    """The server is not there for now, and why; `pause`, seconds that it wants to be left alone, 0 if it says none."""
+
+    def __init__(self, why: str, pause: float = 0.0) -> None:
+        super().__init__(why)
+        self.pause = pause
 
 
 @dataclass
@@ -44,8 +52,8 @@ class Server:
     """Where a reward named `name` posts JSON.
 
     url: http or https. timeout: seconds for one request, from the connection to the last byte of the answer.
-    retries: further tries, after pauses of 1, 2, 4 … 30 seconds, of a server that cannot be reached, takes too long or
-    answers with one of BUSY. headers: sent with each request. `$NAME` in url and headers stands for an environment
+    retries: further tries, after pauses of 1, 2, 4 … 30 seconds (longer if it asks for it by Retry-After), of a server
+    that cannot be reached, takes too long or answers with one of BUSY. headers: sent with each request. `$NAME` in url and headers stands for an environment
     variable, which is read here and stands in no file of the run.
 
     Raises ValueError for settings that cannot be, a variable that is not set among them.
@@ -114,15 +122,18 @@ class Server:
 
     async def _tried(self, request: Callable[[], Awaitable[Read]]) -> Read:
         """What a request gives, the whole of it in `timeout` seconds, at the first try that is not in vain."""
+        asked = 0.0
         for attempt in range(self.retries + 1):
             if attempt:
-                await asyncio.sleep(min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE))
+                await asyncio.sleep(max(min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE), min(asked, LONGEST_ASKED)))
+            asked = 0.0
             try:
                 return await asyncio.wait_for(request(), self.timeout)
             except asyncio.TimeoutError:  # before Python 3.11 another class than TimeoutError
                 why = f"no whole answer within timeout={self.timeout:g} seconds"
             except (Away, httpx2.TransportError) as error:
                 why = str(error) or type(error).__name__
+                asked = error.pause if isinstance(error, Away) else 0.0
         tries = f"{self.retries + 1} tries" if self.retries else "one try"
         raise AlignError(
             f"{self.here} stayed away for {tries}, the last time: {why}\n"
@@ -137,11 +148,22 @@ class Server:
     async def _post(self, client: httpx2.AsyncClient, body: bytes) -> Answer:
         async with client.stream("POST", self.url, content=body) as response:
             whole, status = bytearray(), response.status_code
+            pause = seconds(response.headers.get("Retry-After", ""))
             async for part in response.aiter_raw():
                 whole += part
                 if len(whole) > LARGEST:
                     raise AlignError(f"{self.here} answers with more than {LARGEST} bytes")
         answer = Answer(status, bytes(whole))
         if status in BUSY:
-            raise Away(f"status {status} {answer.beginning()}")
+            raise Away(f"status {status} {answer.beginning()}", pause)
         return answer
+
+
+def seconds(wish: str) -> float:
+    """What a Retry-After header (RFC 9110, 10.2.3) asks for, from now on: seconds or a date; 0 for anything else."""
+    if wish.strip().isdecimal():
+        return float(wish)
+    try:
+        return max((parsedate_to_datetime(wish) - datetime.now(timezone.utc)).total_seconds(), 0.0)
+    except (ValueError, TypeError):  # no date; a date without a zone
+        return 0.0

@@ -15,6 +15,7 @@ from typing import Any
 
 from align.errors import AlignError
 from align.stages.rollouts import Row
+from align.types import Reward, RewardState, Rollout, Texts
 
 ANSWERS = "answers.jsonl"
 Key = tuple[str, str, int, str]
@@ -22,7 +23,10 @@ Key = tuple[str, str, int, str]
 
 @dataclass
 class Judged:
-    """A policy's answers to a row, and the judge's scores, None for no opinion; `extra` is what else it says."""
+    """A policy's answers to a row, and the judge's scores; `extra` is what else it says.
+
+    None where it has no opinion, and where an answer did not end: those it is not asked about.
+    """
 
     policy: str
     file: str
@@ -47,6 +51,25 @@ def key_of(policy: str, file: str, row: Row) -> Key:
 def digest_of(row: Row) -> str:
     content = json.dumps([row.prompt, row.columns], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def opinions(
+    judge: Reward, rollout: Rollout, texts: Texts
+) -> tuple[list[float | None], dict[str, list], dict[str, float]]:
+    """A judge's scores of all answers, what else it says of each by column, and its metrics; of those that ended."""
+    ended = rollout.finished_B.nonzero().flatten()
+    if not len(ended):
+        return [None] * len(rollout), {}, {}
+    logged, said = {}, {}
+    state = RewardState(0, log_metric=logged.__setitem__, log_extra=said.__setitem__)
+    found = judge(rollout[ended], texts[ended], state).score_B.tolist()
+
+    def all_of(values: list) -> list:
+        there = dict(zip(ended.tolist(), values, strict=True))
+        return [there.get(i) for i in range(len(rollout))]
+
+    extra = {column: all_of(values) for column, values in said.items() if len(values) == len(ended)}
+    return all_of([None if one != one else one for one in found]), extra, logged
 
 
 class AnswersFile:

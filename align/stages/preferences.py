@@ -5,7 +5,8 @@ r"""Stage `preferences`: a policy's own answers to each prompt, ranked by a judg
 
 Each policy writes `samples` answers to a prompt, by the run's rollout engine at `rollout.temperature`; the judge is any
 reward. rankings.jsonl has the training prompts' answers with their scores, held_out.jsonl those of held-out prompts. An
-answer that did not end by itself is left out, since a file of texts cannot say so, and so is one written twice.
+answer that did not end by itself is neither judged nor written, since a file of texts cannot say so; one that comes
+twice is written once.
 
 answers.jsonl has all answers, as they are judged. After a stop, by Ctrl-C or a judge that went away, the same command
 goes on from there with preferences.resume=runs/NAME/latest/preferences, and makes what one run would have made.
@@ -33,10 +34,10 @@ from align.report.report import StageReport
 from align.rewards.model import check_same_tokenizer
 from align.roles.folder import CAUSAL, inspect
 from align.roles.tokenizer import load_tokenizer, stop_ids
-from align.stages.judged import ANSWERS, AnswersFile, Judged, Key, digest_of, key_of, read
+from align.stages.judged import ANSWERS, AnswersFile, Judged, Key, digest_of, key_of, opinions, read
 from align.stages.lineage import fingerprint
 from align.stages.rollouts import Row, row_of, spread, texts_of, write
-from align.types import Reward, RewardState, RolloutEngine, Sampling
+from align.types import Reward, RolloutEngine, Sampling
 
 PROMPTS_AT_ONCE = 64
 
@@ -49,8 +50,8 @@ class Preferences:
     device: torch.device
     sampling: tuple[float, int]
     """Temperature, and the most tokens of an answer."""
-    judge: dict[str, Any]
-    """What the judge's scores depend on, by key."""
+    judge: Callable[[], dict[str, Any]]
+    """What the judge's scores depend on, by key; after `check_judge`."""
     check_judge: Callable[[], None]
     make_judge: Callable[[dict[str, str], Path, StageReport, PreTrainedTokenizerBase], Reward]
     make_engine: Callable[[str, PreTrainedTokenizerBase, int, StageReport], RolloutEngine]
@@ -96,13 +97,12 @@ class Preferences:
                     finally:
                         engine.close()
         facts = {part: written(out / part, part, rows, list(paths), file.found) for part, rows in parts.items() if rows}
-        if not facts[RANKINGS]["prompts"]:
-            raise AlignError(
-                "preferences: no prompt has two answers that ended and were scored apart\n"
-                "  write a longer rollout.max_new_tokens, more preferences.samples, or another judge"
-            )
         told = facts[RANKINGS]
+        if not told["prompts"]:
+            raise AlignError(f"preferences: no prompt has two answers to rank; {self._why(told)}")
         report.say(f"{told['prompts']} prompts ranked, {told['answers'] / told['prompts']:.1f} answers each")
+        if any(told["left_out"].values()):
+            report.say(f"{sum(told['left_out'].values())} prompts left out: {self._why(told)}")
         by_policy = {name: figures([one for one in file.found.values() if one.policy == name]) for name in paths}
         report.write_card(inputs=inputs, policies=by_policy, **{Path(part).stem: one for part, one in facts.items()})
 
@@ -111,9 +111,20 @@ class Preferences:
         temperature, max_new_tokens = self.sampling
         return {
             "seed": self.seed, "preferences.samples": self.options.samples, "rollout.temperature": temperature,
-            "rollout.max_new_tokens": max_new_tokens, **self.judge,
+            "rollout.max_new_tokens": max_new_tokens, **self.judge(),
             **{f"weights of {name}": fingerprint(path) or path for name, path in inputs.items()},
         }  # fmt: skip
+
+    def _why(self, told: dict[str, Any]) -> str:
+        """Why prompts were left out, with what to write for the most frequent reason."""
+        reasons = {
+            "cut": ("have fewer than two that ended", f"rollout.max_new_tokens={2 * self.sampling[1]}, or more"),
+            "unscored": ("have fewer than two with a score", "another preferences.judge"),
+            "alike": ("have answers scored alike", "more preferences.samples, or another preferences.judge"),
+        }
+        found = {name: count for name, count in told["left_out"].items() if count}
+        said = ", ".join(f"{count} {reasons[name][0]}" for name, count in found.items())
+        return f"{said}\n  write {reasons[max(found, key=found.__getitem__)][1]}"
 
     def _earlier(self, made_from: dict[str, Any]) -> dict[Key, Judged]:
         """Judged answers of a run that was stopped; none where this one does not go on from there."""
@@ -133,7 +144,6 @@ class Preferences:
     ) -> None:  # fmt: skip
         """One policy's answers to rows, each with the file that it is for, judged and put into answers.jsonl."""
         sampling = Sampling(self.sampling[0], self.sampling[1], stop_ids(path, tokenizer))
-        mine: list[Judged] = []
         chunks = list(chunked(todo))
         with report.steps(len(chunks)) as tell:
             for number, (part, rows) in enumerate(chunks, start=1):
@@ -141,25 +151,23 @@ class Preferences:
                 rollout = write(
                     engine, rows, sampling, seed=self.seed, purpose=purpose, samples=self.options.samples
                 ).to(self.device)
-                texts, logged, extra = texts_of(rollout, tokenizer), {}, {}
-                state = RewardState(0, log_metric=logged.__setitem__, log_extra=extra.__setitem__)
-                score_B = [None if one != one else one for one in judge(rollout, texts, state).score_B.tolist()]
-                finished_B = rollout.finished_B.tolist()
-                extra_B = {column: values for column, values in extra.items() if len(values) == len(score_B)}
+                texts = texts_of(rollout, tokenizer)
+                scores, extra, logged = opinions(judge, rollout, texts)
                 judged = []
                 for i, row in enumerate(rows):
                     own = slice(i * self.options.samples, (i + 1) * self.options.samples)
                     judged.append(
                         Judged(
                             name, part, row.number, digest_of(row), row.prompt, texts.completions[own],
-                            finished_B[own], score_B[own], {column: values[own] for column, values in extra_B.items()},
+                            rollout.finished_B[own].tolist(), scores[own],
+                            {column: values[own] for column, values in extra.items()},
                         )
                     )  # fmt: skip
                 file.add(judged)
-                mine += judged
-                told = figures(mine)
+                told = figures([one for one in file.found.values() if one.policy == name])
                 report.metrics(number, {"policy": name, **told, **logged})
-                tell(number, f"score {told['score']:+.2f}")
+                score = f"score {told['score']:+.2f}, " if told["judged"] else ""
+                tell(number, f"{score}{told['finished']:.0%} of the answers ended")
 
 
 @contextmanager
@@ -167,12 +175,14 @@ def kept(file: AnswersFile, report: StageReport) -> Iterator[None]:
     """Says where the judged answers are if what is inside raises."""
     try:
         yield
-    except BaseException:  # Ctrl-C, too
+    except BaseException as stopped:  # Ctrl-C, too
         if file.found:
             report.say(
                 f"stopped; {len(file.found)} prompts' answers are judged and kept: the same command goes on with "
                 f"preferences.resume={file.path.parent}"
             )
+        elif isinstance(stopped, KeyboardInterrupt):
+            report.say(f"stopped before the first {PROMPTS_AT_ONCE} prompts' answers were judged: nothing is kept")
         raise
 
 
@@ -184,14 +194,13 @@ def chunked(todo: list[tuple[str, Row]]) -> Iterator[tuple[str, list[Row]]]:
             yield part, rows[first : first + PROMPTS_AT_ONCE]
 
 
-def figures(judged: list[Judged]) -> dict[str, float]:
-    """Mean score of the answers that ended and have one, how many answers there are, which share ended and has one."""
+def figures(judged: list[Judged]) -> dict[str, float | None]:
+    """Mean score of the answers that have one, how many answers there are, which share ended and has one."""
     ended = [end for one in judged for end in one.finished]
-    scores = [score for one in judged for score, end in zip(one.scores, one.finished, strict=True) if end]
-    scores = [score for score in scores if score is not None]
+    scores = [score for one in judged for score in one.scores if score is not None]
     return {
-        "score": sum(scores) / max(len(scores), 1), "answers": len(ended), "finished": sum(ended) / len(ended),
-        "judged": len(scores) / len(ended),
+        "score": sum(scores) / len(scores) if scores else None, "answers": len(ended),
+        "finished": sum(ended) / len(ended), "judged": len(scores) / len(ended),
     }  # fmt: skip
 
 
@@ -200,26 +209,41 @@ def policies(inputs: dict[str, str]) -> dict[str, str]:
     return {name: path for name, path in inputs.items() if name == "actor" or name.startswith("policy_")}
 
 
-def written(path: Path, part: str, rows: list[Row], policies: list[str], found: dict[Key, Judged]) -> dict[str, int]:
-    """Writes a line a prompt that has a preference in it, if any has; how many have, with how many answers."""
-    lines = [line for row in rows if (line := ranked([found[key_of(name, part, row)] for name in policies]))]
+def written(path: Path, part: str, rows: list[Row], policies: list[str], found: dict[Key, Judged]) -> dict[str, Any]:
+    """Writes a line a prompt that has a preference in it, if any has.
+
+    How many have, with how many answers, and how many are left out, by reason: `cut`, `unscored`, `alike`.
+    """
+    lines, left_out = [], {"cut": 0, "unscored": 0, "alike": 0}
+    for row in rows:
+        judged = [found[key_of(name, part, row)] for name in policies]
+        line = ranked(judged)
+        if len(set(line["scores"])) > 1:
+            lines.append(line)
+        else:
+            left_out[lack(judged)] += 1
     if lines:  # an empty file is no data set
         path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return {
-        "prompts": len(lines), "answers": sum(len(line["completions"]) for line in lines),
-        "left_out": len(rows) - len(lines),
+        "prompts": len(lines), "answers": sum(len(line["completions"]) for line in lines), "left_out": left_out,
     }  # fmt: skip
 
 
-def ranked(judged: list[Judged]) -> dict[str, Any] | None:
-    """All policies' answers to one prompt that ended and have a score, each once; None if no two are scored apart."""
+def ranked(judged: list[Judged]) -> dict[str, Any]:
+    """All policies' answers to one prompt that have a score, each once."""
     distinct = {}
     for one in judged:
-        for completion, ended, score in zip(one.completions, one.finished, one.scores, strict=True):
-            if ended and score is not None:
+        for completion, score in zip(one.completions, one.scores, strict=True):
+            if score is not None:
                 distinct[json.dumps(completion)] = (completion, score, one.policy)
-    if len({score for _, score, _ in distinct.values()}) < 2:
-        return None
-    completions, scores, policies = map(list, zip(*distinct.values(), strict=True))
-    by = {"policies": policies} if len(judged) > 1 else {}
-    return {"prompt": judged[0].prompt, "completions": completions, "scores": scores, **by}
+    columns = list(zip(*distinct.values(), strict=True)) or [(), (), ()]
+    by = {"policies": list(columns[2])} if len(judged) > 1 else {}
+    return {"prompt": judged[0].prompt, "completions": list(columns[0]), "scores": list(columns[1]), **by}
+
+
+def lack(judged: list[Judged]) -> str:
+    """Why answers to one prompt make no ranking."""
+    if sum(sum(one.finished) for one in judged) < 2:
+        return "cut"
+    scores = [score for one in judged for score in one.scores if score is not None]
+    return "unscored" if len(scores) < 2 else "alike"

@@ -19,9 +19,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.seen.append((dict(self.headers), json.loads(body)))
         self.server.answers(self, json.loads(body))
 
-    def say(self, status: int, text: str | bytes) -> None:
+    def say(self, status: int, text: str | bytes, **headers: str) -> None:
         text = text.encode() if isinstance(text, str) else text
         self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)

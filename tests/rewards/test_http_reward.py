@@ -3,6 +3,9 @@
 import json
 import math
 import socket
+import time
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 
 import pytest
 from servers import serving
@@ -91,6 +94,32 @@ def test_a_token_comes_from_the_environment(monkeypatch):
     headers, _ = server.seen[0]
     assert headers["Authorization"] == "Bearer s3cret" and headers["X-Price"] == "5$"
     assert headers["Content-Type"] == "application/json"
+
+
+def test_a_server_is_left_alone_as_long_as_it_asks_for():
+    heard = []
+
+    def busy(handler, body):
+        heard.append(time.monotonic())
+        if len(heard) == 1:
+            handler.say(429, "not yet", Retry_After="1")
+        else:
+            lengths(handler, body)
+
+    with serving(busy) as server:
+        score(HTTPReward(server.url, retries=1), ["ab"])
+    assert heard[1] - heard[0] > 0.9  # without the header a thousandth
+
+
+@pytest.mark.parametrize(("wish", "seconds"), [("7", 7), ("", 0), ("soon", 0), ("-3", 0), ("0", 0)])
+def test_a_wish_to_be_left_alone_is_read(wish, seconds):
+    assert wire.seconds(wish) == seconds
+
+
+def test_a_wish_may_be_a_date():
+    later = datetime.now(timezone.utc) + timedelta(seconds=60)
+    assert 58 <= wire.seconds(format_datetime(later, usegmt=True)) <= 60
+    assert wire.seconds(format_datetime(later - timedelta(hours=1), usegmt=True)) == 0
 
 
 def test_a_server_that_fails_twice_and_then_works_is_asked_again():

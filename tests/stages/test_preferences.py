@@ -32,10 +32,15 @@ def here(tmp_path, monkeypatch):
             "import pathlib\n\n\n"
             "def shortest(prompts, completions, **_):\n    return [-len(c) for c in completions]\n\n\n"
             "def even(prompts, completions, **_):\n    return [1.0] * len(completions)\n\n\n"
-            "asked = []\n\n\n"
+            "asked, calls = [], []\n\n\n"
             "def tires(prompts, completions, **_):\n"
+            "    calls.append(len(prompts))\n"
+            "    if pathlib.Path('tired').exists() and len(calls) > 2:\n        raise KeyboardInterrupt\n"
             "    asked.extend(prompts)\n"
-            "    if pathlib.Path('tired').exists() and len(asked) > 150:\n        raise KeyboardInterrupt\n"
+            "    return [-len(c) for c in completions]\n\n\n"
+            "def counts(prompts, completions, log_extra, **_):\n"
+            "    asked.extend(completions)\n"
+            "    log_extra('length', [len(c) for c in completions])\n"
             "    return [-len(c) for c in completions]\n"
         )
         pairs = [{"prompt": row["prompt"], "chosen": " red", "rejected": " kite kite"} for row in rows]
@@ -71,6 +76,24 @@ def test_answers_are_ranked_and_learned_from(here, base):
     AutoPeftModelForCausalLM.from_pretrained(run / "best_of")
 
 
+def test_an_answer_that_did_not_end_is_not_judged_and_what_that_costs_is_said(here, base, capsys):
+    said = answer(capsys, " ".join(ask(base, judge="counts", rollout__max_new_tokens="10")))
+    folder = here / "runs" / "ask" / "latest" / "preferences"
+    judged = rows(folder / "answers.jsonl")[1:]
+    ended = [end for row in judged for end in row["finished"]]
+    assert len(sys.modules["judges"].asked) == sum(ended) < len(ended)
+    for row in judged:
+        told = zip(row["completions"], row["finished"], row["scores"], row["extra"]["length"], strict=True)
+        assert all(
+            (score, length) == ((-len(text), len(text)) if end else (None, None)) for text, end, score, length in told
+        )
+    left_out = json.loads((folder / "card.json").read_text())["rankings"]["left_out"]
+    fewer = [row for row in judged if row["file"] == "rankings.jsonl" and sum(row["finished"]) < 2]
+    assert left_out["cut"] == len(fewer) > 0
+    words = f"{sum(left_out.values())} prompts left out: {len(fewer)} have fewer than two that ended"
+    assert words in " ".join(said.out.split()) and "write rollout.max_new_tokens=20, or more" in said.out
+
+
 def test_the_same_answers_come_again(here, base):
     found = []
     for name in ("one", "two"):
@@ -102,11 +125,16 @@ def test_a_run_that_was_stopped_keeps_what_was_judged_and_goes_on_to_the_same_en
     asked = sys.modules["judges"].asked
     asked.clear()
     align.run([*words, resume])
-    assert len(asked) == (18 - 8) * 16  # those that were judged are not asked about again
+    again = len(asked)
     went_on = latest.resolve() / "preferences"
     asked.clear()
     align.run(words)
-    assert len(asked) == 18 * 16 and latest.resolve() / "preferences" != went_on
+    assert latest.resolve() / "preferences" != went_on
+    in_kept = sum(sum(row["finished"]) for row in kept[1:])
+    assert again == len(asked) - in_kept > 0 < in_kept  # those that were judged are not asked about again
+    with (here / "judges.py").open("a") as file:
+        file.write("# another rule\n")
+    refused(capsys, " ".join([*words, resume]), ["were made with judges.py=", "leave preferences.resume out"])
     for file in ("rankings.jsonl", "held_out.jsonl"):
         assert (went_on / file).read_text() == (latest / "preferences" / file).read_text()
     cards = [json.loads((folder / "card.json").read_text()) for folder in (went_on, latest / "preferences")]
@@ -177,7 +205,11 @@ def test_policies_of_other_token_ids_are_refused(here, base, tokenizer, capsys):
 
 
 def test_a_judge_without_an_opinion_ends_the_stage_with_a_word(here, base, capsys):
-    refused(capsys, " ".join(ask(base, judge="even")), ["no prompt has two answers", "another judge"])
+    refused(
+        capsys,
+        " ".join(ask(base, judge="even", preferences__samples="64")),
+        ["no prompt has two answers to rank", "have answers scored alike", "another preferences.judge"],
+    )
 
 
 def test_the_tiny_experiment_takes_its_pairs_from_the_policy(here, base, capsys):

@@ -52,9 +52,9 @@ class Server:
     """Where a reward named `name` posts JSON.
 
     url: http or https. timeout: seconds for one request, from the connection to the last byte of the answer.
-    retries: further tries, after pauses of 1, 2, 4 … 30 seconds (longer if it asks for it by Retry-After), of a server
-    that cannot be reached, takes too long or answers with one of BUSY. headers: sent with each request. `$NAME` in url and headers stands for an environment
-    variable, which is read here and stands in no file of the run.
+    retries: further tries, after pauses of 1, 2, 4 … 30 seconds (longer if it asks for that by Retry-After), of a
+    server that cannot be reached, takes too long or answers with one of BUSY. headers: sent with each request. `$NAME`
+    in url and headers stands for an environment variable, which is read here and stands in no file of the run.
 
     Raises ValueError for settings that cannot be, a variable that is not set among them.
     """

@@ -11,8 +11,8 @@ from align.stages.pipeline import STAGES
 
 APART = ("versions", "inputs", "hashes", "cpu_linear")
 COUNTS = {
-    "learning_rate", "rows", "left_out", "too_long", "alike", "cut", "unscored", "pairs", "eval_pairs", "prompts", "samples", "parameters",
-    "tokens", "step", "kl_coef", "length", "finished",
+    "learning_rate", "rows", "left_out", "too_long", "alike", "cut", "unscored", "pairs", "eval_pairs", "prompts",
+    "samples", "parameters", "tokens", "step", "kl_coef", "length", "finished",
 }  # fmt: skip
 """Facts of a card that echo a setting or count something."""
 PARTS = ("last", "adapters", "score", "base")

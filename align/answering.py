@@ -1,5 +1,5 @@
 """What the stage `preferences` is given: the rollout engine of a policy that does not train, and a judge; what rm and
-a watch over PPO are given: a judge."""
+a watch over PPO are given: a judge; what `evaluate` is given: the run's own reward."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from align import config
 from align.checks import absent
 from align.config.leaves import leaves
-from align.members import learned
+from align.members import MODEL_REWARD, learned
 from align.nodes import as_dataclass, call, plain_values, target_of
 from align.preflight import check_judge
 from align.rewarding import check_reward, make_reward, reward_nodes
@@ -85,6 +85,21 @@ def judge_maker(build: Build, judge: DictConfig, key: str) -> Callable[..., Any]
         return make_reward(build, judge, inputs, setting, tokenizer, key=key)
 
     return make_judge
+
+
+def own_reward(build: Build) -> Callable[..., Any]:
+    """What makes the run's reward for `evaluate`: None where it is one reward model, whose raw score is told anyway,
+    and where no stage has made the one that it asks."""
+    node = build.cfg.reward
+    make = judge_maker(build, node, "reward")
+    unmade = any(learned(one) and one.path == "auto" for _, one in reward_nodes(node))
+
+    def make_own(inputs: dict[str, str], *given: Any) -> Any:
+        if node._target_ == MODEL_REWARD or (unmade and "rm" not in inputs):
+            return None
+        return make({**inputs, "reward": inputs.get("rm")}, *given)
+
+    return make_own
 
 
 def watching(build: Build) -> dict[str, Any]:

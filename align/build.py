@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from align import config
-from align.answering import answering, judging, learned_judge, policies, watching
+from align.answering import answering, judging, learned_judge, own_reward, policies, watching
 from align.checks import absent, check, judged, sampled
 from align.errors import AlignError
 from align.members import learned, model_paths
 from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, sources, target_of
 from align.preflight import check_roles, optimizer_steps
-from align.rewarding import check_members, check_reward, compose_reward, make_reward, reward_nodes
+from align.rewarding import check_members, check_reward, make_reward, reward_nodes
 from align.stages.lineage import measured_linear
 from align.stages.pipeline import Sources
 
@@ -183,7 +183,7 @@ class Build:
                 "demonstrations": call(cfg.sft.data, "sft.data") if asked else None,
                 "general": general,
                 "pairs": call(cfg.rm.data, "rm.data") if "rm" in self.stages else None,
-                "score": self.function_reward(),
+                "make_reward": own_reward(self),
                 "ppo_steps": cfg.ppo.steps,
                 "max_pair_tokens": cfg.rm.max_length,
                 "max_new_tokens": cfg.rollout.max_new_tokens,
@@ -260,12 +260,6 @@ class Build:
             given["peft"] = peft(node.peft, f"{name}.peft")
             values["learning_rate"] = rate(values["learning_rate"], given["peft"], ppo=True)
         return target_of(node, name)(**{**values, **given})
-
-    def function_reward(self) -> Any:
-        """The run's reward, if it is a function or made of functions; None if a model has a part in it."""
-        if any(learned(node) for _, node in reward_nodes(self.cfg.reward)):
-            return None
-        return compose_reward(self.cfg.reward, "reward", call)
 
     def zero(self, node: DictConfig | None, key: str, trained: bool = True) -> config.Zero | None:
         """A role's ZeRO settings; checks that DeepSpeed is there, and the stage one that the role can have."""

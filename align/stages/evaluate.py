@@ -3,7 +3,8 @@
     align stages=[evaluate] data@ppo.data=prompts ppo.data.path=FILE actor.path=runs/NAME/latest/ppo
 
 Each policy writes `samples` completions at temperature 1, with the same keys. They are scored by the judge
-where one is named (`evaluate.judge`, a rule that no training path calls) and by the reward model.
+where one is named (`evaluate.judge`, a rule that no training path calls), by the reward model, and by the run's whole
+reward where that is more.
 KL is k1 in nats a sequence, of each policy's own completions against the fine-tuned model's.
 """
 
@@ -61,14 +62,14 @@ class Evaluate:
     """Text whose loss is taken."""
     pairs: Source | None
     """Where held-out pairs for the reward model come from."""
+    make_reward: Callable[[dict[str, str], Path, StageReport, PreTrainedTokenizerBase], Reward | None]
+    """The run's own reward; None where a reward model's score is all of it."""
     max_pair_tokens: int
     """Longer held-out pairs are left out, as in the training of the reward model."""
     max_new_tokens: int
     max_prompt_tokens: int
     seed: int
     device: torch.device
-    score: Reward | None = None
-    """The run's own reward, where it is a function or a sum of functions."""
     ppo_steps: int = 0
     """Steps of PPO after which the reward is taken, where it changes with them."""
     linear: CpuLinear = field(default_factory=CpuLinear)
@@ -94,7 +95,8 @@ class Evaluate:
         names = [name for name in POLICIES if name in inputs]
         tokenizer = load_tokenizer(inputs[names[-1]], "evaluate")
         rows = self._rows(tokenizer) if self.data else []
-        reward = self._reward(inputs) if self.data else None
+        model = self._reward_model(inputs) if self.data else None
+        reward = self.make_reward(inputs, out, report, tokenizer) if rows else None
         questions, general = self._questions(), self._general()
         results: dict[str, dict[str, float]] = {}
         texts: dict[str, Texts] = {}
@@ -105,7 +107,7 @@ class Evaluate:
             if rows:
                 rollout = self._write(policy, rows, tokenizer, inputs[name])
                 texts[name] = texts_of(rollout, tokenizer)
-                results[name] = self._judge(rollout, texts[name], reward)
+                results[name] = self._judge(rollout, texts[name], reward, model)
                 if reference is not None:
                     results[name]["kl"] = kl(policy, reference, rollout)
             if general:
@@ -120,8 +122,8 @@ class Evaluate:
             report.metrics(0, {f"{name}/{key}": value for key, value in figures.items()})
         results = {name: figures for name, figures in results.items() if figures}
         facts = {"policies": results, "samples": self.options.samples, "split": self.options.split}
-        if reward is not None and self.pairs is not None:
-            facts |= self._judge_reward(reward, tokenizer)
+        if model is not None and self.pairs is not None:
+            facts |= self._judge_reward(model, tokenizer)
         report.write_card(inputs=inputs, cpu_linear=self.linear.facts(), **facts)
         self._tell(report, results, texts, facts)
 
@@ -178,7 +180,7 @@ class Evaluate:
     def _policy(self, path: str) -> TrainedPolicy:
         return load_policy(path, "actor.path", self.device, self.linear)
 
-    def _reward(self, inputs: dict[str, str]) -> ScoreModule | None:
+    def _reward_model(self, inputs: dict[str, str]) -> ScoreModule | None:
         if "rm" not in inputs:
             return None
         model = load_frozen(inspect(inputs["rm"], "reward.path", SCORE))
@@ -191,17 +193,19 @@ class Evaluate:
         sampling = Sampling(1.0, self.max_new_tokens, stop_ids(path, tokenizer))
         return write(engine, rows, sampling, seed=self.seed, purpose="evaluate").to(self.device)
 
-    def _judge(self, rollout: Rollout, texts: Texts, reward: ScoreModule | None) -> dict[str, float]:
+    def _judge(
+        self, rollout: Rollout, texts: Texts, reward: Reward | None, model: ScoreModule | None
+    ) -> dict[str, float]:
         figures = {
             "length": float(rollout.response_mask_BT.sum(1).float().mean()),
             "finished": float(rollout.finished_B.float().mean()),
         }
         if self.options.diversity:
             figures |= diversity(rollout, [text_of(one) for one in texts.completions])
-        if self.score is not None:
-            figures["score"] = float(self.score(rollout, texts, RewardState(self.ppo_steps)).score_B.nanmean())
         if reward is not None:
-            figures["reward"] = float(score_rollout(reward, rollout).mean())
+            figures["score"] = float(reward(rollout, texts, RewardState(self.ppo_steps)).score_B.nanmean())
+        if model is not None:
+            figures["reward"] = float(score_rollout(model, rollout).mean())
         if judge := load_judge(self.options.judge):
             figures |= {f"true_{part}": mean for part, mean in self._true(judge, rollout, texts).items()}
         return figures
@@ -221,7 +225,7 @@ class Evaluate:
                 ) from error
         return {part: round(sum(p[part] for p in parts) / len(parts), 6) for part in parts[0]}
 
-    def _judge_reward(self, reward: ScoreModule, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    def _judge_reward(self, model: ScoreModule, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         split = self.pairs.load("rm", self.seed)
         test = self.options.split == "test" and bool(split.test)
         held_out = as_pairs(split.test if test else split.eval)
@@ -230,8 +234,8 @@ class Evaluate:
         pairs, _ = fitting_pairs(held_out, tokenizer, self.max_pair_tokens, "rm")
         swaps = (split.test_swaps if test else split.eval_swaps) or swapped(pairs)
         return {
-            "reward_accuracy": compare(reward, pairs, tokenizer, self.device).accuracy,
-            "swap_accuracy": compare(reward, swaps, tokenizer, self.device).accuracy if swaps else None,
+            "reward_accuracy": compare(model, pairs, tokenizer, self.device).accuracy,
+            "swap_accuracy": compare(model, swaps, tokenizer, self.device).accuracy if swaps else None,
         }
 
 

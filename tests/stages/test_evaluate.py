@@ -12,7 +12,7 @@ from align.stages.rollouts import texts_of
 
 def stage(judge: str) -> Evaluate:
     options = config.Evaluate(judge=judge)
-    return Evaluate(options, None, None, None, None, 128, 12, 64, 0, torch.device("cpu"))
+    return Evaluate(options, None, None, None, None, lambda *given: None, 128, 12, 64, 0, torch.device("cpu"))
 
 
 def test_a_judge_that_fails_is_named_with_the_prompt(make_ppo, rows, tokenizer):
@@ -20,7 +20,7 @@ def test_a_judge_that_fails_is_named_with_the_prompt(make_ppo, rows, tokenizer):
     ppo.step(rows)
     rollout, _ = ppo.last
     with pytest.raises(AlignError, match=r"evaluate.judge=align.data.help_desk_rule.true_score fails on the prompt 'a"):
-        stage("align.data.help_desk_rule.true_score")._judge(rollout, texts_of(rollout, tokenizer), None)
+        stage("align.data.help_desk_rule.true_score")._judge(rollout, texts_of(rollout, tokenizer), None, None)
 
 
 def test_a_judge_that_is_not_there_is_refused():

@@ -91,6 +91,22 @@ def test_ppo_takes_this_runs_members_on_the_actors_base(here, whole):
     assert found["objective/scores"] == pytest.approx(sum(means) / 3 - found["rewards/disagreement/mean"], abs=1e-5)
 
 
+def test_evaluation_tells_the_whole_rewards_score_beside_the_reward_models(here, whole):
+    def evaluated(*words: str) -> dict:
+        found = run("stages=[evaluate]", f"actor.path={whole / 'ppo'}", *words, name="evaluated") / "evaluate"
+        return card(found)["policies"]["ppo"]
+
+    members = [whole / "rm" / f"member_{i}" for i in (1, 2, 3)]
+    scores = []
+    for member in members:
+        told, scale = evaluated(f"reward.path={member}"), card(member)["score"]
+        assert "score" not in told
+        scores.append((told["reward"] - scale["mean"]) / scale["std"])
+    told = evaluated("reward=ensemble", "reward.combine=mean", f"reward.path={whole / 'rm'}")
+    assert told["score"] == pytest.approx(sum(scores) / 3, abs=1e-4)
+    assert "score" in card(whole / "evaluate")["policies"]["ppo"]
+
+
 @pytest.mark.parametrize("path", ["{rm}", "'{rm}/member_*'", "[{rm}/member_1,{rm}/member_2,{rm}/member_3]"])
 def test_a_step_with_a_base_of_their_own_is_the_same(here, whole, base, path):
     """Every figure but times; the first is of this very run's folder, which `latest` has left by then."""

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from align import config, ops
 from align.data.encode import fitting_pairs, fitting_prompts, text_of
 from align.data.graded import as_pairs
+from align.data.sampled import located
 from align.data.source import Source, Split
 from align.engine.cpu_linear import CpuLinear
 from align.errors import AlignError
@@ -123,7 +124,7 @@ class Evaluate:
         results = {name: figures for name, figures in results.items() if figures}
         facts = {"policies": results, "samples": self.options.samples, "split": self.options.split}
         if model is not None and self.pairs is not None:
-            facts |= self._judge_reward(model, tokenizer)
+            facts |= self._judge_reward(model, tokenizer, located(self.pairs, inputs))
         report.write_card(inputs=inputs, cpu_linear=self.linear.facts(), **facts)
         self._tell(report, results, texts, facts)
 
@@ -225,8 +226,8 @@ class Evaluate:
                 ) from error
         return {part: round(sum(p[part] for p in parts) / len(parts), 6) for part in parts[0]}
 
-    def _judge_reward(self, model: ScoreModule, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-        split = self.pairs.load("rm", self.seed)
+    def _judge_reward(self, model: ScoreModule, tokenizer: PreTrainedTokenizerBase, pairs: Source) -> dict[str, float]:
+        split = pairs.load("rm", self.seed)
         test = self.options.split == "test" and bool(split.test)
         held_out = as_pairs(split.test if test else split.eval)
         if not held_out:  # ratings, none of which share a prompt

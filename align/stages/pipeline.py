@@ -82,6 +82,7 @@ class Sources:
             found |= {f"reward_{i}": path for i, path in enumerate(self.further_rewards, start=2)}
         elif stage == "evaluate":
             found |= self._policies(made)
+            found["samples"] = made.get("preferences") if "rm" in self.sampled else None
         if stage in self.sampled:
             found["samples"] = self._samples(stage, made)
         return {name: path for name, path in found.items() if path is not None}
@@ -102,18 +103,19 @@ class Sources:
     def _policies(self, made: dict[str, str]) -> dict[str, str | None]:
         """The policies and the reward model, as far as a stage of this run or a path names them."""
         explicit = {role: path for role, path in self.paths.items() if path != "auto"}
+        reward = made.get("rm") or explicit.get("reward")
         if not {"sft", *LATER} & set(self.stages):
             policies = {"ppo": explicit.get("actor", self.model), "sft": explicit.get("reference")}
             if policies["ppo"] is None:
                 raise AlignError(f"evaluate needs a policy: write actor.path={self.runs}/ppo")
-            return {**policies, "rm": explicit.get("reward")}
+            return {**policies, "rm": reward}
         base = made.get("pretrain") or (None if "pretrain" in self.stages else explicit.get("sft", self.model))
         sft = made.get("sft") or (None if "sft" in self.stages else explicit.get("actor", self.model))
         return {
             "base": base if base != sft else None,
             "sft": sft,
             **{stage: made.get(stage) for stage in LATER},
-            "rm": made.get("rm") or explicit.get("reward"),
+            "rm": reward,
         }
 
     def _find(

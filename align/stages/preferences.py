@@ -40,6 +40,8 @@ from align.stages.rollouts import Row, row_of, spread, texts_of, write
 from align.types import Reward, RolloutEngine, Sampling
 
 PROMPTS_AT_ONCE = 64
+MANY = 0.1
+"""Prompts left out, a ranked one, from which on it is said what to write."""
 
 
 @dataclass
@@ -101,8 +103,8 @@ class Preferences:
         if not told["prompts"]:
             raise AlignError(f"preferences: no prompt has two answers to rank; {self._why(told)}")
         report.say(f"{told['prompts']} prompts ranked, {told['answers'] / told['prompts']:.1f} answers each")
-        if any(told["left_out"].values()):
-            report.say(f"{sum(told['left_out'].values())} prompts left out: {self._why(told)}")
+        if left_out := sum(told["left_out"].values()):
+            report.say(f"{left_out} of {told['prompts'] + left_out} prompts left out: {self._why(told)}")
         by_policy = {name: figures([one for one in file.found.values() if one.policy == name]) for name in paths}
         report.write_card(inputs=inputs, policies=by_policy, **{Path(part).stem: one for part, one in facts.items()})
 
@@ -116,7 +118,7 @@ class Preferences:
         }  # fmt: skip
 
     def _why(self, told: dict[str, Any]) -> str:
-        """Why prompts were left out, with what to write for the most frequent reason."""
+        """Why prompts were left out, and what to write for the most frequent reason where they are many."""
         reasons = {
             "cut": ("have fewer than two that ended", f"rollout.max_new_tokens={2 * self.sampling[1]}, or more"),
             "unscored": ("have fewer than two with a score", "another preferences.judge"),
@@ -124,7 +126,8 @@ class Preferences:
         }
         found = {name: count for name, count in told["left_out"].items() if count}
         said = ", ".join(f"{count} {reasons[name][0]}" for name, count in found.items())
-        return f"{said}\n  write {reasons[max(found, key=found.__getitem__)][1]}"
+        few = sum(found.values()) < MANY * told["prompts"]
+        return said if few else f"{said}\n  write {reasons[max(found, key=found.__getitem__)][1]}"
 
     def _earlier(self, made_from: dict[str, Any]) -> dict[Key, Judged]:
         """Judged answers of a run that was stopped; none where this one does not go on from there."""

@@ -90,7 +90,7 @@ def test_an_answer_that_did_not_end_is_not_judged_and_what_that_costs_is_said(he
     left_out = json.loads((folder / "card.json").read_text())["rankings"]["left_out"]
     fewer = [row for row in judged if row["file"] == "rankings.jsonl" and sum(row["finished"]) < 2]
     assert left_out["cut"] == len(fewer) > 0
-    words = f"{sum(left_out.values())} prompts left out: {len(fewer)} have fewer than two that ended"
+    words = f"{sum(left_out.values())} of 17 prompts left out: {len(fewer)} have fewer than two that ended"
     assert words in " ".join(said.out.split()) and "write rollout.max_new_tokens=20, or more" in said.out
 
 
@@ -163,6 +163,16 @@ def test_adapters_side_by_side_learn_from_answers_that_the_run_is_still_to_write
     align.run([*ask(base, stages="[preferences,best_of]"), *words.split()])
     told = json.loads((here / "runs" / "ask" / "latest" / "best_of" / "card.json").read_text())
     assert [one["name"] for one in told["adapters"]] == ["adapter_0", "adapter_1"] and told["eval_loss"] > 0
+
+
+def test_evaluation_asks_the_reward_model_about_pairs_that_the_run_itself_made(here, base):
+    words = "stages=[preferences,rm,evaluate] data@rm.data=sampled ppo.data.path=prompts.jsonl ppo.data.eval_share=0.3"
+    short = "preferences.data.eval_share=0.4 rm.args.max_steps=1 rm.norm_samples=0 evaluate.samples=2 evaluate.show=0"
+    align.run([*ask(base), *words.split(), *short.split()])
+    run = here / "runs" / "ask" / "latest"
+    told = json.loads((run / "evaluate" / "card.json").read_text())
+    assert told["inputs"]["samples"] == str((run / "preferences").resolve())
+    assert told["reward_accuracy"] == json.loads((run / "rm" / "card.json").read_text())["eval_accuracy"]
 
 
 def test_a_reward_model_of_the_run_judges_and_is_made_first(here, base):

@@ -1,6 +1,7 @@
 """What a configuration composes to: every yaml with every experiment, few leaves, `none` that prunes, no stray keys."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_line import TINY, leaves
@@ -180,7 +181,8 @@ def test_a_sum_of_a_model_and_a_plugin_composes_and_builds():
 def test_evaluation_takes_the_reward_that_a_schedule_ends_with():
     words = "reward=sum +reward@reward.terms.polite=kind_words reward.weights.polite=[[0,1.0],[3,0.5]]"
     stage = Build(composed([*TINY.split(), *words.split(), "stages=[evaluate]", "actor.path=a"])).stage("evaluate")
-    assert stage.ppo_steps == 3 and stage.score.weights["polite"].at(stage.ppo_steps) == 0.5
+    reward = stage.make_reward({}, Path("unused"), SimpleNamespace(say=print), None)
+    assert stage.ppo_steps == 3 and reward.weights["polite"].at(stage.ppo_steps) == 0.5
 
 
 def test_rloo_needs_no_critic():

@@ -16,13 +16,12 @@ from transformers import PreTrainedTokenizerBase
 from align import config
 from align.data.encode import fitting_prompts
 from align.data.source import Source
-from align.errors import AlignError
 from align.report.report import StageReport
 from align.roles.tokenizer import load_tokenizer
 from align.stages.held_out import Best, Examiner, save
 from align.stages.ppo import PPO
 from align.stages.rollouts import Row, batches, further, row_of, spread, texts_of
-from align.stages.watch import Watch
+from align.stages.watch import Watch, check_watched
 
 
 @dataclass
@@ -40,14 +39,16 @@ class PPOStage:
     def check(self, inputs: dict[str, str]) -> None:
         self.data.check("ppo")
         self.check_roles(inputs)
+        if self.make_watch:
+            split = self.data.load("ppo", self.seed)
+            check_watched(len(split.eval), len(split.train) + len(split.eval), self.options.eval_prompts)
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         tokenizer = load_tokenizer(inputs["actor"], "actor.path")
         split = self.data.load("ppo", self.seed)
         rows = self._rows(split.train, tokenizer, report)
         held_out = self._rows(split.eval, tokenizer, report) if split.eval else []
-        if self.make_watch and not held_out:
-            raise AlignError("watch looks at held-out prompts, and ppo.data has none\n  write watch=none")
+        self._tell_held_out(len(held_out), len(rows), report)
         ppo = self.assemble(inputs, out, report)
         watch = self.make_watch(inputs, out, report, tokenizer) if self.make_watch else None
         report.write_card(inputs=inputs, rollout_engine=ppo.engine.name, prompts=len(rows))
@@ -58,9 +59,17 @@ class PPOStage:
             ppo.engine.close()
         examiner.leave(ppo, out, report)
 
-    def _examiner(self, ppo: PPO, held_out: list[Row], watch: Watch | None, out: Path, report: StageReport) -> Examiner:
+    def _tell_held_out(self, held_out: int, trained_on: int, report: StageReport) -> None:
+        """Says where held-out prompts are fewer than is asked for; raises AlignError where a watch has too few."""
+        asked = self.options.eval_prompts
         if self.options.eval_every and not held_out:
             report.say("ppo.eval_every: no held-out prompts (ppo.data.eval_share=0), nothing is evaluated")
+        elif self.options.eval_every and held_out < asked:
+            report.say(f"ppo.eval_prompts={asked}: {held_out} prompts are held out, and all are taken")
+        if self.make_watch and (warning := check_watched(held_out, trained_on + held_out, asked)):
+            report.say(warning)
+
+    def _examiner(self, ppo: PPO, held_out: list[Row], watch: Watch | None, out: Path, report: StageReport) -> Examiner:
         watched = spread(held_out, self.options.eval_prompts) if self.options.eval_every else []
         return Examiner(watched, self.seed, Best(out / "best"), watch)
 

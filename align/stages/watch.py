@@ -21,6 +21,9 @@ from align.errors import AlignError
 from align.types import Reward, RewardState, Rollout, Texts
 
 ACTIONS = ("warn", "stop")
+FEWEST, ENOUGH = 2, 8
+"""Held-out prompts that are watched: fewer than the first have no standard error, so that a watch cannot fire; fewer
+than the second have one that is itself a guess."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,31 @@ class Watch:
         """For card.json."""
         found = {"best_step": self.best.step, "best": self.best.judge(), "last": self.last.judge()} if self.best else {}
         return {**found, "fired": self.fired.step if self.fired else None}
+
+
+def check_watched(held_out: int, prompts: int, eval_prompts: int) -> str:
+    """A warning where few prompts are watched, else ''.
+
+    `held_out` of all `prompts` of ppo.data are there to be watched, and `ppo.eval_prompts` of them are. Raises
+    AlignError where they are too few for a watch ever to fire.
+    """
+    watched = min(held_out, eval_prompts)
+    if watched >= ENOUGH:
+        return ""
+    share = min(math.ceil(200 * ENOUGH / prompts) / 100, 0.5)
+    more = f"ppo.data.eval_share={share:g}, or ppo.data.eval_path=FILE"
+    if watched == eval_prompts:
+        found, more = f"ppo.eval_prompts={eval_prompts} takes no more", f"ppo.eval_prompts={2 * ENOUGH}"
+    elif not held_out:
+        found = f"ppo.data has none among its {prompts}"
+    else:
+        found = f"ppo.data has {held_out} among its {prompts}"
+    if watched >= FEWEST:
+        return f"warning: watch compares held-out prompts, and {found}: too few to rely on; write {more}"
+    raise AlignError(
+        f"watch compares held-out prompts, {FEWEST} at least, and {found}: it could never fire\n"
+        f"  write {more} (better {ENOUGH} or more of them), or watch=none"
+    )
 
 
 def standard_errors(difference_B: Tensor) -> float:

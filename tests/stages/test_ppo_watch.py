@@ -9,7 +9,7 @@ from command_line import PPO, answer, refused, stand_in, write_rows
 from safetensors.torch import load_file
 
 from align.errors import AlignError
-from align.stages.watch import Watch, standard_errors
+from align.stages.watch import Watch, check_watched, standard_errors
 from align.types import Scored
 
 NAN = math.nan
@@ -125,12 +125,26 @@ def test_a_warned_run_goes_on(here, base, capsys):
         ("watch.patience=0", ["watch.patience=0", "1 or more"]),
         ("watch.action=halt", ["watch.action=halt", "warn, stop"]),
         ("watch.deviations=-1", ["watch.deviations=-1", "from 0"]),
-        ("ppo.data.eval_share=0", ["ppo.data has none", "watch=none"]),
+        ("ppo.data.eval_share=0", ["ppo.data has none among its 60", "ppo.data.eval_share=0.27", "watch=none"]),
+        ("ppo.data.eval_share=0.01", ["ppo.data has 1 among its 60", "could never fire", "ppo.data.eval_path=FILE"]),
+        ("ppo.eval_prompts=1", ["ppo.eval_prompts=1 takes no more", "write ppo.eval_prompts=16"]),
         ("watch.judge.fn=my_rewards.lwo", ["my_rewards", "lwo"]),
     ],
 )
 def test_a_watch_that_cannot_be(here, base, capsys, more, words):
     refused(capsys, f"{WATCHED.format(base=base)} {more}", words)
+
+
+def test_few_held_out_prompts_are_warned_of_before_a_model_loads(here, base, capsys):
+    said = answer(capsys, f"{WATCHED.format(base=base)} ppo.data.eval_share=0.1 ppo.steps=1")
+    lines = [" ".join(line.split()) for line in said.out.splitlines()]
+    at = lines.index("ppo ppo.eval_prompts=16: 6 prompts are held out, and all are taken")
+    assert lines[at + 1].startswith("ppo warning: watch compares held-out prompts, and ppo.data has 6 among its 60")
+    assert not any("rollouts by" in line for line in lines[:at])
+
+
+def test_a_watch_of_enough_prompts_is_not_warned_of():
+    assert [check_watched(8, 60, 64), check_watched(100, 1000, 8)] == ["", ""]
 
 
 def test_a_reward_model_is_not_its_own_judge(here, base, reward_base, capsys):

@@ -21,6 +21,7 @@ from align.roles.tokenizer import load_tokenizer
 from align.stages.held_out import Best, Examiner, save
 from align.stages.ppo import PPO
 from align.stages.rollouts import Row, batches, further, row_of, spread, texts_of
+from align.stages.signal import Signal
 from align.stages.watch import Watch, check_watched
 
 
@@ -79,6 +80,7 @@ class PPOStage:
         if len(rows) < prompts:
             report.say(f"{len(rows)} prompts for batches of {prompts}: each step goes round them more than once")
         feed = batches(rows, prompts, self.seed)
+        signal = Signal(options.steps, options.dynamic_sampling)
         if examiner.rows:
             report.metrics(0, examiner.see(ppo, report))
         with report.steps(options.steps) as tell:
@@ -96,6 +98,8 @@ class PPOStage:
                     report.say(
                         f"step {step}: no completion has a {'score' if unscored else 'token'}, so nothing was trained"
                     )
+                for warning in signal.see(step, ppo.last[1], metrics):
+                    report.say(warning)
                 tell(step, key_figures(metrics))
                 if options.show_every and step % options.show_every == 0:
                     report.print(samples_table(ppo, step))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from align.report.report import StageReport
+from align.stages.reward_report import too_few
 
 FIGURES = ("eval_accuracy", "eval_margin", "swap_accuracy", "eval_rating_correlation")
 
@@ -37,7 +38,11 @@ def train_members(
         told[name] = own.card
     best = max(told, key=lambda name: told[name].get("eval_accuracy", 0.0))
     shutil.copytree(out / best, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("trainer", "rest"))
-    report.say(f"{best} is the best and the stage's result, in {out}; all {members} lie beside it")
+    few = too_few(told[best].get("eval_pairs", 0))
+    rank = "counts as" if few else "is"
+    report.say(f"{best} {rank} the best and is the stage's result, in {out}; all {members} lie beside it")
+    if few:
+        report.say(f"warning: {few}")
     kept = ("seed", *FIGURES)
     figures = [{"name": name, **{key: card[key] for key in kept if key in card}} for name, card in told.items()]
     facts = {key: value for key, value in told[best].items() if key not in ("stage", "seed")}

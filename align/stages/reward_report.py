@@ -15,6 +15,8 @@ from torch import Tensor
 BINS = 10
 MATCHED = 0.1
 """Answers are matched in length where they differ by at most this share of the longer one."""
+FEW = 16
+"""Fewer pairs tell too little: guessing would be right on three quarters of them within two standard errors."""
 
 
 @dataclass
@@ -111,13 +113,15 @@ def length_bias(judged: Judged) -> dict[str, Any]:
 
 def warnings(figures: dict[str, Any]) -> list[str]:
     """What speaks against training a policy on this reward model; empty where nothing does."""
+    if few := too_few(figures["pairs"]):
+        return [few]
     said = []
     if figures["accuracy"] <= (bound := chance(figures["pairs"])):
         said.append(
             f"accuracy {figures['accuracy']:.3f} on {figures['pairs']} held-out pairs is no better than chance "
             f"(up to {bound:.3f})"
         )
-    if "swap_accuracy" in figures and figures["swap_accuracy"] <= (bound := chance(figures["swaps"])):
+    if figures.get("swaps", 0) >= FEW and figures["swap_accuracy"] <= (bound := chance(figures["swaps"])):
         said.append(
             f"blind to the question: a right answer beats another question's in {figures['swap_accuracy']:.3f} of "
             f"{figures['swaps']} swaps (chance: up to {bound:.3f}), so that one pleasing answer will do for all"
@@ -129,6 +133,17 @@ def warnings(figures: dict[str, Any]) -> list[str]:
             "is shorter"
         )
     return said
+
+
+def too_few(pairs: int) -> str:
+    """What is to be said of an accuracy on so many held-out pairs; '' where they are enough to be told of."""
+    if pairs >= FEW:
+        return ""
+    found = f"only {pairs} held-out pair{'s' * (pairs != 1)}" if pairs else "no held-out pairs"
+    return (
+        f"{found}: too few to tell a good reward model from one that guesses; write a larger rm.data.eval_share, or "
+        "rm.data.eval_path=FILE"
+    )
 
 
 def chance(pairs: int) -> float:

@@ -3,6 +3,7 @@
 float32; 1e-4 where a batch holds other rows, or one base is computed apart from another.
 """
 
+import io
 import json
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 from command_line import LEARNED, RM, refused, stand_in, write_data
 from peft import AutoPeftModelForSequenceClassification
+from rich.console import Console
 from safetensors.torch import load_file
 
 import align
+from align.report.report import Report
+from align.stages.one_by_one import train_members
 
 SHORT = [
     "device=cpu", "precision=fp32", "cpu_linear=torch", "rm.data.path=pairs.jsonl", "rm.data.eval_share=0.4",
@@ -79,6 +83,25 @@ def test_the_best_member_is_the_stages_result(here, whole):
     assert all(torch.equal(root[key], chosen[key]) for key in root)
     assert told["score"] == card(whole / "rm" / best["name"])["score"]
     AutoPeftModelForSequenceClassification.from_pretrained(whole / "rm" / "member_2", num_labels=1)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "first", "second"),
+    [
+        (40, "member_2 is the best", None),
+        (1, "member_2 counts as the best", "warning: only 1 held-out pair:"),
+        (0, "member_1 counts as the best", "warning: no held-out pairs:"),
+    ],
+)
+def test_a_best_member_by_few_pairs_is_said_to_be_one(tmp_path, pairs, first, second):
+    def train(seed, folder, home, report):
+        report.write_card(**({"eval_accuracy": seed / 2, "eval_pairs": pairs} if pairs else {}))
+
+    console = Console(file=io.StringIO(), width=200)
+    with Report(console=console).stage("rm", tmp_path) as report:
+        train_members(2, 0, tmp_path, report, train)
+    said = [line.strip() for line in console.file.getvalue().splitlines() if not line.lstrip().startswith("rm/")]
+    assert first in said[0] and (len(said) == 1 if second is None else second in said[1])
 
 
 def test_ppo_takes_this_runs_members_on_the_actors_base(here, whole):

@@ -71,6 +71,18 @@ def test_chance_is_two_standard_errors(right, warned):
     assert any("chance" in line for line in found) == warned
 
 
+@pytest.mark.parametrize(("pairs", "words"), [(1, "only 1 held-out pair:"), (3, "only 3 held-out pairs:"), (15, "15")])
+def test_few_pairs_are_warned_of_and_judged_by_nothing(pairs, words):
+    few = judged([-1.0] * pairs, [5] * pairs, [5] * pairs)
+    (found,) = report_of(few, swaps=few)["warnings"]
+    assert words in found and "rm.data.eval_share" in found and "rm.data.eval_path=FILE" in found
+
+
+def test_few_swaps_are_no_reason_to_warn():
+    good, few = judged([1.0] * 16, [5] * 16, [5] * 16), judged([-1.0] * 3, [5] * 3, [5] * 3)
+    assert report_of(good, swaps=few)["warnings"] == []
+
+
 @pytest.mark.parametrize(("right", "warned"), [(60, True), (61, False)])
 def test_a_model_that_does_not_look_at_the_question_is_warned_of(right, warned):
     swaps = judged([1.0] * right + [-1.0] * (100 - right), [5] * 100, [5] * 100)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from align import config
 from align.checks import absent
 from align.config.leaves import leaves
+from align.longest_prompt import longest_prompt
 from align.members import MODEL_REWARD, learned
 from align.nodes import as_dataclass, call, plain_values, target_of
 from align.preflight import check_judge
@@ -49,6 +50,7 @@ def answering(build: Build) -> dict[str, Any]:
         "sampling": (cfg.rollout.temperature, cfg.rollout.max_new_tokens),
         "judge": lambda: scores_by | code_of(scores_by),
         "make_engine": make_engine,
+        "longest_prompt": partial(longest_prompt, build, "preferences"),
         **judging(build, "preferences"),
     }
 

@@ -5,7 +5,7 @@ torch comes in with the functions, not with the module: composing a configuratio
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from align import config
 from align.answering import answering, judging, learned_judge, own_reward, policies, watching
 from align.checks import absent, check, judged, sampled
 from align.errors import AlignError
+from align.longest_prompt import longest_prompt
 from align.members import learned, model_paths
 from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, sources, target_of
 from align.preflight import check_roles, optimizer_steps
@@ -173,7 +174,7 @@ class Build:
         elif name == "ppo":
             del shared["device"], shared["linear"]
             extra = {"data": call(node.data, f"{name}.data"), "check_roles": self.check_roles, "assemble": self.ppo}
-            extra |= watching(self)
+            extra |= {"longest_prompt": partial(longest_prompt, self, name), **watching(self)}
         else:
             asked = bool(options.shots)
             general = None if absent(node.general) else call(node.general, "evaluate.general")
@@ -187,7 +188,7 @@ class Build:
                 "ppo_steps": cfg.ppo.steps,
                 "max_pair_tokens": cfg.rm.max_length,
                 "max_new_tokens": cfg.rollout.max_new_tokens,
-                "max_prompt_tokens": cfg.ppo.max_prompt_tokens,
+                "longest_prompt": partial(longest_prompt, self, name),
             }
         return target_of(node, name)(**shared, **extra)
 
@@ -240,7 +241,7 @@ class Build:
         roles = seats.roles(cfg.ppo.micro_batch_size, cfg.ppo.micro_batch_tokens)
         sampling = Sampling(cfg.rollout.temperature, cfg.rollout.max_new_tokens, stop_ids(inputs["actor"], tokenizer))
         options = as_dataclass(cfg.ppo, config.PPO)
-        longest = options.max_prompt_tokens + sampling.max_new_tokens
+        longest = longest_prompt(self, "ppo", [inputs["actor"]]) + sampling.max_new_tokens
         choose = target_of(cfg.rollout, "rollout")
         engine = choose(
             as_dataclass(cfg.rollout, config.Rollout), roles.actor, seats.actor.base, tokenizer, longest, report.say

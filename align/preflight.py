@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from align.checks import absent
 from align.errors import AlignError
+from align.longest_prompt import first_start, longest_prompt
 from align.members import check_several, learned
 from align.nodes import call, call_or_keep, check_arguments, made, peft, plain_values, target_of
 from align.rewarding import check_reward, check_scoring, reward_nodes
@@ -194,7 +195,7 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
     from align.roles.loading import look
     from align.roles.start import check_adapter
     from align.roles.tokenizer import load_tokenizer
-    from align.rollout.auto import check_context, check_rollout
+    from align.rollout.auto import check_rollout
 
     cfg, folders = build.cfg, {}
     rewards = check_named(build, cfg.reward, "reward")
@@ -220,16 +221,11 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
             if other is not None and other != base:
                 check_same_tokenizer(load_tokenizer(other, f"{other_key}.path"), policy, f"{other_key}.path")
     elif "pretrain" in build.stages:
-        made = cfg.pretrain
-        key, model = "pretrain", {
-            "hidden_size": made.hidden_size, "num_attention_heads": made.heads,
-            "max_position_embeddings": made.max_positions,
-        }  # fmt: skip
+        model = {"hidden_size": cfg.pretrain.hidden_size, "num_attention_heads": cfg.pretrain.heads}
     else:
         return
     method = peft(cfg.actor.peft, "actor.peft")
-    virtual = getattr(method, "num_virtual_tokens", 0)
-    check_context(model, cfg.ppo.max_prompt_tokens, cfg.rollout.max_new_tokens, where(key, base), virtual)
+    longest_prompt(build, "ppo", [inputs["actor"]] if "actor" in inputs else [])
     target_of(cfg.rollout, "rollout")
     check_rollout(cfg.rollout.engine, model, build.device().type == "cpu")
     check_servable(method, cfg.rollout.engine, cfg.rollout.fallback)
@@ -275,17 +271,3 @@ def why_folder_apart(cfg: DictConfig, actor: Folder, key: str, folder: Folder) -
     if folder.base is None:
         return "it is a whole model, no adapter"
     return why_settings_apart(mine, base, folder, PeftConfig.from_pretrained(folder.path))
-
-
-def first_start(build: Build, inputs: dict[str, str], role: str, stage: str) -> tuple[str | None, str]:
-    """Where a role starts from and the node that says so; for one still to be made, where its stage starts."""
-    if role in inputs:
-        return inputs[role], role
-    used = not absent(build.cfg[role]) and (role != "reward" or build.sources().learned_reward)
-    if used and stage in build.stages:
-        return build.sources().inputs(stage, {}).get("path"), stage
-    return None, role
-
-
-def where(key: str, base: str | None) -> str:
-    return "the model that pretrain makes (pretrain.max_positions)" if base is None else f"{base} ({key}.path)"

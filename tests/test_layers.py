@@ -19,6 +19,7 @@ LAYERS = [
     {"nodes"},
     {"members"},
     {"rewarding"},
+    {"longest_prompt"},
     {"preflight"},
     {"answering"},
     {"build"},

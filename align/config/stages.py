@@ -87,8 +87,8 @@ class Preferences:
     """Answers of each policy to a prompt, at rollout.temperature, up to rollout.max_new_tokens."""
     prompts: int | None = None
     """The most prompts, from all over the data; unset: all."""
-    max_prompt_tokens: int = 512
-    """Longer prompts are left out, and counted."""
+    max_prompt_tokens: int | str = "auto"
+    """As `ppo.max_prompt_tokens`."""
     resume: str | None = None
     """The folder of this stage in a run that was stopped, such as runs/NAME/latest/preferences: what was judged
     there is taken over."""
@@ -246,8 +246,9 @@ class PPO:
     """Taken off the score of a completion that did not end by itself."""
     missing_eos_score: float | None = None
     """The score of a completion that did not end by itself, whatever the reward says."""
-    max_prompt_tokens: int = 512
-    """Longer prompts are left out, and counted."""
+    max_prompt_tokens: int | str = "auto"
+    """Longer prompts are left out, and counted; auto: what the model's positions leave beside rollout.max_new_tokens,
+    up to 512."""
     eval_every: int = 0
     """Steps between scorings of held-out prompts, which choose `best/`; 0: never."""
     eval_prompts: int = 64

@@ -62,8 +62,8 @@ def fitting_prompts(
     if rows and not fitting:
         raise AlignError(
             f"{key}.max_prompt_tokens={max_prompt_tokens}: {_none_left(rows, 'prompt')}, all longer "
-            f"({_extent(ids for _, _, ids in encoded)}): write a larger {key}.max_prompt_tokens, or shorter "
-            f"prompts in {key}.data.path"
+            f"({_extent(ids for _, _, ids in encoded)}): write a larger {key}.max_prompt_tokens, a smaller "
+            f"rollout.max_new_tokens where the model has no room for both, or shorter prompts in {key}.data.path"
         )
     return fitting, len(rows) - len(fitting)
 

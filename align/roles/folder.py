@@ -26,6 +26,11 @@ class Folder:
         home = Path(self.base or self.path)
         return json.loads((home / "config.json").read_text()) if (home / "config.json").exists() else {}
 
+    def virtual_tokens(self) -> int:
+        """How many its adapter puts before each prompt."""
+        adapter = Path(self.path) / "adapter_config.json"
+        return (json.loads(adapter.read_text()).get("num_virtual_tokens") or 0) if adapter.exists() else 0
+
 
 def inspect(path: str | Path, key: str, want: str) -> Folder:
     """Reads what `path` holds and refuses it, naming the config key, if it is not of the wanted kind.

@@ -46,21 +46,6 @@ def check_rollout(engine: str, model: dict[str, Any], on_cpu: bool) -> None:
         raise AlignError(f"rollout=vllm: {reason}\n  write rollout=hf")
 
 
-def check_context(
-    model: dict[str, Any], max_prompt_tokens: int, max_new_tokens: int, key: str, virtual_tokens: int = 0
-) -> None:
-    """Prompt and response must fit the model's positions, behind what the actor's method puts before them."""
-    positions = model.get("max_position_embeddings", model.get("n_positions"))
-    if positions and virtual_tokens + max_prompt_tokens + max_new_tokens > positions:
-        left = positions - virtual_tokens - max_new_tokens
-        shorter = f"ppo.max_prompt_tokens={left}" if left > 0 else f"rollout.max_new_tokens={positions // 2}"
-        before = f"{virtual_tokens} virtual tokens, " if virtual_tokens else ""
-        raise AlignError(
-            f"{before}ppo.max_prompt_tokens={max_prompt_tokens} and rollout.max_new_tokens={max_new_tokens} exceed the "
-            f"{positions} positions of {key}\n  write {shorter} or less"
-        )
-
-
 def choose(
     options: config.Rollout,
     policy: Any,

@@ -68,7 +68,8 @@ class Evaluate:
     max_pair_tokens: int
     """Longer held-out pairs are left out, as in the training of the reward model."""
     max_new_tokens: int
-    max_prompt_tokens: int
+    longest_prompt: Callable[[list[str]], int]
+    """The most tokens of a prompt that the policies in these folders take."""
     seed: int
     device: torch.device
     ppo_steps: int = 0
@@ -91,11 +92,13 @@ class Evaluate:
         for name in POLICIES:
             if name in inputs:
                 inspect(inputs[name], "actor.path", CAUSAL)
+        if self.data is not None:
+            self.longest_prompt([inputs[name] for name in POLICIES if name in inputs])
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         names = [name for name in POLICIES if name in inputs]
         tokenizer = load_tokenizer(inputs[names[-1]], "evaluate")
-        rows = self._rows(tokenizer) if self.data else []
+        rows = self._rows([inputs[name] for name in names], tokenizer) if self.data else []
         model = self._reward_model(inputs) if self.data else None
         reward = self.make_reward(inputs, out, report, tokenizer) if rows else None
         questions, general = self._questions(), self._general()
@@ -169,12 +172,12 @@ class Evaluate:
             self.options.batch_size, self.seed,
         )  # fmt: skip
 
-    def _rows(self, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+    def _rows(self, policies: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
         """Held-out prompts, round and round until there are `samples` of them."""
         rows = self._part(self.data.load("ppo", self.seed))
         if not rows:
             raise AlignError("ppo.data: no held-out prompts to evaluate on: write ppo.data.eval_share=0.05")
-        fitting, _ = fitting_prompts(rows, tokenizer, self.max_prompt_tokens, "ppo")
+        fitting, _ = fitting_prompts(rows, tokenizer, self.longest_prompt(policies), "ppo")
         fitting = [row_of(number, row, ids) for number, row, ids in fitting]
         return [fitting[i % len(fitting)] for i in range(self.options.samples)]
 

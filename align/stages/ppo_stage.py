@@ -34,6 +34,8 @@ class PPOStage:
     """Everything about the roles, the rollout and the reward that can be known before they load."""
     assemble: Callable[[dict[str, str], Path, StageReport], PPO]
     """Loads the roles, the rollout engine and the reward, and makes the loop of them."""
+    longest_prompt: Callable[[list[str]], int]
+    """The most tokens of a prompt that the actor in these folders takes."""
     make_watch: Callable[[dict[str, str], Path, StageReport, PreTrainedTokenizerBase], Watch] | None = None
     """Loads the judge that looks on; None: nobody does."""
 
@@ -47,8 +49,9 @@ class PPOStage:
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         tokenizer = load_tokenizer(inputs["actor"], "actor.path")
         split = self.data.load("ppo", self.seed)
-        rows = self._rows(split.train, tokenizer, report)
-        held_out = self._rows(split.eval, tokenizer, report) if split.eval else []
+        longest = self.longest_prompt([inputs["actor"]])
+        rows = self._rows(split.train, tokenizer, longest, report)
+        held_out = self._rows(split.eval, tokenizer, longest, report) if split.eval else []
         self._tell_held_out(len(held_out), len(rows), report)
         ppo = self.assemble(inputs, out, report)
         watch = self.make_watch(inputs, out, report, tokenizer) if self.make_watch else None
@@ -108,10 +111,12 @@ class PPOStage:
         last = {k: v for k, v in metrics.items() if "/" in k}
         report.write_card(**examiner.facts(), steps=ppo.steps_done, kl_coef=ppo.kl_coef, last=last)
 
-    def _rows(self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, report: StageReport) -> list[Row]:
-        fitting, left_out = fitting_prompts(rows, tokenizer, self.options.max_prompt_tokens, "ppo")
+    def _rows(
+        self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, longest: int, report: StageReport
+    ) -> list[Row]:
+        fitting, left_out = fitting_prompts(rows, tokenizer, longest, "ppo")
         if left_out:
-            report.say(f"{left_out} prompts left out: over ppo.max_prompt_tokens={self.options.max_prompt_tokens}")
+            report.say(f"{left_out} prompts left out: over ppo.max_prompt_tokens={longest}")
         return [row_of(number, row, ids) for number, row, ids in fitting]
 
 

@@ -58,6 +58,8 @@ class Preferences:
     make_judge: Callable[[dict[str, str], Path, StageReport, PreTrainedTokenizerBase], Reward]
     make_engine: Callable[[str, PreTrainedTokenizerBase, int, StageReport], RolloutEngine]
     """The rollout engine of the policy in a folder; for that many tokens of prompt and answer."""
+    longest_prompt: Callable[[list[str]], int]
+    """The most tokens of a prompt that the policies in these folders take."""
 
     def __post_init__(self) -> None:
         if self.options.resume is not None:  # runs/NAME/latest is another folder once this run has one
@@ -72,6 +74,7 @@ class Preferences:
             tokenizer = load_tokenizer(path, "preferences.policies")
             first = first or tokenizer
             check_same_tokenizer(tokenizer, first, "preferences.policies")
+        self.longest_prompt(list(policies(inputs).values()))
         if self.options.samples * max(len(policies(inputs)), 1) < 2:
             raise AlignError("preferences.samples=1: one answer has nothing to be ranked against\n  write 2 or more")
         if self.options.resume is not None:
@@ -81,8 +84,9 @@ class Preferences:
         paths = policies(inputs)
         tokenizer = load_tokenizer(next(iter(paths.values())), "preferences.policies")
         split = self.data.load("preferences", self.seed)
-        parts = {RANKINGS: self._rows(split.train, tokenizer, report)}
-        parts[HELD_OUT] = self._rows(split.eval, tokenizer, report) if split.eval else []
+        longest = self.longest_prompt(list(paths.values()))
+        parts = {RANKINGS: self._rows(split.train, tokenizer, longest, report)}
+        parts[HELD_OUT] = self._rows(split.eval, tokenizer, longest, report) if split.eval else []
         made_from = self._made_from(inputs)
         earlier = self._earlier(made_from)
         judge = self.make_judge(inputs, out, report, tokenizer)
@@ -92,8 +96,7 @@ class Preferences:
                 file.add([earlier[key] for key in wanted if key in earlier])
                 todo = [one for key, one in wanted.items() if key not in earlier]
                 if todo:
-                    longest = self.options.max_prompt_tokens + self.sampling[1]
-                    engine = self.make_engine(path, tokenizer, longest, report)
+                    engine = self.make_engine(path, tokenizer, longest + self.sampling[1], report)
                     try:
                         self._answer(name, path, todo, file, engine, judge, tokenizer, report)
                     finally:
@@ -133,11 +136,12 @@ class Preferences:
         """Judged answers of a run that was stopped; none where this one does not go on from there."""
         return {} if self.options.resume is None else read(self.options.resume, made_from)
 
-    def _rows(self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, report: StageReport) -> list[Row]:
-        fitting, left_out = fitting_prompts(rows, tokenizer, self.options.max_prompt_tokens, "preferences")
+    def _rows(
+        self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, longest: int, report: StageReport
+    ) -> list[Row]:
+        fitting, left_out = fitting_prompts(rows, tokenizer, longest, "preferences")
         if left_out:
-            most = f"preferences.max_prompt_tokens={self.options.max_prompt_tokens}"
-            report.say(f"{left_out} prompts left out: over {most}")
+            report.say(f"{left_out} prompts left out: over preferences.max_prompt_tokens={longest}")
         found = [row_of(number, row, ids) for number, row, ids in fitting]
         return spread(found, self.options.prompts or len(found))
 

@@ -51,6 +51,17 @@ class LearningRate(Range):
         return f"{super().words()}, or {FOR_LORA}NUMBER"
 
 
+class CountOrAuto(Range):
+    """A whole number, or `auto`: worked out from what is there."""
+
+    def holds(self, value: Any) -> bool:
+        return value == "auto" or super().holds(value)
+
+    def words(self) -> str:
+        return f"a whole number, {super().words()}, or auto"
+
+
+PROMPT = CountOrAuto(1)
 RATE = LearningRate(0, 1, above=True)
 SHARE = Range(0, 1)
 RATIO = Range(0, 1000, above=True)
@@ -67,14 +78,14 @@ NUMBERS: dict[str, dict[str, Range]] = {
         "hidden_size": COUNT, "layers": COUNT, "heads": COUNT, "intermediate_size": COUNT, "max_positions": Range(2),
     },
     "sft": {**TRAINED, "parallel_adapters": COUNT, "early_stopping": COUNT},
-    "preferences": {"samples": COUNT, "prompts": COUNT, "max_prompt_tokens": COUNT},
+    "preferences": {"samples": COUNT, "prompts": COUNT, "max_prompt_tokens": PROMPT},
     "best_of": {**TRAINED, "parallel_adapters": COUNT, "early_stopping": COUNT},
     "rm": {**TRAINED, "members": COUNT, "norm_samples": FROM_ZERO, "label_smoothing": Range(0, 0.5)},
     "dpo": {**TRAINED, "beta": Range(0, above=True)},
     "kto": {**TRAINED, "beta": Range(0, above=True), "batch_size": Range(2)},
     "ppo": {
         "steps": COUNT, "batch_size": COUNT, "minibatches": COUNT, "micro_batch_size": COUNT,
-        "micro_batch_tokens": COUNT, "epochs": COUNT, "max_prompt_tokens": COUNT, "dynamic_sampling": FROM_ZERO,
+        "micro_batch_tokens": COUNT, "epochs": COUNT, "max_prompt_tokens": PROMPT, "dynamic_sampling": FROM_ZERO,
         "clip": Range(0, 10, above=True), "value_clip": Range(0, 100, above=True),
         "kl_coef": Range(0, 100), "gamma": SHARE, "lam": SHARE, "max_grad_norm": FROM_ZERO,
         "score_clip": Range(0, above=True), "missing_eos_penalty": FROM_ZERO, "missing_eos_score": Range(-math.inf),

@@ -71,19 +71,6 @@ def test_an_unknown_engine_is_refused():
         auto.check_rollout("sglang", LLAMA, on_cpu=True)
 
 
-def test_prompt_and_response_must_fit_the_models_positions():
-    auto.check_context(LLAMA, 60, 40, "actor.path")
-    auto.check_context({}, 10**6, 40, "actor.path")
-    with pytest.raises(AlignError, match=r"100 positions of actor.path\n  write ppo.max_prompt_tokens=60 or less"):
-        auto.check_context(LLAMA, 61, 40, "actor.path")
-
-
-def test_virtual_tokens_take_positions_too():
-    auto.check_context(LLAMA, 40, 40, "actor.path", virtual_tokens=20)
-    with pytest.raises(AlignError, match=r"20 virtual tokens, .* 100 positions .*\n  write ppo.max_prompt_tokens=40"):
-        auto.check_context(LLAMA, 41, 40, "actor.path", virtual_tokens=20)
-
-
 @pytest.mark.vllm
 def test_where_vllm_does_not_start_auto_goes_on_with_transformers(tmp_path, tokenizer):
     """vLLM 0.32 has no LoRA for BLOOM, which it says itself."""

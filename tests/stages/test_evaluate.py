@@ -12,7 +12,9 @@ from align.stages.rollouts import texts_of
 
 def stage(judge: str) -> Evaluate:
     options = config.Evaluate(judge=judge)
-    return Evaluate(options, None, None, None, None, lambda *given: None, 128, 12, 64, 0, torch.device("cpu"))
+    return Evaluate(
+        options, None, None, None, None, lambda *given: None, 128, 12, lambda paths: 64, 0, torch.device("cpu")
+    )
 
 
 def test_a_judge_that_fails_is_named_with_the_prompt(make_ppo, rows, tokenizer):

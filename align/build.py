@@ -207,13 +207,13 @@ class Build:
         """What can be known of roles, reward and rollout before a model loads."""
         check_roles(self, inputs)
 
-    def ppo(self, inputs: dict[str, str], out: Path, report: StageReport) -> PPO:
+    def ppo(self, inputs: dict[str, str], out: Path, report: StageReport, tokenizer: Any) -> PPO:
         """Loads the roles, then the rollout engine, then the reward; the loop of them."""
         import torch
 
         from align.rewards.parts import check_reachable
         from align.roles.seating import Seating, Setting
-        from align.roles.tokenizer import load_tokenizer, stop_ids
+        from align.roles.tokenizer import stop_ids
         from align.stages.ppo import PPO
         from align.types import Sampling
 
@@ -230,7 +230,6 @@ class Build:
             gradient_checkpointing=cfg.ppo.gradient_checkpointing,
             linear=self.linear, tell=tell,
         )  # fmt: skip
-        tokenizer = load_tokenizer(inputs["actor"], "actor.path")
         torch.manual_seed(cfg.seed)  # a new adapter's start is random
         seats = Seating(setting, self.role("actor", inputs))
         self.role("reference", inputs).seat(seats)

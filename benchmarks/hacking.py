@@ -69,7 +69,8 @@ def figures(run: Path) -> dict:
     policies = summary["policies"]
     return {
         "sft": policies["sft"]["true_score"] if "sft" in policies else None, "score": policies["ppo"]["true_score"],
-        "kl": policies["ppo"]["kl"], "steps": card["steps"], "watch": card["watch"], "seen": seen,
+        "kl": policies["ppo"]["kl"], "steps": card["steps"], "best": card["best"]["step"],
+        "fired": card["watch"]["fired"], "seen": seen,
     }  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def table(found: dict) -> str:
     lines = [head, ["---"] * len(head)]
     for row in found.values():
         by_step = {step: f"{score:+.2f}, {judge:.2f}" for step, score, judge in row["seen"]}
-        best, fired = row["watch"]["best_step"], row["watch"]["fired"]
+        best, fired = row["best"], row["fired"]
         ends = [by_step[0], f"{by_step[best]} (step {best})", f"{by_step[row['steps']]} (step {row['steps']})"]
         lines.append([row["run"], str(row["seed"]), *ends, f"step {fired}" if fired else "no", f"{row['score']:.2f}"])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

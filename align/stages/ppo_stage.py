@@ -32,7 +32,7 @@ class PPOStage:
     seed: int
     check_roles: Callable[[dict[str, str]], None]
     """Everything about the roles, the rollout and the reward that can be known before they load."""
-    assemble: Callable[[dict[str, str], Path, StageReport], PPO]
+    assemble: Callable[[dict[str, str], Path, StageReport, PreTrainedTokenizerBase], PPO]
     """Loads the roles, the rollout engine and the reward, and makes the loop of them."""
     longest_prompt: Callable[[list[str]], int]
     """The most tokens of a prompt that the actor in these folders takes."""
@@ -53,7 +53,7 @@ class PPOStage:
         rows = self._rows(split.train, tokenizer, longest, report)
         held_out = self._rows(split.eval, tokenizer, longest, report) if split.eval else []
         self._tell_held_out(len(held_out), len(rows), report)
-        ppo = self.assemble(inputs, out, report)
+        ppo = self.assemble(inputs, out, report, tokenizer)
         watch = self.make_watch(inputs, out, report, tokenizer) if self.make_watch else None
         report.write_card(inputs=inputs, rollout_engine=ppo.engine.name, prompts=len(rows))
         try:

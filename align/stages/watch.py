@@ -99,9 +99,9 @@ class Watch:
         )
 
     def facts(self) -> dict[str, Any]:
-        """For card.json."""
-        found = {"best_step": self.best.step, "best": self.best.judge(), "last": self.last.judge()} if self.best else {}
-        return {**found, "fired": self.fired.step if self.fired else None}
+        """For card.json: what the judge says of the last policy, and the step of the evaluation at which it fired."""
+        last = {"last": self.last.judge()} if self.last else {}
+        return {**last, "fired": self.fired.step if self.fired else None}
 
 
 def check_watched(held_out: int, prompts: int, eval_prompts: int) -> str:

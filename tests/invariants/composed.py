@@ -12,6 +12,7 @@ import align.cli  # noqa: F401 - registers the schemas
 from align.build import Build
 from align.composing import check_composition
 from align.report.report import Report
+from align.roles.tokenizer import load_tokenizer
 from align.stages.ppo import PPO
 
 WORDS = (
@@ -36,4 +37,4 @@ def assembled(base: str, folder: Path, *words: str) -> PPO:
     torch.manual_seed(0)  # LoRA's own start is random
     folder.mkdir(exist_ok=True)
     with Report().stage("ppo", folder) as report:
-        return build.ppo(inputs, folder, report)
+        return build.ppo(inputs, folder, report, load_tokenizer(base, "actor.path"))

@@ -31,7 +31,8 @@ class FileData:
     rows: int | None = None
     """Only the first so many are read; a data set from the hub is then streamed."""
     report_by: str | None = None
-    """A column by whose values the reward model's report splits its accuracy: rm.data.report_by=topic."""
+    """A column by whose values the reward model's report splits its accuracy: rm.data.report_by=topic. In the parts
+    of a mixture, in place of the task."""
 
 
 @dataclass

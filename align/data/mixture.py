@@ -18,14 +18,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from align.data.columns import is_number
-from align.data.source import Source, Split
+from align.data.source import GROUP, Source, Split
 from align.errors import AlignError
 
 TASK = "task"
 
 
 class Mixture:
-    """A Source of Sources. Held-out rows are all of every part's.
+    """A Source of Sources. Held-out rows are all of every part's; a reward model's report splits them by task, unless
+    the parts say by what (`report_by`).
 
     `rows` is how many training rows are drawn; by default as many as can be without drawing one twice. With more, a
     part's rows are all drawn as often as each other, or once more.
@@ -66,7 +67,8 @@ class Mixture:
         random.Random(f"{seed}/mixture").shuffle(train)
 
         def all_of(part: str) -> list[dict]:
-            return [{**row, TASK: name} for name, split in found.items() for row in getattr(split, part)]
+            rows = [{**row, TASK: name} for name, split in found.items() for row in getattr(split, part)]
+            return [{GROUP: row[TASK], **row} for row in rows] if purpose == "rm" else rows
 
         return Split(train, all_of("eval"), all_of("test"), all_of("eval_swaps"), all_of("test_swaps"))
 

@@ -95,3 +95,15 @@ def test_parts_of_two_kinds_are_refused(tmp_path):
     mixed = Mixture({"a": file(tmp_path, "a", 9), "b": file(tmp_path, "b", 9, messages=True)})
     with pytest.raises(AlignError, match=r"sft\.data\.parts\.b gives .* as messages where sft\.data\.parts\.a gives"):
         mixed.load("sft", 0)
+
+
+def test_the_reward_models_report_is_split_by_task_unless_a_part_says_by_what(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"{i}", "chosen": " a", "rejected": " b", "topic": f"t{i % 2}"} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def groups(purpose: str, report_by: str | None = None) -> set[str | None]:
+        parts = {name: FileData("preferences", str(path), eval_share=0.3, report_by=report_by) for name in "ab"}
+        return {row.get("group") for row in Mixture(parts).load(purpose, 0).eval}
+
+    assert (groups("rm"), groups("rm", "topic"), groups("dpo")) == ({"a", "b"}, {"t0", "t1"}, {None})

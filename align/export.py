@@ -19,10 +19,10 @@ from align.peft.routes import why_unmergeable
 from align.roles.folder import CAUSAL, SCORE, Folder, inspect
 from align.roles.loading import load_dequantized, look
 from align.roles.tokenizer import copy_tokenizer
+from align.stages.pipeline import POLICIES
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LONG = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-POLICIES = ("ppo", "sft", "pretrain")
 LOST = 0.1
 """Of the update rounded away, from which on the export warns."""
 NOTHING = 1e-5

@@ -19,7 +19,7 @@ from transformers import (
 
 from align.cli import main
 from align.errors import AlignError
-from align.export import export, rounded_away
+from align.export import export, policy_of, rounded_away
 from align.roles.alone import load_roles
 from align.roles.folder import CAUSAL, inspect
 from align.roles.loading import load_frozen
@@ -86,6 +86,23 @@ def test_a_runs_folder_gives_its_last_policy(trained, tmp_path):
     shutil.move(folder, tmp_path / "run" / "ppo")
     export([str(tmp_path / "run"), "--to", str(tmp_path / "plain"), "--merge"])
     assert json.loads((tmp_path / "plain" / "export.json").read_text())["from"] == str(tmp_path / "run" / "ppo")
+
+
+@pytest.mark.parametrize(
+    ("stages", "last"),
+    [
+        (["sft", "best_of"], "best_of"),
+        (["sft", "rm", "preferences", "best_of", "dpo"], "dpo"),
+        (["kto", "rm"], "kto"),
+        (["dpo", "ppo", "evaluate"], "ppo"),
+        (["pretrain", "rm"], "pretrain"),
+    ],
+)
+def test_the_last_policy_is_that_of_any_stage_that_leaves_one(tmp_path, stages, last):
+    for stage in stages:
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "card.json").write_text("{}")
+    assert policy_of(tmp_path) == tmp_path / last
 
 
 def test_a_reward_model_keeps_its_score(reward_base, tmp_path):

@@ -20,8 +20,8 @@ from align.errors import AlignError
 from align.stages.lineage import fingerprints
 
 STAGES = ("pretrain", "sft", "rm", "preferences", "best_of", "dpo", "kto", "ppo", "evaluate")
-POLICIES = ("kto", "dpo", "best_of", "sft", "pretrain")
-"""Stages that leave a policy for another to start from, the last first."""
+POLICIES = ("ppo", "kto", "dpo", "best_of", "sft", "pretrain")
+"""Stages that leave a policy, the last first."""
 
 LATER = ("best_of", "dpo", "kto", "ppo")
 """Stages whose policy starts from the fine-tuned one."""

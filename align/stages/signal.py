@@ -66,8 +66,9 @@ def _constant(step: int, score: float, completions: int) -> str:
 
 def _silent(step: int, terms: list[str]) -> str:
     steps = f"the first {step} steps" if step > 1 else "step 1"
+    named = f"{', '.join(terms)}: " if terms else ""
     return (
-        f"reward: no completion of {steps} has a score ({', '.join(terms)}: None on every row), so that nothing was "
+        f"reward: no completion of {steps} has a score ({named}None on every row), so that nothing was "
         "trained\n  write a reward that returns numbers for rows like these; look at which columns of ppo.data it "
         "goes by, and in which form it wants the answer"
     )

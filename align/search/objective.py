@@ -9,13 +9,25 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from align.build import Build
-from align.checks import judged
+from align.checks import absent, judged
 from align.errors import AlignError
 from align.tables.figures import figures, nearest_figures
 from align.tables.runs import stages_of
 
 LESS = {"loss", "kl", "seconds", "perplexity", "gap", "error"}
-MORE = {"accuracy", "score", "reward", "margin", "objective", "correct", "polite", "concise", "clean", "finished"}
+MORE = {
+    "accuracy",
+    "score",
+    "reward",
+    "margin",
+    "objective",
+    "judge",
+    "correct",
+    "polite",
+    "concise",
+    "clean",
+    "finished",
+}
 """Words in a figure's name that tell whether less or more of it is wanted."""
 BY_TRL = {"sft": "eval_loss", "best_of": "eval_loss", "rm": "eval_accuracy", "dpo": "eval_accuracy", "kto": "eval_loss"}
 """What a stage that TRL trains measures on held-out rows."""
@@ -78,7 +90,7 @@ def default(cfg: DictConfig, stages: list[str]) -> str:
     if judged(cfg):
         return "ppo.true_score"
     if cfg.ppo.eval_every:
-        return "ppo.best.objective"
+        return "ppo.best.objective" if absent(cfg.watch) else "ppo.best.judge"
     return _reward(cfg)
 
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from align.search.objective import BY_TRL, Objective
 
 ON_THE_WAY = {
-    "best.objective": "eval/objective", "true_score": "eval/score", "reward": "eval/score",
+    "best.objective": "eval/objective", "best.judge": "eval/judge", "true_score": "eval/score", "reward": "eval/score",
     "eval_accuracy": "eval_rewards/accuracies", "eval_margin": "eval_rewards/margins",
 }  # fmt: skip
 """Other names of figures in metrics.jsonl, PPO's and TRL's DPO's, or of the nearest there is."""

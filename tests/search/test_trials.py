@@ -48,6 +48,7 @@ def test_a_setting_that_a_choice_lacks_is_searched_with_the_others_only():
         (f"{TINY} stages=[pretrain,rm]", "rm.eval_accuracy", "maximize"),
         (f"{TINY} stages=[pretrain,dpo]", "dpo.eval_accuracy", "maximize"),
         (f"{TINY} evaluate.judge=null", "ppo.best.objective", "maximize"),
+        (f"{TINY} evaluate.judge=null watch=judge watch.judge.fn=a.b", "ppo.best.judge", "maximize"),
         (f"{TINY} evaluate.judge=null ppo.eval_every=0", "ppo.reward", "maximize"),
         (f"{TINY} objective=ppo.kl", "ppo.kl", "minimize"),
         (f"{TINY} objective=ppo.length direction=maximize", "ppo.length", "maximize"),

@@ -164,6 +164,15 @@ def test_a_chat_template_that_refuses_a_role_is_told_with_the_row(here, capsys, 
     assert not list((here / "runs").rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("later", ["rm", "ppo", "dpo"])
+def test_messages_of_a_later_stage_are_refused_before_the_first_trains(here, capsys, strict, later):
+    write_talks(here / "talks.jsonl", [{"role": "system", "content": "Be brief."}])
+    words = "reward=fn reward.fn=my_rewards.brevity data@sft.data=prompt_completion sft.data.path=demos.jsonl"
+    arguments = f"stages=[sft,{later}] model={strict} {words} {later}.data.path=talks.jsonl evaluate.judge=null"
+    said = refused(capsys, arguments, ["refuses messages of system, user", f"of those loaded for {later}.data"])
+    assert said.out == "" and not (here / "runs").exists()
+
+
 def test_held_out_answers_may_have_one_label(here, capsys, base):
     rows = [{"prompt": f"{i}", "completion": " a", "label": i % 2 == 0} for i in range(12)]
     write_rows(here / "both.jsonl", rows)

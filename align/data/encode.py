@@ -134,6 +134,23 @@ def fitting_marked(
     return fitting, {"too_long": len(rows) - len(fitting)}
 
 
+def check_dialogues(rows: list[dict], tokenizer: PreTrainedTokenizerBase, key: str) -> None:
+    """Raises AlignError for rows of messages that the chat template refuses; strings need none."""
+    for number, row in enumerate(rows):
+        for messages in _dialogues(row):
+            _templated(messages, tokenizer, f"{_place('row', number)} for {key}", tokenize=False)
+
+
+def _dialogues(row: dict) -> list[list[dict]]:
+    """Whole dialogues of a row, of messages; a prompt alone where it has no answer."""
+    prompt = row.get("prompt", [])
+    answers = [row[side] for side in ("messages", "completion", "chosen", "rejected") if side in row]
+    answers += row.get("completions", [])
+    if isinstance(prompt, str) or any(isinstance(answer, str) for answer in answers):
+        return []
+    return [prompt + answer for answer in answers] or [prompt]
+
+
 def fitting_examples(
     rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None, key: str
 ) -> tuple[list[dict], int]:

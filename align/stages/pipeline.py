@@ -233,6 +233,9 @@ def run(
     steps = {name: make_stage(name) for name in stages}
     for name, stage in steps.items():
         stage.check(known[name])
+    from align.stages.later import check_later  # brings in torch, as the stages have by now
+
+    check_later(steps, known)
     folder = new_folder(*home)
     report = make_report(folder)
     cards: dict[str, dict] = {}

@@ -8,7 +8,9 @@ from typing import Any
 
 import yaml
 
-from align.plugins import own_folder, plug_file, plugs
+from align.config import SCHEMAS
+from align.config.leaves import leaves
+from align.plugins import own_folder, plugs, sources
 from align.stages.pipeline import STAGES
 
 UNSEEN = ("name", "runs")
@@ -103,21 +105,42 @@ def shown(key: str, value: Any) -> Any:
 
 
 def plug_name(group: str, node: Settings) -> str:
-    """The choice of a group that a node is most like; its class where the group has none of it."""
-    target = str(node["_target_"])
+    """The choice of a group that a node is most like; its class where the group has none of it.
+
+    A `group` that is none, such as the name of a term, stands for all.
+    """
+    target, given = str(node["_target_"]), dict(leaves(node))
     best: tuple[int, int, str] | None = None
-    for name, plug in _plugs(group, own_folder()):
-        if plug.get("_target_", target) == target and set(plug) <= set(node):
-            far = sum(node[key] != value for key, value in plug.items()) + len(node) - len(plug)
+    for name, plug in _plugs(group, own_folder()) or _plugs(None, own_folder()):
+        if plug.get("_target_") == target and set(plug) <= set(given):
+            far = sum(given[key] != value for key, value in plug.items()) + len(given) - len(plug)
             best = min(best or (far, len(name), name), (far, len(name), name))
     return best[2] if best else target.rpartition(".")[2].removesuffix("Config")
 
 
 @cache
-def _plugs(group: str, own: Path | None) -> list[tuple[str, Settings]]:
-    """Name and settings of every choice of a group, also of those in `own`."""
-    found = []
-    for name in {name for one, name, *_ in plugs() if one == group}:
-        node = yaml.safe_load(plug_file(group, name).read_text(encoding="utf-8")) or {}
-        found.append((name, {key: value for key, value in node.items() if key != "defaults"}))
-    return found
+def _plugs(group: str | None, own: Path | None) -> list[tuple[str, Settings]]:
+    """Name and settings by dotted key of every choice of a group, or of all groups, also of those in `own`."""
+    names = {(one, name) for one, name, *_ in plugs() if group in (one, None)}
+    folders = [folder for _, folder in sources()]
+    return [(name, _set_by(one, name, "", folders)) for one, name in names]
+
+
+def _set_by(group: str, name: str, prefix: str, folders: list[Path]) -> Settings:
+    """What a plug's yaml and those in its defaults list set, by dotted keys that begin with `prefix`.
+
+    Of a schema `_target_` alone: its other fields are alike for all that build on it.
+    """
+    if group == "schema" and name in SCHEMAS:
+        return {f"{prefix}_target_": SCHEMAS[name]._target_}
+    file = next((file for folder in folders if (file := folder / group / f"{name}.yaml").exists()), None)
+    node = (yaml.safe_load(file.read_text(encoding="utf-8")) if file else None) or {}
+    found: Settings = {}
+    for entry in node.pop("defaults", []):
+        if entry != "_self_":
+            key, choice = next(iter(entry.items())) if isinstance(entry, dict) else (entry, None)
+            place, _, package = key.partition("@")
+            path = place if choice is None else f"{place}/{choice}"
+            home, _, last = (path[1:] if path.startswith("/") else f"{group}/{path}").rpartition("/")
+            found |= _set_by(home, last, prefix if package in ("", "_here_") else f"{prefix}{package}.", folders)
+    return found | dict(leaves(node, prefix))

@@ -1,5 +1,12 @@
 """Which settings differ, by hand: plugs by name, short names, order."""
 
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+import align.cli  # noqa: F401 - registers the schemas
+from align.composing import GLOBAL
+from align.plugins import plugs
 from align.tables.settings import Kind, differing, flat, plug_name
 from align.tables.show import shorten
 
@@ -43,6 +50,22 @@ def test_a_plug_is_named_by_the_choice_that_it_is_most_like():
     assert plug_name("peft", {"_target_": "peft.HRAConfig", "r": 8}) == "HRA"
     assert plug_name("critic", {"_target_": "align.roles.specs.Critic", "backbone": "head", "path": "auto"}) == "head"
     assert Kind(LORA).named("sft.peft") == "lora"
+
+
+def test_every_choice_of_every_group_is_named_as_itself():
+    choices = [(group, name) for group, name, *_ in plugs() if group not in GLOBAL]
+    GlobalHydra.instance().clear()
+    with initialize_config_module("align.conf", version_base="1.3"):
+        cfg = compose("config", [f"+{group}@all.{group}_{name}={name}" for group, name in choices])
+    nodes = OmegaConf.to_container(cfg, resolve=True)["all"]
+    named = {(group, name): plug_name(group, nodes[f"{group}_{name}"]) for group, name in choices}
+    assert named == {(group, name): name for group, name in choices}
+
+
+def test_a_plug_below_a_name_of_ones_own_is_named_as_in_its_group():
+    function = {"_target_": "align.rewards.function.FunctionReward", "fn": "mine.score", "args": {}, "name": None}
+    assert Kind(function).named("reward.terms.polite") == Kind(function).named("watch.judge") == "fn"
+    assert Kind({"_target_": "align.config.none"}).named("evaluate.general") == "none"
 
 
 def test_names_are_shortened_as_far_as_they_stay_apart():

@@ -12,6 +12,9 @@ from align.tables.figures import headlines, in_order, nearest_figures
 from align.tables.runs import DONE, Run
 from align.tables.settings import differing, shown
 
+CARD = ".card"
+"""Behind the name of a figure that is a setting's, too, of another value."""
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -55,18 +58,32 @@ def tabulate(runs: list[Run], columns: list[str] | None) -> Table:
     `columns` may name settings, too, patterns (`ppo.last.*`) and `all`. Raises AlignError for an unknown name.
     """
     keys = differing([run.settings for run in runs])
-    known = in_order(list(dict.fromkeys(name for run in runs for name in run.figures)))
-    chosen = headlines(known)
-    if columns is not None:
-        every = list(dict.fromkeys(key for run in runs for key in run.settings))
-        named = [name for word in columns for name in _named(word, known, every, "--columns")]
-        keys = list(dict.fromkeys([*keys, *(name for name in named if name not in known)]))
-        chosen = list(dict.fromkeys(name for name in named if name in known))
+    every = list(dict.fromkeys(key for run in runs for key in run.settings))
+    names = {name: _apart(name, runs) for name in in_order(list(dict.fromkeys(n for run in runs for n in run.figures)))}
+    known, notes = list(names.values()), []
+    if columns is None:
+        chosen = [names[name] for name in headlines(list(names)) if names[name] not in every]
+    else:
+        named = list(dict.fromkeys(name for word in columns for name in _named(word, known, every, "--columns")))
+        keys = list(dict.fromkeys([*keys, *(name for name in named if name in every)]))
+        chosen = [name for name in named if name not in every]
+        both = [name for name in named if f"{name}{CARD}" in known and f"{name}{CARD}" not in chosen]
+        notes = [f"{name} is as it was set; card.json has another: --columns {name}{CARD}" for name in both]
     rows = [
-        Row(run.label, run.state, {k: shown(k, run.settings[k]) for k in keys if k in run.settings}, dict(run.figures))
+        Row(
+            run.label, run.state, {k: shown(k, run.settings[k]) for k in keys if k in run.settings},
+            {names[name]: value for name, value in run.figures.items() if names[name] not in every},
+        )
         for run in runs
-    ]
-    return Table("run", keys, chosen, rows)
+    ]  # fmt: skip
+    return Table("run", keys, chosen, rows, notes)
+
+
+def _apart(name: str, runs: list[Run]) -> str:
+    """The column of a figure: its name, or NAME.card beside a setting of that name whose value it does not echo."""
+    is_set = any(name in run.settings for run in runs)
+    echoes = all(run.settings.get(name) == run.figures[name] for run in runs if name in run.figures)
+    return name if echoes or not is_set else f"{name}{CARD}"
 
 
 def _named(word: str, figures: list[str], settings: list[str], option: str) -> list[str]:
@@ -75,7 +92,7 @@ def _named(word: str, figures: list[str], settings: list[str], option: str) -> l
     if "*" in word:
         found = [name for name in figures if fnmatchcase(name, word)]
         return found or [resolve(word, figures, option)]
-    return [resolve(word, [*figures, *settings], option)]
+    return [resolve(word, list(dict.fromkeys([*figures, *settings])), option)]
 
 
 def resolve(word: str, names: list[str], option: str) -> str:

@@ -1,5 +1,7 @@
 """Which settings differ, by hand: plugs by name, short names, order."""
 
+from pathlib import Path
+
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
@@ -7,8 +9,10 @@ from omegaconf import OmegaConf
 import align.cli  # noqa: F401 - registers the schemas
 from align.composing import GLOBAL
 from align.plugins import plugs
+from align.tables.runs import DONE, Run
 from align.tables.settings import Kind, differing, flat, plug_name
 from align.tables.show import shorten
+from align.tables.table import Table, sort, tabulate
 
 LORA = {"_target_": "peft.LoraConfig", "r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 
@@ -72,3 +76,30 @@ def test_names_are_shortened_as_far_as_they_stay_apart():
     keys = ["sft.peft", "rm.peft", "sft.peft.r", "seconds", "sft.seconds", "ppo.kl"]
     short = ["sft.peft", "rm.peft", "r", "seconds", "sft.seconds", "kl"]
     assert list(shorten(keys).values()) == short
+
+
+def of_runs(columns: list[str] | None, kl_coef: list[float], came_to: list[float]) -> Table:
+    pairs = enumerate(zip(kl_coef, came_to, strict=True))
+    runs = [Run(str(i), Path(), DONE, {"ppo.kl_coef": a}, {"ppo.kl_coef": b, "ppo.kl": 2.0 - i}) for i, (a, b) in pairs]
+    return tabulate(runs, columns)
+
+
+def test_a_figure_that_echoes_a_setting_is_the_setting():
+    made = of_runs(["kl_coef"], [0.1, 0.1], [0.1, 0.1])
+    assert (made.settings, made.figures, made.notes) == (["ppo.kl_coef"], [], [])
+    assert of_runs(None, [0.1, 0.2], [0.1, 0.2]).figures == ["ppo.kl"]
+    assert of_runs(["all"], [0.1, 0.2], [0.1, 0.2]).figures == ["ppo.kl"]
+
+
+def test_a_figure_that_came_to_another_value_than_the_setting_has_a_name_of_its_own():
+    made = of_runs(["kl_coef"], [0.1, 0.2], [0.4, 0.3])
+    assert (made.settings, made.figures) == (["ppo.kl_coef"], [])
+    assert made.notes == ["ppo.kl_coef is as it was set; card.json has another: --columns ppo.kl_coef.card"]
+    both = of_runs(["ppo.kl_coef", "kl_coef.card"], [0.1, 0.2], [0.4, 0.3])
+    assert [[both.cell(row, name) for name in (*both.settings, *both.figures)] for row in both.rows] == [
+        [0.1, 0.4],
+        [0.2, 0.3],
+    ]
+    assert both.notes == []
+    sort(both, "kl_coef.card", descending=False)
+    assert [row.label for row in both.rows] == ["1", "0"]

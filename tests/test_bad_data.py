@@ -24,6 +24,7 @@ EARLY = [
     ("no column", f"{SFT} sft.data.path=nocolumn.jsonl", ["nocolumn.jsonl line 1", "'prompt'", "question, answer"]),
     ("no column of a pair", f"{RM} rm.data.path=demos.jsonl", ["demos.jsonl line 1", "'chosen'", "completion"]),
     ("no column of a prompt", f"{PPO} ppo.data.path=nocolumn.jsonl", ["nocolumn.jsonl line 1", "'prompt'"]),
+    ("a column that nobody reads", f"{RM} rm.data.columns.label=topic", ["rm.data.columns.label=topic", "share"]),
     ("wrong type", f"{SFT} sft.data.path=typed.jsonl", ["typed.jsonl line 2", "number 7", "a string"]),
     ("pairs for prompts", f"{SFT} data@sft.data=prompts", ["sft.data.format=prompts", "prompt_completion"]),
     ("format that is none", f"{SFT} sft.data.format=csv", ["sft.data.format=csv", "prompt_completion"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from align.data.formats import Meant, shape, understand
+from align.data.formats import Meant, check_columns, shape, understand
 from align.data.reading import read_rows
 from align.data.renaming import renamed
 from align.data.source import LIKE, Split
@@ -86,6 +86,7 @@ class FileData:
         return _split(train, held_out, purpose)
 
     def _read(self, path: str, key: str, purpose: str) -> list[Meant]:
+        check_columns(self.columns, self.format, purpose, self.report_by)
         rows = read_rows(path, self.split, key, self.rows)
         named = renamed(rows, self.columns, f"{purpose}.data.columns")
         return understand(named, self.format, purpose, self.report_by)

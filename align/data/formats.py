@@ -17,9 +17,11 @@ Dialogues are text: `\\n\\nHuman: … \\n\\nAssistant: …`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Mapping
 
 from align.data.columns import Columns
+from align.data.graded import WAYS
 from align.data.meant import Meant, for_ppo, identity, prompt_alone
 from align.data.preferences import DIALOGUES, PREFERENCES, RANKINGS, RATINGS, UNPAIRED
 from align.data.reading import Placed
@@ -49,6 +51,24 @@ def understand(rows: list[Placed], format: str, purpose: str, report_by: str | N
         if shape(one, purpose) != first:
             raise AlignError(f"{place} gives {shape(one, purpose)} where {begun} gives {first}: write all rows alike")
     return [one for _, one in found]
+
+
+def check_columns(columns: Mapping[str, str], format: str, purpose: str, report_by: str | None = None) -> None:
+    """Raises AlignError for a column that is given by `PURPOSE.data.columns` and that nobody reads.
+
+    Of ppo and what is like it reward functions may read any.
+    """
+    _conversion(format, purpose)
+    meaning = LIKE.get(purpose, purpose)
+    read = [*READ[format], *READ_BY_ONE.get((format, meaning), ()), *([report_by] if report_by else [])]
+    for name, source in columns.items() if meaning != "ppo" else ():
+        if name not in read:
+            near = difflib.get_close_matches(name, read, n=1)
+            hint = f"nearest: {purpose}.data.columns.{near[0]}" if near else "write one of these, or leave it out"
+            raise AlignError(
+                f"{purpose}.data.columns.{name}={source}: nobody would read it: data@{purpose}.data={format} gives "
+                f"{purpose} {', '.join(read)}\n  {hint}"
+            )
 
 
 def shape(meant: Meant, purpose: str) -> str:
@@ -130,3 +150,17 @@ FORMATS: dict[str, dict[str, Callable[[Columns], Meant]]] = {
     "ratings": RATINGS,
     "unpaired": UNPAIRED,
 }
+READ: dict[str, tuple[str, ...]] = {
+    "text": ("text",),
+    "prompts": ("prompt",),
+    "prompt_completion": ("prompt", "completion"),
+    "conversational": ("messages", "prompt", "completion"),
+    "preferences": ("prompt", "chosen", "rejected"),
+    "dialogues": ("chosen", "rejected"),
+    "rankings": ("prompt", "completions", *WAYS),
+    "ratings": ("prompt", "completion", "rating"),
+    "unpaired": ("prompt", "completion", "label"),
+}
+"""The columns of a row that mean something."""
+READ_BY_ONE = {("preferences", "rm"): ("margin", "share")}
+"""Those that mean something to one stage alone."""

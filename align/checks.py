@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from align.config import Sampled, none
-from align.config.choices import ADAPTERS, CRITIC_BACKBONES, LINEARS, PRECISIONS, RM_LOSSES, SCHEDULES
+from align.config.choices import (
+    ADAPTERS,
+    CRITIC_BACKBONES,
+    DPO_LOSSES,
+    KTO_LOSSES,
+    LINEARS,
+    PRECISIONS,
+    RM_LOSSES,
+    SCHEDULES,
+    SFT_LOSSES,
+)
 from align.errors import AlignError
 from align.stages.pipeline import order
 from align.stages.ranges import check_numbers, check_ppo, check_pretrain
@@ -15,6 +26,7 @@ from align.stages.ranges import check_numbers, check_ppo, check_pretrain
 NONE = f"{none.__module__}.{none.__qualname__}"
 CHOICES = {"adapter": ADAPTERS, "schedule": SCHEDULES, "backbone": CRITIC_BACKBONES}
 """Of the nodes of stages and roles."""
+LOSSES = {"rm": RM_LOSSES, "dpo": DPO_LOSSES, "kto": KTO_LOSSES}
 INSTEAD = {
     "model": "a folder or a hub name such as org/name", "runs": "a folder, such as runs=runs",
     "device": "one of auto, cpu, cuda, cuda:1", "precision": f"one of {', '.join(PRECISIONS)}",
@@ -52,16 +64,25 @@ def check(cfg: DictConfig) -> list[str]:
             check_choice(f"{key}.{name}", values[key].get(name, choices[0]), choices)
     if "pretrain" in stages:
         check_pretrain(values["pretrain"])
-    if "rm" in stages:
-        check_choice("rm.loss", values["rm"]["loss"], RM_LOSSES)
+    for name, losses in LOSSES.items():
+        if name in stages:
+            said = values[name]["loss"]
+            for one in said if name == "dpo" and isinstance(said, list) and said else [said]:
+                check_choice(f"{name}.loss", one, losses)
+    for name in ("sft", "best_of"):
+        if name in stages:
+            check_choice(f"{name}.args.loss_type", values[name]["args"].get("loss_type", SFT_LOSSES[0]), SFT_LOSSES)
     if "ppo" in stages:
         check_ppo(values["ppo"])
     return stages
 
 
 def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises AlignError, with the nearest, for a word that is none of the choices."""
     if value not in choices:
-        raise AlignError(f"{key}={value}: write one of {', '.join(choices)}")
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"\n  nearest: {near[0]}" if near else ""
+        raise AlignError(f"{key}={value}: write one of {', '.join(choices)}{hint}")
 
 
 def judged(cfg: DictConfig) -> bool:

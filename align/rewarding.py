@@ -12,6 +12,7 @@ from align.config.choices import REWARD_BACKBONES
 from align.errors import AlignError
 from align.members import ENSEMBLE, MODEL_REWARD, check_several, learned, model_paths, models_as_one, without_models
 from align.nodes import call, check_given, locate, made, target_of
+from align.rewards.typed import chosen_at, told_at
 
 if TYPE_CHECKING:
     from align.build import Build
@@ -43,17 +44,21 @@ def inner_rewards(node: DictConfig, key: str) -> dict[str, DictConfig]:
 
 def _reward_node(node: Any, key: str) -> DictConfig:
     if not isinstance(node, DictConfig):
-        raise AlignError(f"{key}={node}: write +reward@{key}={node}")
+        raise AlignError(f"{key}={node}: write {chosen_at(key)}={node}")
     if "_target_" not in node:
-        raise AlignError(f"{key} has settings, but no reward that they are of\n  write +reward@{key}=fn")
+        raise AlignError(f"{key} has settings, but no reward that they are of\n  write {chosen_at(key)}=fn")
     return node
 
 
 def compose_reward(node: DictConfig, key: str, make: Callable[[DictConfig, str], Any]) -> Any:
     """A reward with all those inside it, innermost first; `make` makes one that holds none, from node and key."""
     inner = {name: compose_reward(part, f"{key}.{name}", make) for name, part in inner_rewards(node, key).items()}
-    if not inner:
-        return make(node, key)
+    with told_at(key):
+        return _holding(inner, node, key) if inner else make(node, key)
+
+
+def _holding(inner: dict[str, Any], node: DictConfig, key: str) -> Any:
+    """A reward of the rewards inside it, by their key below its own."""
     node = without_models(node, key)
     arguments = OmegaConf.to_container(node, resolve=True)
     del arguments["_target_"]
@@ -131,7 +136,7 @@ def make_reward(
         one = target_of(node, key) if node._target_ == MODEL_REWARD else locate(MODEL_REWARD)
         paths = build.reward_paths.get(key) or model_paths(node, inputs["reward"])
         check_several(node, key, paths)
-        models = [one(p, setting, tokenizer, node.normalize, zero, node.backbone, seats, bench) for p in paths]
+        models = [one(p, setting, tokenizer, node.normalize, zero, node.backbone, seats, bench, key) for p in paths]
         return models_as_one(node, key, models)
 
     return compose_reward(node, key, make)

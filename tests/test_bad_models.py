@@ -156,6 +156,43 @@ CASES = [
         ["reward.colour"],
     ),
     (
+        "judge of a watch that is not there",
+        f"{PPO} watch=judge watch.judge.fn=my_rewards.brevty",
+        ["align: watch.judge.fn=my_rewards.brevty: my_rewards", "did you mean my_rewards.brevity"],
+    ),
+    (
+        "judge of a watch with a wrong signature",
+        f"{PPO} watch=judge watch.judge.fn=my_rewards.bare",
+        ["align: watch.judge.fn does not fit reward 'bare' (my_rewards.py:17)", "**kwargs"],
+    ),
+    (
+        "judge of preferences that is not there",
+        "stages=preferences model={base} preferences.data.path=prompts.jsonl data@preferences.data=prompts "
+        "reward@preferences.judge=fn preferences.judge.fn=nowhere.score",
+        ["align: preferences.judge.fn=nowhere.score: no module nowhere"],
+    ),
+    (
+        "judge of a reward model without terms",
+        "stages=rm model={base} rm.data.path=pairs.jsonl +reward@rm.judge=sum",
+        ["rm.judge.terms has none", "+reward@rm.judge.terms.polite=kind_words"],
+    ),
+    (
+        "term with a function that is not there",
+        f"{LEARNED} reward=sum +reward@reward.terms.x=fn reward.terms.x.fn=my_rewards.brevty",
+        ["align: reward.terms.x.fn=my_rewards.brevty"],
+    ),
+    (
+        "setting that align hands over",
+        f"{LEARNED} reward=sum +reward@reward.terms.x=fn reward.terms.x.fn=my_rewards.brevity "
+        "reward.terms.x.args.prompts=1",
+        ["align: reward.terms.x.args.prompts is what align itself hands over to reward 'brevity' (my_rewards.py:1)"],
+    ),
+    (
+        "gate in a sum without a condition",
+        f"{LEARNED} reward=sum +reward@reward.terms.x=gate +reward@reward.terms.x.score=kind_words",
+        ["reward.terms.x.condition is not set", "+reward@reward.terms.x.condition=fn"],
+    ),
+    (
         "term without a reward model",
         f"{LEARNED} reward=sum +reward@reward.terms.rm=model",
         ["reward.terms.rm.path", "runs/run/latest/rm"],

@@ -41,8 +41,8 @@ class FunctionReward:
     fn: "module.function", or anything that can be called. args: more keywords, the function's own settings.
     name: in logs and errors; the function's `__name__` unless given.
 
-    Raises AlignError in one line when `fn` cannot be had or called so, and on a call that fails: it names the
-    reward, the row, and the line of the plugin.
+    Raises ValueError in one line when `fn` cannot be had or called so, and AlignError on a call that fails: it
+    names the reward, the row, and the line of the plugin.
     """
 
     def __init__(self, fn: str | Callable, args: dict | None = None, name: str | None = None) -> None:
@@ -52,7 +52,7 @@ class FunctionReward:
         self.wants: set[str] = set()
         self._here = f"reward {self.name!r} ({defined_at(self.fn)})"
         if taken := GIVEN & self.args.keys():
-            raise AlignError(f"{self._here}: reward.args.{min(taken)} is what align itself hands over")
+            raise ValueError(f"args.{min(taken)} is what align itself hands over to {self._here}")
         check_takes(self.fn, GIVEN, self.args, self._here)
 
     def __call__(self, rollout: Rollout, texts: Texts, state: RewardState) -> Scored:
@@ -68,7 +68,7 @@ class FunctionReward:
     def _keywords(self, rollout: Rollout, texts: Texts, state: RewardState) -> dict[str, Any]:
         columns = {name: values for name, values in rollout.columns.items() if name not in WITHHELD}
         if both := columns.keys() & self.args.keys():
-            raise AlignError(f"{self._here}: {min(both)} is in reward.args and a column of the data set: rename one")
+            raise AlignError(f"{self._here}: {min(both)} is in its args and a column of the data set: rename one")
         keywords = {
             "prompts": texts.prompts,
             "completions": texts.completions,

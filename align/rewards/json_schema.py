@@ -63,7 +63,8 @@ class JSONReward:
             return False
         except Unresolvable as error:
             raise AlignError(
-                f"reward.{self.here}: a $ref leads nowhere: {error}\n  write what it names into $defs of the schema"
+                f"reward {self.name!r}, {self.here}: a $ref leads nowhere: {error}\n"
+                "  write what it names into $defs of the schema"
             ) from error
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from align.config import Zero
 from align.config.choices import REWARD_BACKBONES
 from align.errors import AlignError
+from align.rewards.typed import chosen_at
 from align.roles.bench import Bench, Seat
 from align.roles.folder import SCORE, inspect
 from align.roles.seating import Seating, Setting
@@ -34,17 +35,18 @@ class ModelReward:
         backbone: str = "own",
         seats: Seating | None = None,
         bench: Bench | None = None,
+        key: str = "reward",
     ) -> None:
         """`tokenizer` is the policy's: a reward model with another one is refused.
 
         `backbone` is shared (its adapter and head on the actor's base, in the same trunk pass as the other roles,
         which need a seat in `seats`), own, or auto. Raises AlignError where `shared` cannot be. On a backbone of its
-        own it stands together with those of `bench` that have its base.
+        own it stands together with those of `bench` that have its base. Errors name it by its `key`.
         """
         if backbone not in REWARD_BACKBONES:
-            raise AlignError(f"reward.backbone={backbone}: write one of {', '.join(REWARD_BACKBONES)}")
-        folder = inspect(path, "reward.path", SCORE)
-        check_same_tokenizer(load_tokenizer(path, "reward.path"), tokenizer)
+            raise AlignError(f"{key}.backbone={backbone}: write one of {', '.join(REWARD_BACKBONES)}")
+        folder = inspect(path, f"{key}.path", SCORE)
+        check_same_tokenizer(load_tokenizer(path, f"{key}.path"), tokenizer, f"{key}.path")
         self.mean, self.std = (0.0, 1.0) if not normalize else score_scale(Path(path))
         for warning in warnings_of(Path(path)):
             setting.tell(f"reward: warning about {path}: {warning}")
@@ -54,8 +56,8 @@ class ModelReward:
             self.column, apart = seats.seat_reward(folder, zero)
         if apart and backbone == "shared":
             raise AlignError(
-                f"reward.backbone=shared: the reward model cannot sit on the actor's base: {apart}\n"
-                "  write reward.backbone=own"
+                f"{key}.backbone=shared: the reward model cannot sit on the actor's base: {apart}\n"
+                f"  write {key}.backbone=own"
             )
         self.seat: Seat | None = None
         self.wants = {"reward"}
@@ -89,13 +91,12 @@ def _card(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "card.json").read_text()) if (folder / "card.json").exists() else {}
 
 
-def check_same_tokenizer(
-    other: PreTrainedTokenizerBase, policy: PreTrainedTokenizerBase, key: str = "reward.path"
-) -> None:
+def check_same_tokenizer(other: PreTrainedTokenizerBase, policy: PreTrainedTokenizerBase, key: str) -> None:
     """Token ids must mean the same to the policy and to the model at `key`, which is handed them."""
     if other.get_vocab() != policy.get_vocab():
         role = key.removesuffix(".path")
-        instead = ", or reward=fn with a function that reads the text" if role == "reward" else ""
+        scores = role.startswith("reward") or ".judge" in role
+        instead = f", or {chosen_at(role)}=fn with a function that reads the text" if scores else ""
         raise AlignError(
             f"{key}: its tokenizer ({other.name_or_path}, {len(other)} tokens) is not the policy's "
             f"({policy.name_or_path}, {len(policy)} tokens), so it would misread the policy's token ids\n"

@@ -7,40 +7,39 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from align.errors import AlignError
 from align.rewards.place import import_failed_at
 
 
 def resolve(name: str) -> Callable:
     """The callable at "module.function", imported.
 
-    Raises AlignError, one line: no such module or attribute (with the nearest names), a module that raises
-    when it is imported (with file and line), or something that cannot be called.
+    Raises ValueError, one line that begins with `fn=`: no such module or attribute (with the nearest names), a module
+    that raises when it is imported (with file and line), or something that cannot be called.
     """
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
-        raise AlignError(f"reward.fn={name} names no module: write MODULE.FUNCTION, such as my_rewards.brevity")
+        raise ValueError(f"fn={name} names no module: write MODULE.FUNCTION, such as my_rewards.brevity")
     module = _module(module_name, name)
     try:
         found = getattr(module, attribute)
     except AttributeError:
         near = _near(name, [key for key in dir(module) if not key.startswith("_")])
         file = getattr(module, "__file__", None) or "a folder without __init__.py"
-        raise AlignError(f"reward.fn={name}: {module_name} ({file}) has no {attribute}{near}") from None
+        raise ValueError(f"fn={name}: {module_name} ({file}) has no {attribute}{near}") from None
     except Exception as error:  # a module that imports its parts when they are first asked for
-        raise AlignError(_broken(name, error)) from error
+        raise ValueError(_broken(name, error)) from error
     return called(found, name)
 
 
 def called(found: object, name: str) -> Callable:
-    """`found`, a function or an object that can be called; AlignError for anything else, a class too."""
+    """`found`, a function or an object that can be called; ValueError for anything else, a class too."""
     if isinstance(found, type):
-        raise AlignError(
-            f"reward.fn={name} is a class: name a function, or make an object of it in a yaml:"
+        raise ValueError(
+            f"fn={name} is a class: name a function, or make an object of it in a yaml:"
             f" `fn: {{_target_: {found.__module__}.{found.__qualname__}}}`"
         )
     if not callable(found):
-        raise AlignError(f"reward.fn={name} cannot be called, it is {type(found).__name__}: name a function")
+        raise ValueError(f"fn={name} cannot be called, it is {type(found).__name__}: name a function")
     return found
 
 
@@ -50,17 +49,18 @@ def _module(module_name: str, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if not f"{module_name}.".startswith(f"{missing}."):  # the module is there; what it imports is not
-            raise AlignError(_broken(name, error)) from error
-        raise AlignError(
-            f"reward.fn={name}: no module {missing} in the folder you stand in, in ./plugins/NAME, or among"
+            raise ValueError(_broken(name, error)) from error
+        raise ValueError(
+            f"fn={name}: no module {missing} in the folder you stand in, in ./plugins/NAME, or among"
             f" what is installed{_near(missing, _modules_beside(missing))}"
         ) from None
     except Exception as error:
-        raise AlignError(_broken(name, error)) from error
+        raise ValueError(_broken(name, error)) from error
 
 
 def _broken(name: str, error: Exception) -> str:
-    return f"reward.fn={name}: its import raised {type(error).__name__}: {error} ({import_failed_at(error)})"
+    reason = (str(error).splitlines() or [""])[0]
+    return f"fn={name}: its import raised {type(error).__name__}: {reason} ({import_failed_at(error)})"
 
 
 def _modules_beside(missing: str) -> list[str]:

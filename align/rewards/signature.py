@@ -9,21 +9,21 @@ from align.errors import AlignError
 
 
 def check_takes(fn: Callable, given: Iterable[str], args: Iterable[str], here: str) -> None:
-    """Nothing, if `fn` takes the keywords that TRL gives and those of `args`; AlignError if not.
+    """Nothing, if `fn` takes the keywords that TRL gives and those of `args`; ValueError if not.
 
     Warns of an argument that only **kwargs takes, if its name is almost that of one that `fn` has.
     """
     signature = _signature(fn)
     if signature is None:
         return
-    for group, remedy in ((given, "end its arguments with **kwargs, as TRL's do"), (args, "see reward.args")):
+    for group, name, remedy in ((given, "fn", "; end its arguments with **kwargs, as TRL's do"), (args, "args", "")):
         try:
             signature.bind_partial(**dict.fromkeys(group))
         except TypeError as error:
-            raise AlignError(f"{here}: {error}; {remedy}") from None
+            raise ValueError(f"{name} does not fit {here}: {error}{remedy}") from None
     for name in set(args) - signature.parameters.keys():
         if near := difflib.get_close_matches(name, signature.parameters, n=1, cutoff=0.75):
-            warnings.warn(f"{here}: only **kwargs takes reward.args.{name}; is it {near[0]}?", stacklevel=3)
+            warnings.warn(f"{here}: only **kwargs takes args.{name}; is it {near[0]}?", stacklevel=3)
 
 
 def check_call(fn: Callable, keywords: dict, columns: Iterable[str], here: str) -> None:
@@ -35,7 +35,7 @@ def check_call(fn: Callable, keywords: dict, columns: Iterable[str], here: str) 
         signature.bind(**keywords)
     except TypeError as error:
         have = ", ".join(sorted(columns)) or "none beside the prompt"
-        raise AlignError(f"{here}: {error}; columns of the data set: {have}; others come from reward.args") from None
+        raise AlignError(f"{here}: {error}; columns of the data set: {have}; others come from its args") from None
 
 
 def _signature(fn: Callable) -> inspect.Signature | None:

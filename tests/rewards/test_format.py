@@ -97,7 +97,7 @@ def test_a_schema_that_is_none_is_refused(schema, words):
 
 @pytest.mark.parametrize("ref", ["#/$defs/none", "http://127.0.0.1:9/schema.json"])
 def test_a_reference_to_nowhere_is_named_and_nothing_is_fetched(ref):
-    with pytest.raises(AlignError, match=r"reward\.schema: a \$ref leads nowhere"):
+    with pytest.raises(AlignError, match=r"reward 'json', schema: a \$ref leads nowhere"):
         score(JSONReward({"$ref": ref}), "3")
     assert score(JSONReward({"$ref": "#/$defs/n", "$defs": {"n": {"type": "integer"}}}), "3", '"a"') == [1.0, 0.0]
 

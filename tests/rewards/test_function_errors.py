@@ -25,7 +25,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def refused(fn, args=None):
-    with pytest.raises(AlignError) as caught:
+    with pytest.raises(ValueError) as caught:
         FunctionReward(fn, args)
     assert "\n" not in str(caught.value)
     return str(caught.value)

@@ -1,0 +1,34 @@
+"""A reward's place as users type it: `reward=fn`, `reward@watch.judge=fn`, `+reward@reward.terms.polite=fn`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from align.errors import AlignError
+
+IN_PLACE = ("reward", "preferences.judge", "watch.judge")
+"""Where the configuration has a reward that a choice replaces; anywhere else it adds one."""
+
+
+def chosen_at(key: str) -> str:
+    """What stands before `=NAME` where the reward at `key` is chosen.
+
+    >>> [chosen_at(key) for key in ("reward", "watch.judge", "reward.terms.polite")]
+    ['reward', 'reward@watch.judge', '+reward@reward.terms.polite']
+    """
+    return ("" if key in IN_PLACE else "+") + ("reward" if key == "reward" else f"reward@{key}")
+
+
+@contextmanager
+def told_at(key: str) -> Iterator[None]:
+    """Inside, a reward's advice about itself, `reward=…` and `+reward@reward.NAME=…`, is told for one that is at `key`.
+
+    Raises what is raised inside, an AlignError in these words.
+    """
+    try:
+        yield
+    except AlignError as error:
+        said = str(error).replace("reward@reward.", f"reward@{key}.")
+        raise AlignError(re.sub(r"(?<![\w.@])reward=", f"{chosen_at(key)}=", said)) from error

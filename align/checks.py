@@ -19,7 +19,7 @@ from align.config.choices import (
     SCHEDULES,
     SFT_LOSSES,
 )
-from align.errors import AlignError
+from align.errors import AlignError, typed
 from align.stages.pipeline import order
 from align.stages.ranges import check_numbers, check_ppo, check_pretrain
 
@@ -32,12 +32,12 @@ INSTEAD = {
     "device": "one of auto, cpu, cuda, cuda:1", "precision": f"one of {', '.join(PRECISIONS)}",
 }  # fmt: skip
 EXAMPLES = {
-    "fn": "my_rewards.brevity (a function of my_rewards.py in the folder you stand in)",
-    "buffer": "16",
-    "pattern": "'<think>.*</think>.*'",
-    "schema": "answer.schema.json",
-    "column": "task (a column of the prompts)",
-    "url": "http://localhost:8000/score (of a chat server: http://localhost:8000/v1)",
+    "fn": ("my_rewards.brevity", " (a function of my_rewards.py in the folder you stand in)"),
+    "buffer": ("16", ""),
+    "pattern": ("<think>.*</think>.*", ""),
+    "schema": ("answer.schema.json", ""),
+    "column": ("task", " (a column of the prompts)"),
+    "url": ("http://localhost:8000/score", " (of a chat server: http://localhost:8000/v1)"),
 }
 
 
@@ -52,8 +52,8 @@ def check(cfg: DictConfig) -> list[str]:
     named = OmegaConf.to_object(cfg.stages) if OmegaConf.is_list(cfg.stages) else cfg.stages
     stages = order(named, judged(cfg) or asks(cfg), sampled(cfg.rm))
     for key in sorted(OmegaConf.missing_keys(cfg)):
-        example = EXAMPLES.get(key.rpartition(".")[2], "VALUE")
-        raise AlignError(f"{key} is not set\n  write {key}={example}")
+        example, remark = EXAMPLES.get(key.rpartition(".")[2], ("VALUE", ""))
+        raise AlignError(f"{key} is not set\n  write {typed(key, example)}{remark}")
     values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
     used = [*stages, "rollout"]
     if "ppo" in stages:

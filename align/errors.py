@@ -1,5 +1,8 @@
 """What a user can mend, and a rollout that is not the policy's."""
 
+import re
+import shlex
+
 
 class AlignError(ValueError):
     """Bad input: the message says what was wrong, where, and what to write instead.
@@ -10,3 +13,19 @@ class AlignError(ValueError):
 
 class StaleRolloutError(AlignError):
     """The rollout engine does not serve the policy that is trained."""
+
+
+def typed(key: str, value: str) -> str:
+    """`KEY=VALUE` to paste into a shell: what is no plain word is quoted once for Hydra and once for the shell.
+
+    >>> print(typed("sft.data.columns.prompt", "question"), typed("reward.pattern", "<a>.*"))
+    sft.data.columns.prompt=question "reward.pattern='<a>.*'"
+    >>> print(typed("reward.headers.Authorization", "Bearer $NAME"))
+    'reward.headers.Authorization="Bearer $NAME"'
+    """
+    if re.fullmatch(r"[\w./:-]+", value, re.ASCII) and value.lower() not in ("null", "true", "false", "nan", "inf"):
+        return f"{key}={value}"
+    if not set(value) & set("'\"$`!\\"):
+        return f"\"{key}='{value}'\""
+    escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ("\\" if found[2] else "") + found[2], value)
+    return shlex.quote(f'{key}="{escaped}"')

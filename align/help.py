@@ -11,7 +11,7 @@ from align.plugins import plugs
 
 EXAMPLES = """\
 align [run] [FLAGS] [SETTINGS]    one run: some of pretrain, sft, rm, preferences, best_of, dpo, kto, ppo, evaluate
-align search SETTINGS trials=20   the best of many runs: sft.learning_rate=log(1e-5,1e-2) sft.peft.r=choice(4,8,16)
+align search SETTINGS trials=20   the best of many runs: 'sft.learning_rate=log(1e-5,1e-2)' 'sft.peft.r=choice(4,8,16)'
 align table RUNS                  settings and figures of many runs, side by side (--columns --over seed --to FILE)
 align plugins [GROUP]             every choice below, where it comes from and how it is used
 align plugins --explain METHOD    what a PEFT method trains, how vLLM serves it, who can share a base (model=FOLDER)
@@ -27,7 +27,7 @@ examples
 FLAGS = """\
 flags
   --cfg job [--resolve] [-p actor]   the configuration that the settings make, or one node of it; runs nothing
-  -m, --multirun                     a run for each combination: seed=1,2  ppo.kl_coef=range(0,3)  experiment=glob(*)
+  -m, --multirun                     a run for each combination: seed=1,2 'ppo.kl_coef=range(0,3)' 'experiment=glob(*)'
   --config-dir DIR                   yaml files of your own (those in ./conf are found without it)
   --info searchpath                  where yaml files are looked for; --hydra-help: all flags
 """

@@ -1,11 +1,8 @@
 """What is refused before a model loads: one screen, what, where and what to write instead; nothing is made."""
 
 import copy
-import inspect
-import re
 
 import pytest
-import trl
 import yaml
 from command_line import PPO, RM, SFT, TINY, answer, refused, stand_in, write_data
 from hydra import compose, initialize_config_module
@@ -14,7 +11,6 @@ from omegaconf import OmegaConf
 
 import align.cli  # noqa: F401 - registers the schemas
 from align.checks import check
-from align.config.choices import DPO_LOSSES, KTO_LOSSES, SFT_LOSSES
 from align.errors import AlignError
 
 NAMES = [
@@ -45,6 +41,7 @@ NAMES = [
     ("checkpointing a little", "ppo.gradient_checkpointing=some", ["ppo.gradient_checkpointing=some", "true or false"]),
     ("number out of range", "sft.batch_size=-2", ["sft.batch_size=-2", "1 or more"]),
     ("value that must be given", "reward=fn", ["reward.fn is not set", "my_rewards.brevity"]),
+    ("pattern that must be given", "reward=format", ["write \"reward.pattern='<think>.*</think>.*'\""]),
     ("stage", "stages=[sft,pppo]", ["pppo", "nearest: ppo", "evaluate"]),
     ("stage twice", "stages=[sft,sft]", ["sft", "twice"]),
     ("no stages", "stages=[]", ["stages=[]", "stages=[sft,rm]"]),
@@ -228,32 +225,6 @@ def test_values_out_of_range_are_refused_with_what_is_in_range(tiny, arguments, 
         check(cfg)
     for word in words:
         assert word in str(error.value)
-
-
-LOSSES = [
-    ("stages=dpo dpo.loss=ip0", ["dpo.loss=ip0", "sigmoid, hinge, ipo", "nearest: ipo"]),
-    ("stages=dpo dpo.loss=[ipo,sigmod]", ["dpo.loss=sigmod", "nearest: sigmoid"]),
-    ("stages=dpo dpo.loss=[]", ["dpo.loss=[]", "write one of"]),
-    ("stages=kto kto.loss=apo_zero", ["kto.loss=apo_zero", "kto, apo_zero_unpaired", "nearest: apo_zero_unpaired"]),
-    ("stages=rm rm.loss=pair", ["rm.loss=pair", "nearest: pairs"]),
-    ("stages=sft +sft.args.loss_type=dtf", ["sft.args.loss_type=dtf", "nll, dft", "nearest: dft"]),
-]
-
-
-@pytest.mark.parametrize("arguments, words", LOSSES, ids=[arguments for arguments, _ in LOSSES])
-def test_a_loss_that_is_none_is_refused_with_the_nearest(here, capsys, base, arguments, words):
-    refused(capsys, f"{arguments} model={base} data.path=pairs.jsonl", words)
-    assert not (here / "runs").exists()
-
-
-def test_the_losses_are_those_of_trl():
-    for trainer, name, losses in (
-        (trl.DPOTrainer, "_compute_loss", DPO_LOSSES),
-        (trl.KTOTrainer, "_compute_loss", KTO_LOSSES),
-    ):
-        said = inspect.getsource(getattr(trainer, name))
-        assert set(re.findall(r'loss_type == "(\w+)"', said)) == set(losses)
-    assert f"not in {SFT_LOSSES}".replace("'", '"') in inspect.getsource(trl.SFTTrainer.__init__)
 
 
 def test_the_tiny_experiment_is_within_all_ranges(tiny):

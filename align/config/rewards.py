@@ -74,7 +74,7 @@ class RewardHTTP:
     batch_size: int = 64
     """Completions in a request."""
     headers: dict[str, str] = field(default_factory=open_node)
-    """Sent with each request: reward.headers.Authorization='Bearer $TOKEN' takes TOKEN from the environment, and no
+    """Sent with each request: 'reward.headers.Authorization="Bearer $TOKEN"' takes TOKEN from the environment, and no
     file of the run holds it."""
 
 
@@ -98,7 +98,7 @@ class RewardLLMJudge:
     max_tokens: int | None = 1024
     """The most tokens of the judge's answer; null leaves the field out (args.max_completion_tokens is its new name)."""
     args: dict[str, Any] = field(default_factory=open_node)
-    """Further fields of the request, such as reward.args.structured_outputs.choice=['1','2','3'] (vLLM)."""
+    """Further fields of the request, such as "reward.args.structured_outputs.choice=['1','2','3']" (vLLM)."""
     concurrency: int = 16
     """Requests under way at the same time."""
     max_unread: float = 0.5

@@ -8,7 +8,7 @@ from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from align.data.reading import Placed
-from align.errors import AlignError
+from align.errors import AlignError, typed
 
 ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 
@@ -21,7 +21,8 @@ def renamed(rows: list[Placed], columns: Mapping[str, str], key: str) -> list[Pl
     """
     for name, source in columns.items():
         if not isinstance(source, str) or not source:
-            raise AlignError(f"{key}.{name}={source}: write a column's name, or a template: '{{{{ column }}}}'")
+            template = typed(f"{key}.{name}", "{{ column }}")
+            raise AlignError(f"{key}.{name}={source}: write a column's name, or a template: {template}")
     makers = {name: _maker(source, f"{key}.{name}={source}") for name, source in columns.items()}
     return [(place, {**row, **{name: make(place, row) for name, make in makers.items()}}) for place, row in rows]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from align.errors import AlignError
+from align.errors import AlignError, typed
 from align.rewards.answers import row_name
 from align.rewards.function import WITHHELD
 from align.rewards.grade import Grade
@@ -105,7 +105,7 @@ class LLMJudge:
             except AlignError as error:
                 raise AlignError(
                     f"{error}\n  write another url (of vLLM: http://HOST:PORT/v1), model, args, max_tokens, or headers "
-                    "(a key: headers.Authorization='Bearer $NAME'), among the settings of this reward"
+                    f"(a key: {typed('headers.Authorization', 'Bearer $NAME')}), among the settings of this reward"
                 ) from None
 
         self.server.ask([self._body(f"Say {self.question.ends['low']}.")], taken)

@@ -21,10 +21,10 @@ def fitted(space: Space, cfg: DictConfig) -> Space:
     value = setting._value() if isinstance(setting, ValueNode) else None
     here = f"search: {space.name}={space.text}"
     if isinstance(setting, BooleanNode) or isinstance(value, bool):
-        raise AlignError(f"{here}: it is true or false\n  write {space.name}=choice(true,false)")
+        raise AlignError(f"{here}: it is true or false\n  write '{space.name}=choice(true,false)'")
     if not _numeric(setting, value):
         told = "a node of settings" if value is None else value
-        raise AlignError(f"{here}: it is {told}, no number\n  write {space.name}=choice(…)")
+        raise AlignError(f"{here}: it is {told}, no number\n  write '{space.name}=choice(…)'")
     counted = isinstance(setting, IntegerNode) or (type(value) is int and space.whole)
     if counted and not (space.whole and space.kind in ("range", "log")):
         low, high = int(space.low), int(space.high)

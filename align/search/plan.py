@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +52,8 @@ def read(words: list[str]) -> Plan:
             raise AlignError(f"search: {key} is given twice\n  write it once, as a value or as a space")
         given[key.lstrip("+")] = override.value()
         if override.value_type in (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.GLOB_CHOICE_SWEEP):
-            values = word.partition("=")[2]
-            raise AlignError(f"search: {word} are several values\n  write {key}=choice({values}), or align -m for all")
+            instead = shlex.quote(f"{key}=choice({word.partition('=')[2]})")
+            raise AlignError(f"search: {word} are several values\n  write {instead}, or align -m for all")
         if key in OWN:
             _own(plan, key, override.value(), word)
         elif isinstance(override._value, Asked):

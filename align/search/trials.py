@@ -89,7 +89,7 @@ def checked(fixed: list[str], spaces: list[Space]) -> Trials:
     shared, groups = composed(fixed)
     plugs = [space for space in spaces if space.name in groups]
     if wrong := next((space for space in plugs if space.kind != "choice"), None):
-        raise AlignError(f"search: {wrong.name} is a plug\n  write {wrong.name}=choice(NAME,NAME)")
+        raise AlignError(f"search: {wrong.name} is a plug\n  write '{wrong.name}=choice(NAME,NAME)'")
     trials = Trials(fixed, shared, plugs, [space for space in spaces if space.name not in groups])
     homes = {space.key: trials.home(space) for space in trials.values}
     plain = {home: composed([*fixed, *trials.words(home)])[0] if home else shared for home in homes.values()}

@@ -1,7 +1,7 @@
 import pytest
 
 from align.data import formats
-from align.data.formats import FORMATS, check_columns, understand
+from align.data.formats import FORMATS, understand
 from align.data.source import LIKE, PURPOSES
 from align.errors import AlignError
 
@@ -231,57 +231,6 @@ def test_a_format_that_does_not_serve_a_stage_is_refused_with_those_that_do(purp
         message = error_of(format, purpose, {})
         assert message.startswith(f"{purpose}.data.format={format} ")
         assert message.endswith(": write one of " + ", ".join(serving))
-
-
-class Seen(dict):
-    """A row that keeps which of its columns were asked for."""
-
-    def __init__(self, row: dict) -> None:
-        super().__init__(row)
-        self.asked: set[str] = set()
-
-    def get(self, name, default=None):
-        self.asked.add(name)
-        return super().get(name, default)
-
-    def __contains__(self, name):
-        self.asked.add(name)
-        return super().__contains__(name)
-
-
-WHOLE = {
-    "text": [{"text": "a"}],
-    "prompt_completion": [{"prompt": "p", "completion": "c"}],
-    "conversational": [{"messages": [USER, GOOD]}, {"prompt": [USER], "completion": [GOOD]}],
-    "preferences": [{"prompt": "p", "chosen": "a", "rejected": "b"}],
-    "dialogues": [{"chosen": TURNS + " yes", "rejected": TURNS + " no"}],
-    "rankings": [{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}],
-    "ratings": [{"prompt": "p", "completion": "c", "rating": 3}],
-    "unpaired": [{"prompt": "p", "completion": "c", "label": True}],
-}
-STRICT = [(format, purpose) for format in FORMATS for purpose in FORMATS[format] if purpose != "ppo"]
-
-
-@pytest.mark.parametrize(("format", "purpose"), STRICT)
-def test_the_columns_that_may_be_given_are_those_that_a_stage_reads(format, purpose):
-    rows = [Seen(row) for row in WHOLE[format]]
-    for row in rows:
-        understand([("", row)], format, purpose)
-    asked = set().union(*(row.asked for row in rows))
-    check_columns(dict.fromkeys(asked, "x"), format, purpose)
-    for name in ("lable", *({"margin", "share", "text", "label"} - asked)):
-        with pytest.raises(AlignError, match=rf"^{purpose}\.data\.columns\.{name}=x: nobody would read it") as caught:
-            check_columns({name: "x"}, format, purpose)
-        told = str(caught.value).partition("\n")[0].partition(f"gives {purpose} ")[2]
-        assert set(told.split(", ")) == asked
-
-
-def test_any_column_may_be_given_where_reward_functions_read_it_and_that_of_the_report():
-    for purpose in ("ppo", "preferences"):
-        check_columns({"topic": "category"}, "prompts", purpose)
-    check_columns({"topic": "category"}, "preferences", "rm", report_by="topic")
-    with pytest.raises(AlignError, match=r"nearest: rm\.data\.columns\.rejected$"):
-        check_columns({"reject": "bad"}, "preferences", "rm")
 
 
 def test_the_table_of_formats_is_what_the_module_says():

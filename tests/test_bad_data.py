@@ -21,7 +21,11 @@ EARLY = [
     ("other suffix", f"{SFT} sft.data.path=my_rewards.py", ["my_rewards.py is no table"]),
     ("empty file", f"{SFT} sft.data.path=empty.jsonl", ["empty.jsonl", "no rows"]),
     ("broken line", f"{SFT} sft.data.path=broken.jsonl", ["broken.jsonl line 2", "not json", "one object a line"]),
-    ("no column", f"{SFT} sft.data.path=nocolumn.jsonl", ["nocolumn.jsonl line 1", "'prompt'", "question, answer"]),
+    (
+        "no column",
+        f"{SFT} sft.data.path=nocolumn.jsonl",
+        ["nocolumn.jsonl line 1", "'prompt'", "question, answer", "data.columns.prompt=COLUMN"],
+    ),
     ("no column of a pair", f"{RM} rm.data.path=demos.jsonl", ["demos.jsonl line 1", "'chosen'", "completion"]),
     ("no column of a prompt", f"{PPO} ppo.data.path=nocolumn.jsonl", ["nocolumn.jsonl line 1", "'prompt'"]),
     ("a column that nobody reads", f"{RM} rm.data.columns.label=topic", ["rm.data.columns.label=topic", "share"]),
@@ -39,6 +43,11 @@ EARLY = [
         "weights of nothing",
         f"{MIXTURE} sft.data.weights.a=0 sft.data.weights.b=0",
         ["sft.data.weights sum to nothing", "above 0"],
+    ),
+    (
+        "no column of a task",
+        MIXTURE.replace("pairs", "nocolumn"),
+        ["write sft.data.parts.b.columns.prompt=COLUMN", "than +data@sft.data.parts.b=prompt_completion"],
     ),
     ("an empty task", MIXTURE.replace("pairs", "empty"), ["sft.data.parts.b.path=empty.jsonl", "no rows"]),
     (

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from dataclasses import dataclass
 
 from align.data.tables import Cell
-from align.errors import AlignError
+from align.errors import AlignError, typed
 
 MESSAGES = '[{"role": "user", "content": "…"}, …]'
 
@@ -30,7 +31,11 @@ class Columns:
     def text(self, column: str) -> str:
         value = self._value(column)
         if not isinstance(value, str):
-            other = ", or format=conversational for messages" if _messages(value) and "prompt" in self.row else ""
+            other = (
+                f", or data@{self.purpose}.data=conversational for messages"
+                if _messages(value) and "prompt" in self.row
+                else ""
+            )
             raise self.error(f"has {_kind(value)} in {column!r}", f"a string{other}")
         return value
 
@@ -38,7 +43,8 @@ class Columns:
         """A list of messages; `instead` is another column that would do, for the error."""
         value = self._value(column, instead)
         if isinstance(value, str):
-            raise self.error(f"has a string in {column!r}", f"{MESSAGES}, or format=prompt_completion for strings")
+            strings = f"data@{self.purpose}.data=prompt_completion for strings"
+            raise self.error(f"has a string in {column!r}", f"{MESSAGES}, or {strings}")
         return self._checked(column, value)
 
     def text_or_messages(self, column: str) -> str | list[dict]:
@@ -78,7 +84,8 @@ class Columns:
             wanted = f"{column!r}" + (f" (nor {instead!r})" if instead else "")
             raise self.error(
                 f"has no column {wanted}, only {', '.join(map(str, self.row)) or 'none'}",
-                f"it, or another {self.purpose}.data.format than {self.format}",
+                f"{given_by(f'{self.purpose}.data.columns', instead or column, self.row)}, or another format than "
+                f"data@{self.purpose}.data={self.format}",
             )
         return self.row[column]
 
@@ -86,6 +93,19 @@ class Columns:
         if not _messages(value):
             raise self.error(f"has {_kind(value)} in {column!r}", f"a string or messages, {MESSAGES}")
         return value
+
+
+def given_by(key: str, column: str, row: dict, wanted: str | None = None) -> str:
+    """What to write under `key` where a row lacks a column: the nearest of those that it has, or a word for it.
+
+    `wanted` is what was looked for in the row, where that has another name.
+
+    >>> given_by("sft.data.columns", "prompt", {"Prompts": "Why?"}), given_by("sft.data.columns", "prompt", {"q": ""})
+    ('sft.data.columns.prompt=Prompts', 'sft.data.columns.prompt=COLUMN')
+    """
+    names = {str(name).lower(): str(name) for name in row}
+    near = difflib.get_close_matches((wanted or column).lower(), names, n=1)
+    return typed(f"{key}.{column}", names[near[0]] if near else "COLUMN")
 
 
 def _typed(value: object) -> object:

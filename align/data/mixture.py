@@ -124,7 +124,9 @@ class Mixture:
         try:
             return do()
         except AlignError as error:
-            raise AlignError(str(error).replace(f"{purpose}.data.", f"{purpose}.data.parts.{name}.")) from error
+            own = f"{purpose}.data.parts.{name}"
+            said = str(error).replace(f"{purpose}.data.", f"{own}.")
+            raise AlignError(said.replace(f"data@{purpose}.data=", f"+data@{own}=")) from error
 
 
 def drawn(rows: list[dict], count: int, seed: str, task: str) -> list[dict]:

@@ -130,7 +130,7 @@ def _implicit_prompt(columns: Columns, chosen: str | list) -> list:
     if isinstance(chosen, str):
         raise columns.error(
             "has no prompt, and where it ends cannot be told from the strings chosen and rejected",
-            f"a column prompt, or {columns.purpose}.data.format=dialogues for turns after {HUMAN!r} and {ASSISTANT!r}",
+            f"a column prompt, or data@{columns.purpose}.data=dialogues for turns after {HUMAN!r} and {ASSISTANT!r}",
         )
     if len(chosen) < 2 or chosen[-1]["role"] != "assistant":
         raise columns.error(
@@ -176,7 +176,7 @@ def split_dialogue(columns: Columns) -> tuple[str, str, str]:
         raise columns.error(
             "is no pair of dialogues that part in the last answer",
             f"chosen and rejected with the same turns after {HUMAN!r} and {ASSISTANT!r}, or "
-            f"{columns.purpose}.data.format=preferences",
+            f"data@{columns.purpose}.data=preferences",
         )
     return shared[:end], chosen[end:], rejected[end:]
 

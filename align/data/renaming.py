@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
+from align.data.columns import given_by
 from align.data.reading import Placed
 from align.errors import AlignError, typed
 
@@ -23,17 +24,19 @@ def renamed(rows: list[Placed], columns: Mapping[str, str], key: str) -> list[Pl
         if not isinstance(source, str) or not source:
             template = typed(f"{key}.{name}", "{{ column }}")
             raise AlignError(f"{key}.{name}={source}: write a column's name, or a template: {template}")
-    makers = {name: _maker(source, f"{key}.{name}={source}") for name, source in columns.items()}
+    makers = {name: _maker(source, key, name) for name, source in columns.items()}
     return [(place, {**row, **{name: make(place, row) for name, make in makers.items()}}) for place, row in rows]
 
 
-def _maker(source: str, said: str):
+def _maker(source: str, key: str, name: str) -> Callable[[str, dict], object]:
+    said = f"{key}.{name}={source}"
     if "{{" not in source and "{%" not in source:
 
         def taken(place: str, row: dict) -> object:
             if source not in row:
                 raise AlignError(
-                    f"{place} has no column {source!r}, only {', '.join(map(str, row)) or 'none'}\n  {said} wants it"
+                    f"{place} has no column {source!r}, only {', '.join(map(str, row)) or 'none'}\n"
+                    f"  {said} wants it: write {given_by(key, name, row, source)}"
                 )
             return row[source]
 

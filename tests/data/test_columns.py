@@ -59,3 +59,18 @@ def test_any_column_may_be_given_where_reward_functions_read_it_and_that_of_the_
     check_columns({"topic": "category"}, "preferences", "rm", report_by="topic")
     with pytest.raises(AlignError, match=r"nearest: rm\.data\.columns\.rejected$"):
         check_columns({"reject": "bad"}, "preferences", "rm")
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "told"),
+    [
+        ("prompt_completion", {"Prompt": "p", "completion": "c"}, "write sft.data.columns.prompt=Prompt, or another"),
+        ("prompt_completion", {"the prompt": "p"}, "write \"sft.data.columns.prompt='the prompt'\", or another"),
+        ("prompt_completion", {"prompt": "p", "answer": "c"}, "write sft.data.columns.completion=COLUMN, or another"),
+        ("conversational", {"message": [USER]}, "write sft.data.columns.messages=message, or another"),
+    ],
+)
+def test_a_column_that_is_not_there_is_answered_with_what_to_write(format, row, told):
+    with pytest.raises(AlignError) as caught:
+        understand([("f line 1", row)], format, "sft")
+    assert told in str(caught.value) and str(caught.value).endswith(f"another format than data@sft.data={format}")

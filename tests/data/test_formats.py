@@ -142,7 +142,7 @@ def test_what_is_no_pair_of_dialogues_is_refused_by_row(chosen, rejected):
     good = {"chosen": TURNS + " a", "rejected": TURNS + " b"}
     message = error_of("dialogues", "rm", good, {"chosen": chosen, "rejected": rejected})
     assert message.startswith("rm.data.path=f line 2 is no pair of dialogues")
-    assert "rm.data.format=preferences" in message
+    assert "data@rm.data=preferences" in message
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,13 @@ def test_what_is_no_pair_of_dialogues_is_refused_by_row(chosen, rejected):
         ("prompts", "ppo", {"prompt": []}, "has an empty list in 'prompt'"),
         ("prompts", "ppo", {"prompt": [{"role": "user"}]}, "has a list that is not of messages in 'prompt'"),
         ("prompts", "ppo", {"prompt": "p", "prompts": 1}, "has the column 'prompts', which is a keyword"),
-        ("prompt_completion", "sft", {"prompt": [USER], "completion": [GOOD]}, "format=conversational"),
-        ("conversational", "sft", {"prompt": "p", "completion": "c"}, "format=prompt_completion"),
+        (
+            "prompt_completion",
+            "sft",
+            {"prompt": [USER], "completion": [GOOD]},
+            "or data@sft.data=conversational for messages",
+        ),
+        ("conversational", "sft", {"prompt": "p", "completion": "c"}, "or data@sft.data=prompt_completion for strings"),
         ("conversational", "sft", {"text": "p"}, "has no column 'prompt' (nor 'messages'), only text"),
         ("conversational", "ppo", {"messages": [GOOD]}, "nothing that it answers"),
         ("preferences", "rm", {"chosen": 1, "rejected": "b"}, "has the number 1 in 'chosen'"),
@@ -183,13 +188,13 @@ def test_what_is_no_pair_of_dialogues_is_refused_by_row(chosen, rejected):
             "preferences",
             "sft",
             {"chosen": "pa", "rejected": "pb"},
-            "a column prompt, or sft.data.format=dialogues",
+            "a column prompt, or data@sft.data=dialogues",
         ),
         (
             "preferences",
             "ppo",
             {"chosen": "pa", "rejected": "pb"},
-            "a column prompt, or ppo.data.format=dialogues",
+            "a column prompt, or data@ppo.data=dialogues",
         ),
         (
             "preferences",

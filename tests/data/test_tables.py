@@ -67,7 +67,8 @@ def test_columns_come_by_another_name_or_a_template(tmp_path):
     [
         (
             {"prompt": "question"},
-            "line 2 has no column 'question', only text, topic\n  sft.data.columns.prompt=question",
+            "line 2 has no column 'question', only text, topic\n  sft.data.columns.prompt=question wants it: write "
+            "sft.data.columns.prompt=COLUMN",
         ),
         ({"prompt": "{{ question }}"}, "line 2: sft.data.columns.prompt={{ question }} cannot be filled"),
         ({"prompt": "{{ text"}, "sft.data.columns.prompt={{ text is no template"),

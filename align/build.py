@@ -42,7 +42,7 @@ class Build:
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
         self.stages = check(cfg)
-        for key, node in self._rewards().items():
+        for key, node in self.rewards().items():
             if "rm" in self.stages and (key != "reward" or "ppo" in self.stages):
                 check_members(node, key, cfg.rm.members)
         self.real = {path: _real(path) for path in self._paths()}
@@ -81,7 +81,7 @@ class Build:
         named = named if OmegaConf.is_list(named) else [named]
         return {str(path) for path in (cfg.model, *named, *(node.get("path") for node in nodes)) if path}
 
-    def _rewards(self) -> dict[str, DictConfig]:
+    def rewards(self) -> dict[str, DictConfig]:
         """The reward, and the judges that are asked, by key."""
         judges = (("preferences", self.cfg.preferences), ("rm", self.cfg.rm), ("ppo", self.cfg.watch))
         asked = [
@@ -92,7 +92,7 @@ class Build:
     @cached_property
     def reward_paths(self) -> dict[str, list[str]]:
         """Folders of the reward models that are named, by the reward's key."""
-        nodes = [pair for key, node in self._rewards().items() for pair in reward_nodes(node, key) if learned(pair[1])]
+        nodes = [pair for key, node in self.rewards().items() for pair in reward_nodes(node, key) if learned(pair[1])]
         return {key: [_real(path) for path in model_paths(node)] for key, node in nodes if node.path != "auto"}
 
     @cached_property

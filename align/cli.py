@@ -13,6 +13,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -183,6 +184,7 @@ def _hydra_main(results: list[dict], failures: list[tuple[str, Exception]], full
 def run_pipeline(cfg: DictConfig) -> dict:
     """One run of a composed configuration; returns its summary."""
     from align.build import Build
+    from align.looking import first_look
     from align.stages import pipeline
 
     build = Build(cfg)
@@ -190,6 +192,7 @@ def run_pipeline(cfg: DictConfig) -> dict:
     return pipeline.run(
         build.stages,
         build.sources(),
+        partial(first_look, build),
         build.stage,
         (Path(cfg.runs).expanduser(), str(cfg.name)),
         build.report,

@@ -12,6 +12,8 @@ import align
 from align.cli import flags_first
 from align.errors import AlignError
 
+TASKS = Path(__file__).resolve().parent.parent / "examples" / "rewards" / "tasks.jsonl"
+"""Prompts without answers."""
 ONE_STEP = f"{SFT} sft.batch_size=4 sft.args.max_steps=1"
 
 
@@ -151,6 +153,11 @@ def test_yaml_of_ones_own_is_found(here, capsys, folder, flag):
         ["table", "nowhere"],
         ["sede=1"],
         ["search", *TINY.split(), "seed=range(1,3)", "objective=sft.nothing"],
+        ["stages=sft", "model=x", "sft.data.path=nowhere.jsonl"],
+        ["stages=rm", "model=x", f"rm.data.path={TASKS}"],
+        [*TINY.split(), "rm.data.noise=2"],
+        [*TINY.split(), "reward=fn", "reward.fn=nowhere.score"],
+        [*TINY.split(), "watch=judge", "watch.judge.fn=json.lods"],
     ],
 )
 def test_answers_that_need_no_torch_import_none(arguments, tmp_path):

@@ -21,7 +21,7 @@ LAYERS = [
     {"rewarding"},
     {"longest_prompt"},
     {"preflight"},
-    {"answering"},
+    {"answering", "looking"},
     {"build"},
     {"explain", "plugins"},
     {"composing", "export", "help", "methods", "tables"},

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from align.data.formats import Meant, check_columns, shape, understand
-from align.data.reading import read_rows
+from align.data.formats import Meant, check_columns, meanings, shape, understand
+from align.data.reading import Placed, on_hub, read_rows
 from align.data.renaming import renamed
 from align.data.source import LIKE, Split
 from align.errors import AlignError
+
+FIRST = 100
+"""Rows that a first look reads."""
 
 
 class FileData:
@@ -44,9 +47,25 @@ class FileData:
         """Raises AlignError unless the rows can be loaded; reads them all, since any may be broken."""
         self.load(purpose, seed=0)
 
+    def look(self, purpose: str) -> None:
+        """Raises AlignError for what settings and the first rows tell; a data set on the hub is left alone."""
+        self._check_settings(purpose)
+        for name, path in (("path", self.path), ("eval_path", self.eval_path)):
+            if path is not None and not on_hub(path):
+                rows = self._rows(path, f"{purpose}.data.{name}", purpose, min(self.rows or FIRST, FIRST))
+                meanings(rows, self.format, purpose, self.report_by)
+
     def load(self, purpose: str, seed: int) -> Split:
         """The rows for a purpose; `seed` changes nothing, so that runs of a sweep hold out the same rows."""
-        share = self._share(purpose)
+        self._check_settings(purpose)
+        if self.eval_path is not None:
+            return self._two_files(purpose)
+        rows = self._read(self.path, f"{purpose}.data.path", purpose)
+        train, held_out = hold_out(rows, self.eval_share, purpose)
+        return _split(train, held_out, purpose)
+
+    def _check_settings(self, purpose: str) -> None:
+        self._check_share(purpose)
         if self.rows is not None and (isinstance(self.rows, bool) or not isinstance(self.rows, int) or self.rows < 1):
             raise AlignError(f"{purpose}.data.rows={self.rows}: write 1 or more, or null for all")
         if self.report_by is not None and purpose != "rm":
@@ -63,11 +82,7 @@ class FileData:
             raise AlignError(
                 f"{purpose}.data.path={self.path}: write one file, {purpose}.data.path=FILE (SFT alone takes a list)"
             )
-        if self.eval_path is not None:
-            return self._two_files(purpose)
-        rows = self._read(self.path, f"{purpose}.data.path", purpose)
-        train, held_out = hold_out(rows, share, purpose)
-        return _split(train, held_out, purpose)
+        check_columns(self.columns, self.format, purpose, self.report_by)
 
     def _two_files(self, purpose: str) -> Split:
         key = f"{purpose}.data.eval_path"
@@ -86,19 +101,19 @@ class FileData:
         return _split(train, held_out, purpose)
 
     def _read(self, path: str, key: str, purpose: str) -> list[Meant]:
-        check_columns(self.columns, self.format, purpose, self.report_by)
-        rows = read_rows(path, self.split, key, self.rows)
-        named = renamed(rows, self.columns, f"{purpose}.data.columns")
-        return understand(named, self.format, purpose, self.report_by)
+        return understand(self._rows(path, key, purpose, self.rows), self.format, purpose, self.report_by)
 
-    def _share(self, purpose: str) -> float:
+    def _rows(self, path: str, key: str, purpose: str, most: int | None) -> list[Placed]:
+        rows = read_rows(path, self.split, key, most)
+        return renamed(rows, self.columns, f"{purpose}.data.columns")
+
+    def _check_share(self, purpose: str) -> None:
         share = self.eval_share
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
             raise AlignError(
                 f"{purpose}.data.eval_share={share} is no share of the rows: write a number from 0 (nothing is "
                 "held out) to below 1, such as 0.05"
             )
-        return share
 
 
 def hold_out(rows: list[Meant], share: float, purpose: str) -> tuple[list[Meant], list[Meant]]:

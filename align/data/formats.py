@@ -34,6 +34,18 @@ def understand(rows: list[Placed], format: str, purpose: str, report_by: str | N
 
     The value of the column `report_by` stays with the row, as the string `group`.
     """
+    found = meanings(rows, format, purpose, report_by)
+    if not found:
+        raise AlignError(f"{purpose}.data: all answers of every row tie, so that there is nothing to prefer")
+    begun, first = found[0][0], shape(found[0][1], purpose)
+    for place, one in found:
+        if shape(one, purpose) != first:
+            raise AlignError(f"{place} gives {shape(one, purpose)} where {begun} gives {first}: write all rows alike")
+    return [one for _, one in found]
+
+
+def meanings(rows: list[Placed], format: str, purpose: str, report_by: str | None = None) -> list[tuple[str, Meant]]:
+    """As `understand`, each row by itself, with its place; a row that says nothing is left out."""
     convert = _conversion(format, purpose)
     found: list[tuple[str, Meant]] = []
     for place, row in rows:
@@ -44,13 +56,7 @@ def understand(rows: list[Placed], format: str, purpose: str, report_by: str | N
             group = _group(columns, report_by)
             several = [Meant({**one.row, GROUP: group}, one.identity) for one in several]
         found += [(place, one) for one in several]
-    if not found:
-        raise AlignError(f"{purpose}.data: all answers of every row tie, so that there is nothing to prefer")
-    begun, first = found[0][0], shape(found[0][1], purpose)
-    for place, one in found:
-        if shape(one, purpose) != first:
-            raise AlignError(f"{place} gives {shape(one, purpose)} where {begun} gives {first}: write all rows alike")
-    return [one for _, one in found]
+    return found
 
 
 def check_columns(columns: Mapping[str, str], format: str, purpose: str, report_by: str | None = None) -> None:

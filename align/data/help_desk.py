@@ -77,6 +77,8 @@ class HelpDesk:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise AlignError(f"{purpose}.data.{name}={value} is no share: write a number from 0 to 1")
 
+    look = check
+
     def load(self, purpose: str, seed: int) -> Split:
         """Rows for a purpose: documents have no `test`, and pairs to evaluate on are unflipped and not minimal."""
         self.check(purpose)

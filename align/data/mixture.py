@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from align.data.columns import is_number
-from align.data.source import GROUP, Source, Split
+from align.data.source import GROUP, Source, Split, look
 from align.errors import AlignError
 
 TASK = "task"
@@ -49,6 +49,11 @@ class Mixture:
         self._check_numbers(f"{purpose}.data")
         for name, part in self.parts.items():
             self._of(name, purpose, lambda part=part: part.check(purpose))
+
+    def look(self, purpose: str) -> None:
+        self._check_numbers(f"{purpose}.data")
+        for name, part in self.parts.items():
+            self._of(name, purpose, lambda part=part: look(part, purpose))
 
     def load(self, purpose: str, seed: int) -> Split:
         key = f"{purpose}.data"

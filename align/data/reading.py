@@ -34,7 +34,7 @@ def read_rows(path: str, split: str, key: str, most: int | None = None) -> list[
         rows = _from_file(file, place, most)
     elif file.exists():
         raise AlignError(f"{place} is a folder: write {key}=FILE, a file that ends in {_listed(SUFFIXES)}")
-    elif _looks_like_a_hub_name(path):
+    elif on_hub(path):
         rows = _from_hub(path, split, place, most)
     else:
         raise AlignError(
@@ -46,8 +46,10 @@ def read_rows(path: str, split: str, key: str, most: int | None = None) -> list[
     return rows
 
 
-def _looks_like_a_hub_name(path: str) -> bool:
-    """`org/name` without a file's suffix; `org/name-v1.0` has none, since a suffix is letters."""
+def on_hub(path: str) -> bool:
+    """No file, but `org/name` without a file's suffix; `org/name-v1.0` has none, since a suffix is letters."""
+    if Path(path).expanduser().exists():
+        return False
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path) is not None and not re.search(r"\.[A-Za-z]+$", path)
 
 

@@ -22,6 +22,10 @@ class Sampled:
         if self.path != AUTO:
             self._files(purpose).check(purpose)
 
+    def look(self, purpose: str) -> None:
+        if self.path != AUTO:
+            self._files(purpose).look(purpose)
+
     def load(self, purpose: str, seed: int) -> Split:
         return self._files(purpose).load(purpose, seed)
 

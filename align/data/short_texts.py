@@ -63,6 +63,8 @@ class ShortTexts:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise AlignError(f"{purpose}.data.{name}={value} is no number of rows: write 1 or more")
 
+    look = check
+
     def load(self, purpose: str, seed: int) -> Split:
         """`prompt` and `completion`; `text` for pretrain, `prompt` and `answer` for ppo. Other purposes are refused."""
         self.check(purpose)

@@ -218,6 +218,7 @@ def _made(folder: Path) -> bool:
 def run(
     stages: list[str],
     sources: Sources,
+    look: Callable[[], None],
     make_stage: Callable[[str], Any],
     home: tuple[Path, str],
     make_report: Callable[[Path], Any],
@@ -225,11 +226,13 @@ def run(
 ) -> dict[str, Any]:
     """Checks every stage, makes the run's folder, runs the stages in turn; returns the summary.
 
-    `home` is the folder of all runs and the run's name.
+    `look` raises what can be told before a stage is made, which imports torch. `home` is the folder of all runs and the
+    run's name.
     """
     check_place(*home)
     made: dict[str, str] = {}
     known = {name: sources.inputs(name, made) for name in stages}
+    look()
     steps = {name: make_stage(name) for name in stages}
     for name, stage in steps.items():
         stage.check(known[name])

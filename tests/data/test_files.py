@@ -128,3 +128,22 @@ def test_real_dialogues_split_and_join_again():
     assert whole == 2312 - 5  # five pairs go on for another turn in one answer
     held_out = FileData("dialogues", str(file)).load("ppo", seed=0).eval
     assert 70 <= len(held_out) <= 165  # 5 % of 2,312 is 116, ± 4 deviations
+
+
+def test_a_first_look_reads_the_first_rows_alone(tmp_path):
+    far = FileData("prompts", write(tmp_path / "far.jsonl", [*prompts(150), {"prompt": 3}]))
+    far.look("ppo")
+    with pytest.raises(AlignError, match="line 151"):
+        far.check("ppo")
+    near = FileData("prompts", far.path, eval_path=write(tmp_path / "near.jsonl", [{"prompt": 3}]))
+    with pytest.raises(AlignError, match=r"^ppo\.data\.eval_path=.*near\.jsonl line 1 has the number 3"):
+        near.look("ppo")
+
+
+def test_a_first_look_fetches_nothing_and_takes_the_first_rows_for_no_sign_of_the_others(tmp_path):
+    FileData("prompts", "nobody/has-it").look("ppo")
+    ties = [{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 1]}] * 120
+    rows = [*ties, *({"prompt": f"{i}", "completions": ["a", "b"], "ranks": [1, 2]} for i in range(2))]
+    source = FileData("rankings", write(tmp_path / "rows.jsonl", rows))
+    source.look("dpo")
+    assert len(source.load("dpo", 0).train) == 1

@@ -31,11 +31,8 @@ class Columns:
     def text(self, column: str) -> str:
         value = self._value(column)
         if not isinstance(value, str):
-            other = (
-                f", or data@{self.purpose}.data=conversational for messages"
-                if _messages(value) and "prompt" in self.row
-                else ""
-            )
+            conversation = _messages(value) and "prompt" in self.row
+            other = f", or data@{self.purpose}.data=conversational for messages" if conversation else ""
             raise self.error(f"has {_kind(value)} in {column!r}", f"a string{other}")
         return value
 

@@ -30,5 +30,7 @@ def told_at(key: str) -> Iterator[None]:
     try:
         yield
     except AlignError as error:
+        if key == "reward":
+            raise
         said = str(error).replace("reward@reward.", f"reward@{key}.")
         raise AlignError(re.sub(r"(?<![\w.@])reward=", f"{chosen_at(key)}=", said)) from error

@@ -40,7 +40,7 @@ from align.roles.score import score_rollout
 from align.roles.tokenizer import load_tokenizer, stop_ids
 from align.rollout.hf import HFRollout
 from align.stages.answers import Questions, answer_figures, check_answers, labels_of
-from align.stages.forgetting import diversity, text_loss
+from align.stages.forgetting import diversity, general_texts, text_loss
 from align.stages.pairs import compare, swapped
 from align.stages.pipeline import LATER
 from align.stages.rollouts import Row, row_of, texts_of, write
@@ -77,9 +77,10 @@ class Evaluate:
     linear: CpuLinear = field(default_factory=CpuLinear)
 
     def check(self, inputs: dict[str, str]) -> None:
-        for source, purpose in ((self.data, "ppo"), (self.demonstrations, "sft"), (self.general, "pretrain")):
+        for source, purpose in ((self.data, "ppo"), (self.demonstrations, "sft")):
             if source is not None:
                 source.check(purpose)
+        self._general()
         load_judge(self.options.judge)
         check_answers(self.options)
         if self.demonstrations is not None:
@@ -158,7 +159,9 @@ class Evaluate:
         return Questions(rows, split.train, list(options.metrics), options.pattern, options.schema)
 
     def _general(self) -> list[str]:
-        return [row["text"] for row in self._part(self.general.load("pretrain", self.seed))] if self.general else []
+        if self.general is None:
+            return []
+        return general_texts(self.general, self.seed, self._part)
 
     def _part(self, split: Split) -> list[dict]:
         """The held-out rows that decide."""

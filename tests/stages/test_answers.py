@@ -11,11 +11,12 @@ from command_line import refused, stand_in
 from transformers import AutoModelForCausalLM
 
 import align
+from align.data.files import FileData
 from align.engine.cpu_linear import CpuLinear
 from align.errors import AlignError
 from align.roles.alone import load_policy
 from align.stages.answers import Questions, answer_figures, label_logp, with_examples
-from align.stages.forgetting import text_loss
+from align.stages.forgetting import general_texts, text_loss
 from align.stages.text_metrics import distinct, exact_match, f1, format_check, self_bleu
 
 
@@ -136,6 +137,20 @@ def test_two_tasks_are_trained_together_counted_and_scored_apart(here):
     assert list(figures) == ["base", "base, 2 shots", "sft"]
     assert all({"accuracy/topic", "exact_match/mood"} <= set(row) for row in figures.values())
     assert all(math.isfinite(figures[name]["general_loss"]) for name in ("base", "sft"))
+
+
+def test_general_text_is_all_of_a_file_and_told_of_by_its_own_key(tmp_path, policy, tokenizer):
+    file = tmp_path / "text.jsonl"
+    file.write_text("".join(f'{{"text": "rain {n}"}}\n' for n in range(30)))
+    texts = general_texts(FileData("text", str(file)), 0, lambda split: split.eval)
+    assert sorted(texts) == sorted(f"rain {n}" for n in range(30))
+    (tmp_path / "held.jsonl").write_text('{"text": "the quiet harbour"}\n')
+    two = FileData("text", str(file), eval_path=str(tmp_path / "held.jsonl"))
+    assert general_texts(two, 0, lambda split: split.eval) == ["the quiet harbour"]
+    with pytest.raises(AlignError, match=r"^evaluate\.general\.path=nowhere"):
+        general_texts(FileData("text", "nowhere.jsonl"), 0, lambda split: split.eval)
+    with pytest.raises(AlignError, match=r"evaluate\.general: no text has two tokens"):
+        text_loss(policy, [""], tokenizer, 4)
 
 
 @pytest.mark.parametrize(

@@ -282,6 +282,6 @@ class Evaluate:
     schema: str | None = None
     """A JSON schema's file, by which a well-formed answer is JSON."""
     general: Any = None
-    """Text whose loss tells what was forgotten, a file's whole: data@evaluate.general=text evaluate.general.path=FILE."""
+    """Text whose loss tells what was forgotten, all of a file: data@evaluate.general=text evaluate.general.path=F."""
     diversity: bool = False
     """distinct-n, self-BLEU and entropy of the completions."""

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from align.checks import absent
 from align.config import RewardFunction
 from align.data.source import look
-from align.nodes import refusal, sources
+from align.nodes import call, refusal, sources
 from align.rewarding import reward_nodes
 from align.rewards.resolve import resolve
 
@@ -22,7 +22,7 @@ def first_look(build: Build) -> None:
     for stage in build.stages:
         node = build.cfg[stage].get("data")
         if not absent(node):
-            found = sources(node, f"{stage}.data")
+            found = (sources if stage in ("sft", "best_of") else call)(node, f"{stage}.data")
             for one in found if isinstance(found, list) else [found]:
                 look(one, stage)
     for key, node in build.rewards().items():

@@ -178,7 +178,7 @@ class Build:
         else:
             asked = bool(options.shots)
             general = None if absent(node.general) else call(node.general, "evaluate.general")
-            writes = judged(cfg) or "ppo" in self.stages or not (asked or general)
+            writes = judged(cfg) or options.diversity or "ppo" in self.stages or not (asked or general)
             extra = {
                 "data": call(cfg.ppo.data, "ppo.data") if writes else None,
                 "demonstrations": call(cfg.sft.data, "sft.data") if asked else None,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from align.config import Sampled, none
+from align.config import Evaluate, Sampled, none
 from align.config.choices import (
     ADAPTERS,
     CRITIC_BACKBONES,
@@ -19,7 +20,7 @@ from align.config.choices import (
     SCHEDULES,
     SFT_LOSSES,
 )
-from align.errors import AlignError, typed
+from align.errors import AlignError, AlignWarning, typed
 from align.stages.pipeline import order
 from align.stages.ranges import check_numbers, check_ppo, check_pretrain
 
@@ -74,7 +75,21 @@ def check(cfg: DictConfig) -> list[str]:
             check_choice(f"{name}.args.loss_type", values[name]["args"].get("loss_type", SFT_LOSSES[0]), SFT_LOSSES)
     if "ppo" in stages:
         check_ppo(values["ppo"])
+    warn_of_idle(values["evaluate"])
     return stages
+
+
+def warn_of_idle(evaluate: dict[str, Any]) -> None:
+    """Says which settings of the evaluation are of answers that nobody asks for."""
+    usual = vars(Evaluate())
+    idle = [name for name in ("metrics", "pattern", "schema") if evaluate[name] != usual[name]]
+    if idle and not evaluate["shots"]:
+        said = " and ".join(f"evaluate.{name}={evaluate[name]}" for name in idle)
+        warnings.warn(
+            f"{said}: of answers to held-out questions, and evaluate.shots=[] asks none; write evaluate.shots=[0]",
+            AlignWarning,
+            stacklevel=2,
+        )
 
 
 def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -91,8 +106,8 @@ def judged(cfg: DictConfig) -> bool:
 
 
 def asks(cfg: DictConfig) -> bool:
-    """The evaluation has something to do without prompts of ppo."""
-    return bool(cfg.evaluate.shots) or not absent(cfg.evaluate.general)
+    """The evaluation has something to do beside what a rule scores."""
+    return bool(cfg.evaluate.shots) or cfg.evaluate.diversity or not absent(cfg.evaluate.general)
 
 
 def sampled(stage: DictConfig) -> bool:

@@ -11,11 +11,13 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -26,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from align import config
 from align.composing import AlignSearchPath, check_composition
-from align.errors import AlignError
+from align.errors import AlignError, AlignWarning
 from align.explain import explain
 from align.stages.pipeline import STAGES
 from align.surroundings import prepare
@@ -35,6 +37,7 @@ COMMANDS = ("run", "search", "table", "plugins", "export")
 VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 VALUED |= {"--experimental-rerun", "--info", "-i"}
 """Flags of Hydra that take the next word."""
+PYTHONS = warnings.formatwarning
 
 for _name, _node in config.SCHEMAS.items():
     _group = "stage" if _name in STAGES else "schema"
@@ -46,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The console script; exits with 1 on bad input."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    warnings.formatwarning = warning_line
     try:
         run(words)
         sys.stdout.flush()
@@ -57,6 +61,11 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         say(error, full)
         sys.exit(1)
+
+
+def warning_line(message: Warning | str, category: type[Warning], *place: Any) -> str:
+    """One of align's own in a line, any other as Python prints it."""
+    return f"align: warning: {message}\n" if category is AlignWarning else PYTHONS(message, category, *place)
 
 
 def say(error: Exception, full: bool) -> None:

@@ -11,6 +11,10 @@ class AlignError(ValueError):
     """
 
 
+class AlignWarning(UserWarning):
+    """What is worth a second look: the command line prints it as one line, as it prints an error."""
+
+
 class StaleRolloutError(AlignError):
     """The rollout engine does not serve the policy that is trained."""
 

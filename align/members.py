@@ -49,6 +49,11 @@ def check_several(node: DictConfig, key: str, paths: list[str]) -> None:
             f"{key}.path={node.path}: an ensemble is of two reward models or more, and there is one at most\n"
             f"  write {key}.path=[FOLDER,FOLDER], or the folder of a stage that was run with rm.members=3"
         )
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise AlignError(
+            f"{key}.path={node.path}: {twice[0]} is there twice, and agrees with itself\n"
+            f"  write {key}.path=[FOLDER,FOLDER], each another one"
+        )
 
 
 def models_as_one(node: DictConfig, key: str, models: list[Any]) -> Any:

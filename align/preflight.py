@@ -58,6 +58,11 @@ def check_watch(build: Build) -> None:
                 f"{name}.path={node.path} is the reward that is to be watched\n  write {name}.path=FOLDER of another "
                 "reward model, or reward@watch.judge=fn watch.judge.fn=my_rules.true_score"
             )
+    if cfg.watch.judge == cfg.reward:
+        raise AlignError(
+            "watch.judge is the reward itself, and would rise with it\n"
+            "  write another rule, such as watch.judge.fn=my_rules.true_score, or watch=none"
+        )
     check_judge(build, cfg.watch.judge, key, "ppo")
     made(cfg.watch, "watch", check_reward(cfg.watch.judge, key), **plain_values(cfg.watch))
     if not cfg.ppo.eval_every:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.errors import AlignError
+from align.errors import AlignError, AlignWarning
 from align.rewards.answers import row_name
 from align.rewards.parts import check_rows, named
 from align.types import Reward, RewardState, Rollout, Scored, Texts
@@ -52,7 +52,9 @@ class ByColumn:
             rows_of[self._case(row[self.column], key, f"the prompt {str(row.get('prompt'))[:60]!r}")].append(row)
         for name, case in self.cases.items():
             if not rows_of[name] and name != DEFAULT:
-                warnings.warn(f"{key}.cases.{name}: no row of the data set has {self.column}={name}", stacklevel=2)
+                warnings.warn(
+                    f"{key}.cases.{name}: no row of the data set has {self.column}={name}", AlignWarning, stacklevel=2
+                )
             check_rows(case, rows_of[name], f"{key}.cases.{name}")
 
     def __call__(self, rollout: Rollout, texts: Texts, state: RewardState) -> Scored:

@@ -5,7 +5,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable
 
-from align.errors import AlignError
+from align.errors import AlignError, AlignWarning
 
 
 def check_takes(fn: Callable, given: Iterable[str], args: Iterable[str], here: str) -> None:
@@ -23,7 +23,7 @@ def check_takes(fn: Callable, given: Iterable[str], args: Iterable[str], here: s
             raise ValueError(f"{name} does not fit {here}: {error}{remedy}") from None
     for name in set(args) - signature.parameters.keys():
         if near := difflib.get_close_matches(name, signature.parameters, n=1, cutoff=0.75):
-            warnings.warn(f"{here}: only **kwargs takes args.{name}; is it {near[0]}?", stacklevel=3)
+            warnings.warn(f"{here}: only **kwargs takes args.{name}; is it {near[0]}?", AlignWarning, stacklevel=3)
 
 
 def check_call(fn: Callable, keywords: dict, columns: Iterable[str], here: str) -> None:

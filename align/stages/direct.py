@@ -35,6 +35,7 @@ from align.peft.prompts import prompted
 from align.peft.rates import check_loraplus
 from align.peft.stateful import planned
 from align.report.report import StageReport
+from align.rewards.model import check_same_tokenizer
 from align.roles.folder import CAUSAL, inspect
 from align.roles.loading import load_frozen
 from align.roles.start import check_adapter, start
@@ -87,16 +88,23 @@ class Direct:
         self.data.check(name)
         if not unwritten(self.data):
             check_preferring(self.data.load(name, self.seed).train, name)
+        if "reference" in inputs:
+            inspect(inputs["reference"], "reference.path", CAUSAL)
         if "actor" in inputs:
             folder = inspect(inputs["actor"], "actor.path", CAUSAL)
             check_adapter(folder, "actor", self.peft, self.actor.adapter)
-            load_tokenizer(inputs["actor"], "actor.path")
+            self._tokenizer(inputs)
+
+    def _tokenizer(self, inputs: dict[str, str]) -> PreTrainedTokenizerBase:
+        """The actor's; raises AlignError where the reference has another."""
+        tokenizer = load_tokenizer(inputs["actor"], "actor.path")
         if "reference" in inputs:
-            inspect(inputs["reference"], "reference.path", CAUSAL)
+            check_same_tokenizer(load_tokenizer(inputs["reference"], "reference.path"), tokenizer, "reference.path")
+        return tokenizer
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         name, path = self.method.name, inputs["actor"]
-        tokenizer = load_tokenizer(path, "actor.path")
+        tokenizer = self._tokenizer(inputs)
         split = located(self.data, inputs).load(name, self.seed)
         rows, left_out = self._fitting(split.train, tokenizer)
         for why, count in left_out.items():

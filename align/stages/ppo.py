@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align import config, ops
 from align.engine.plain import NotFinite
-from align.errors import AlignError, StaleRolloutError
+from align.errors import AlignError, AlignWarning, StaleRolloutError
 from align.policy_losses.clip import Clip
 from align.report.clock import Clock
 from align.rollout.keys import sample_key
@@ -226,6 +226,7 @@ class PPO:
                 warnings.warn(
                     f"rollout={self.engine.name} writes by other log-probabilities than the trainer computes (by "
                     f"{ppo_loss.TRUSTED_GAP} and more): ppo.old_logp=auto takes the trainer's",
+                    AlignWarning,
                     stacklevel=3,
                 )
         return scores

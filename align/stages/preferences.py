@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,9 +38,12 @@ from align.roles.tokenizer import load_tokenizer, stop_ids
 from align.stages.judged import ANSWERS, AnswersFile, Judged, Key, digest_of, key_of, opinions, read
 from align.stages.lineage import fingerprint
 from align.stages.rollouts import Row, row_of, spread, texts_of, write
-from align.types import Reward, RolloutEngine, Sampling
+from align.types import Reward, Rollout, RolloutEngine, Sampling
 
 PROMPTS_AT_ONCE = 64
+"""Prompts that an engine is handed together."""
+JUDGED_AT_ONCE = 8
+"""Prompts whose answers are judged, and then on disk, together."""
 MANY = 0.1
 """Prompts left out, a ranked one, from which on it is said what to write."""
 
@@ -151,13 +155,9 @@ class Preferences:
     ) -> None:  # fmt: skip
         """One policy's answers to rows, each with the file that it is for, judged and put into answers.jsonl."""
         sampling = Sampling(self.sampling[0], self.sampling[1], stop_ids(path, tokenizer))
-        chunks = list(chunked(todo))
-        with report.steps(len(chunks)) as tell:
-            for number, (part, rows) in enumerate(chunks, start=1):
-                purpose = f"preferences/{part}/{name}"
-                rollout = write(
-                    engine, rows, sampling, seed=self.seed, purpose=purpose, samples=self.options.samples
-                ).to(self.device)
+        total = sum(math.ceil(len(rows) / JUDGED_AT_ONCE) for _, rows in chunked(todo))
+        with report.steps(total) as tell:
+            for number, (part, rows, rollout) in enumerate(self._rollouts(name, todo, engine, sampling), start=1):
                 texts = texts_of(rollout, tokenizer)
                 scores, extra, logged = opinions(judge, rollout, texts)
                 judged = []
@@ -175,6 +175,23 @@ class Preferences:
                 report.metrics(number, {"policy": name, **told, **logged})
                 score = f"score {told['score']:+.2f}, " if told["judged"] else ""
                 tell(number, f"{score}{told['finished']:.0%} of the answers ended")
+                if number == math.ceil(PROMPTS_AT_ONCE / JUDGED_AT_ONCE) and not told["finished"]:
+                    report.say(
+                        f"warning: none of {told['answers']} answers ended within rollout.max_new_tokens="
+                        f"{self.sampling[1]}, and such answers are left out; write more, or another policy"
+                    )
+
+    def _rollouts(
+        self, name: str, todo: list[tuple[str, Row]], engine: RolloutEngine, sampling: Sampling
+    ) -> Iterator[tuple[str, list[Row], Rollout]]:
+        """The answers to JUDGED_AT_ONCE rows at most, each with the file that it is for and these rows."""
+        samples = self.options.samples
+        for part, rows in chunked(todo):
+            purpose = f"preferences/{part}/{name}"
+            rollout = write(engine, rows, sampling, seed=self.seed, purpose=purpose, samples=samples).to(self.device)
+            for first in range(0, len(rows), JUDGED_AT_ONCE):
+                some = rows[first : first + JUDGED_AT_ONCE]
+                yield part, some, rollout[torch.arange(first * samples, (first + len(some)) * samples)]
 
 
 @contextmanager
@@ -189,7 +206,7 @@ def kept(file: AnswersFile, report: StageReport) -> Iterator[None]:
                 f"preferences.resume={file.path.parent}"
             )
         elif isinstance(stopped, KeyboardInterrupt):
-            report.say(f"stopped before the first {PROMPTS_AT_ONCE} prompts' answers were judged: nothing is kept")
+            report.say(f"stopped before the first prompts' answers were judged: nothing is kept")
         raise
 
 

@@ -56,7 +56,7 @@ def by_length(handler, body) -> None:
 
 
 def test_the_pages_command_ranks_answers_and_a_judge_that_went_away_costs_none_of_them(here, base, capsys, monkeypatch):
-    monkeypatch.setattr(preferences, "PROMPTS_AT_ONCE", 2)
+    monkeypatch.setattr(preferences, "JUDGED_AT_ONCE", 2)
 
     def without_credit(handler, body):
         if len(handler.server.seen) > 8:
@@ -145,7 +145,8 @@ def test_a_real_server_of_vllm_judges_with_structured_outputs(here, base, vllm_s
     assert said.status == 0, said.err
     run = here / "runs" / "run" / "latest"
     judged = rows(run / "preferences" / "answers.jsonl")[1:]
-    words = [word for one in judged for word in one["extra"]["llm_judge"]]
+    words = [word for one in judged for word in one["extra"].get("llm_judge", []) if word is not None]
+    assert len(words) == sum(sum(one["finished"]) for one in judged)
     assert set(words) <= set("012345") and len(set(words)) > 1
     for one in judged:
         assert one["scores"] == pytest.approx([int(word) / 5 for word in one["extra"]["llm_judge"]])

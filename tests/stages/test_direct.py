@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from command_line import stand_in
+from command_line import refused, stand_in
 from methods import SETTINGS
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
@@ -70,6 +72,17 @@ def test_it_goes_on_with_the_fine_tuned_adapter_and_ppo_goes_on_with_it(here, ba
     assert list(policies) == ["base", "sft", stage, "ppo"]
     model = AutoPeftModelForCausalLM.from_pretrained(run / stage)
     assert list(model.peft_config) == ["default"]
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_reference_of_other_token_ids_is_refused(here, base, tokenizer, capsys, method):
+    other = shutil.copytree(base, here / "other")
+    more = copy.deepcopy(tokenizer)
+    more.add_tokens(["<new>"])
+    more.save_pretrained(other)
+    words = f"{' '.join(SMALL)} stages=[{method}] actor.path={base} reference.path={other}"
+    refused(capsys, words, ["reference.path: its tokenizer", "is not the policy's"])
+    assert not (here / "runs").exists()
 
 
 def test_a_named_reference_is_the_one_that_counts(here, base, untied_base):

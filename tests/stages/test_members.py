@@ -176,6 +176,7 @@ REFUSED = [
         "preferences.judge.path={rm}/member_1",
         ["preferences.judge.path", "there is one at most"],
     ),
+    ("one twice", f"{MODELS}[{{rm}}/member_1,{{rm}}/member_1]", ["member_1 is there twice", "[FOLDER,FOLDER]"]),
     ("a list of one", f"{MODELS}[{{rm}}]", ["there is one at most", "[FOLDER,FOLDER]"]),
     ("a policy", f"{MODELS}[{{rm}},{{base}}]", ["reward.path", "a language model"]),
     ("nobody's", f"{LEARNED} reward=ensemble", ["reward.path is auto", "stages=[rm,ppo]"]),

@@ -131,6 +131,7 @@ def test_a_warned_run_goes_on(here, base, capsys):
         ("ppo.data.eval_share=0.01", ["ppo.data has 1 among its 60", "could never fire", "ppo.data.eval_path=FILE"]),
         ("ppo.eval_prompts=1", ["ppo.eval_prompts=1 takes no more", "write ppo.eval_prompts=16"]),
         ("watch.judge.fn=my_rewards.lwo", ["my_rewards", "lwo"]),
+        ("watch.judge.fn=my_rewards.high", ["watch.judge is the reward itself", "watch=none"]),
     ],
 )
 def test_a_watch_that_cannot_be(here, base, capsys, more, words):

@@ -94,6 +94,13 @@ def test_an_answer_that_did_not_end_is_not_judged_and_what_that_costs_is_said(he
     assert words in " ".join(said.out.split()) and "write rollout.max_new_tokens=20, or more" in said.out
 
 
+def test_a_policy_that_never_ends_is_warned_of_on_the_way(here, base, capsys, monkeypatch):
+    monkeypatch.setattr(preferences, "PROMPTS_AT_ONCE", 8)
+    words = " ".join(ask(base, rollout__max_new_tokens="1", preferences__samples="2"))
+    said = refused(capsys, words, ["no prompt has two answers to rank", "write rollout.max_new_tokens=2, or more"])
+    assert "warning: none of 16 answers ended within rollout.max_new_tokens=1" in " ".join(said.out.split())
+
+
 def test_the_same_answers_come_again(here, base):
     found = []
     for name in ("one", "two"):
@@ -103,7 +110,7 @@ def test_the_same_answers_come_again(here, base):
 
 
 def test_a_run_that_was_stopped_keeps_what_was_judged_and_goes_on_to_the_same_end(here, base, monkeypatch, capsys):
-    monkeypatch.setattr(preferences, "PROMPTS_AT_ONCE", 4)
+    monkeypatch.setattr(preferences, "JUDGED_AT_ONCE", 4)
     words = ask(base, judge="tires")
     (here / "tired").touch()
     with pytest.raises(KeyboardInterrupt):

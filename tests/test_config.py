@@ -1,5 +1,6 @@
 """What a configuration composes to: every yaml with every experiment, few leaves, `none` that prunes, no stray keys."""
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import align.cli  # noqa: F401 - registers the schemas
 from align.build import Build
 from align.checks import NONE
 from align.composing import ROOT, check_composition
-from align.errors import AlignError
+from align.errors import AlignError, AlignWarning
 from align.explain import explain
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -176,6 +177,22 @@ def test_a_sum_of_a_model_and_a_plugin_composes_and_builds():
     assert {name: weight.at(0) for name, weight in reward.weights.items()} == {"rm": 1.0, "polite": 0.5}
     assert reward.terms["polite"](*_rollout_of(["please wait", "go"])).score_B.tolist() == pytest.approx([0.2, 0.0])
     assert Build(cfg).sources().reward_key == "reward.terms.rm.path"
+
+
+def test_diversity_is_a_reason_to_evaluate():
+    words = ["stages=[sft]", "model=a", "evaluate.diversity=true", "data@ppo.data=help_desk"]
+    build = Build(composed(words))
+    assert build.stages == ["sft", "evaluate"] and build.stage("evaluate").data is not None
+
+
+def test_settings_of_answers_that_nobody_asks_for_are_warned_of():
+    words = ["stages=[sft]", "model=a"]
+    with pytest.warns(AlignWarning, match=r"evaluate\.metrics=\['accuracy'\].*write evaluate\.shots=\[0\]"):
+        Build(composed([*words, "evaluate.metrics=[accuracy]"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Build(composed([*words, "evaluate.metrics=[accuracy]", "evaluate.shots=[0]"]))
+        Build(composed(words))
 
 
 def test_evaluation_takes_the_reward_that_a_schedule_ends_with():

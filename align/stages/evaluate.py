@@ -5,7 +5,8 @@
 Each policy writes `samples` completions at temperature 1, with the same keys. They are scored by the judge
 where one is named (`evaluate.judge`, a rule that no training path calls), by the reward model, and by the run's whole
 reward where that is more.
-KL is k1 in nats a sequence, of each policy's own completions against the fine-tuned model's.
+KL is k1 in nats a sequence, of each policy's own completions against the fine-tuned model's. completions.jsonl has
+what they wrote.
 """
 
 from __future__ import annotations
@@ -17,9 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE
-from rich.markup import escape
-from rich.table import Column, Table
 from transformers import PreTrainedTokenizerBase
 
 from align import config, ops
@@ -40,6 +38,7 @@ from align.roles.score import score_rollout
 from align.roles.tokenizer import load_tokenizer, stop_ids
 from align.rollout.hf import HFRollout
 from align.stages.answers import Questions, answer_figures, check_answers, labels_of
+from align.stages.evaluated import COMPLETIONS, answers_table, results_table, write_completions
 from align.stages.forgetting import diversity, general_texts, text_loss
 from align.stages.pairs import compare, swapped
 from align.stages.pipeline import LATER
@@ -47,9 +46,6 @@ from align.stages.rollouts import Row, row_of, texts_of, write
 from align.types import Reward, RewardState, Rollout, Sampling, Texts
 
 POLICIES = ("base", "sft", *LATER)
-UNJUDGED = ("score", "reward", "kl", "length", "finished")
-"""Figures of completions, in the order of their columns, behind the judge's and before all others."""
-TITLES = {"true_score": "true score", "kl": "KL", "length": "tokens", "finished": "ended"}
 
 
 @dataclass
@@ -112,6 +108,7 @@ class Evaluate:
             if rows:
                 rollout = self._write(policy, rows, tokenizer, inputs[name])
                 texts[name] = texts_of(rollout, tokenizer)
+                write_completions(out / COMPLETIONS, name, texts[name], rollout.finished_B.tolist())
                 results[name] = self._judge(rollout, texts[name], reward, model)
                 if reference is not None:
                     results[name]["kl"] = kl(policy, reference, rollout)
@@ -265,28 +262,3 @@ def load_judge(name: str | None) -> Callable[[object, object, bool], dict[str, f
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise AlignError(f"evaluate.judge={name} cannot be imported: {error}\n  write module.function") from error
-
-
-def results_table(results: dict[str, dict[str, float]], title: str | None = None) -> Table:
-    """A row a policy, a column a figure: the judge's first, then reward, KL, tokens and share that ended."""
-    names = dict.fromkeys(name for figures in results.values() for name in figures)
-    judged = [name for name in names if name.startswith("true_")]
-    others = [name for name in names if name not in judged and name not in UNJUDGED]
-    columns = [*judged, *(name for name in UNJUDGED if name in names), *others]
-    titles = [TITLES.get(name, name.removeprefix("true_").replace("_", " ")) for name in columns]
-    table = Table("policy", *[Column(title, justify="right") for title in titles], box=SIMPLE, padding=0, title=title)
-    for policy, figures in results.items():
-        row = [f"{figures[name]:.2f}" if name in figures else "" for name in columns]
-        table.add_row(policy, *row)
-    return table
-
-
-def answers_table(texts: dict[str, Texts], show: int) -> Table:
-    """Prompts from all over the held-out ones, with what each policy answered."""
-    first = next(iter(texts.values()))
-    table = Table("prompt", *texts, show_lines=True)
-    distinct = sorted({str(prompt): i for i, prompt in reversed(list(enumerate(first.prompts)))}.values())
-    for i in distinct[:: max(len(distinct) // show, 1)][:show]:
-        answers = [str(text.completions[i]).strip() for text in texts.values()]
-        table.add_row(escape(str(first.prompts[i])), *map(escape, answers))
-    return table

@@ -206,7 +206,7 @@ def kept(file: AnswersFile, report: StageReport) -> Iterator[None]:
                 f"preferences.resume={file.path.parent}"
             )
         elif isinstance(stopped, KeyboardInterrupt):
-            report.say(f"stopped before the first prompts' answers were judged: nothing is kept")
+            report.say("stopped before the first prompts' answers were judged: nothing is kept")
         raise
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from align.rewards.model import score_scale
-from align.stages.evaluate import answers_table, results_table
+from align.stages.evaluated import answers_table, results_table
 from align.stages.pairs import compare, score_ids, swapped
 from align.types import Texts
 
@@ -54,6 +54,14 @@ def test_the_table_of_results_has_the_judge_first():
     table = results_table({"sft": {"length": 9.0, "true_score": 0.5}, "ppo": {"kl": 1.0, "true_score": 0.9}})
     assert [column.header for column in table.columns] == ["policy", "true score", "KL", "tokens"]
     assert list(table.columns[1].cells) == ["0.50", "0.90"]
+
+
+def test_a_table_too_wide_for_a_terminal_has_a_row_a_figure():
+    figures = {f"accuracy/topic{n}": n / 10 for n in range(6)}
+    table = results_table({"base": figures, "sft": {**figures, "f1": 0.5}})
+    assert [column.header for column in table.columns] == ["", "base", "sft"]
+    assert list(table.columns[0].cells) == [*figures, "f1"]
+    assert list(table.columns[1].cells) == ["0.00", "0.10", "0.20", "0.30", "0.40", "0.50", ""]
 
 
 def test_answers_are_shown_for_prompts_from_all_over():

@@ -83,7 +83,8 @@ def test_an_answer_that_did_not_end_is_not_judged_and_what_that_costs_is_said(he
     ended = [end for row in judged for end in row["finished"]]
     assert len(sys.modules["judges"].asked) == sum(ended) < len(ended)
     for row in judged:
-        told = zip(row["completions"], row["finished"], row["scores"], row["extra"]["length"], strict=True)
+        lengths = row["extra"].get("length", [None] * 16)  # nothing is said where none ended
+        told = zip(row["completions"], row["finished"], row["scores"], lengths, strict=True)
         assert all(
             (score, length) == ((-len(text), len(text)) if end else (None, None)) for text, end, score, length in told
         )

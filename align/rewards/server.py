@@ -25,6 +25,8 @@ PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds before the second try, doubled before each further one."""
 LONGEST_ASKED = 120.0
 """Seconds of the server's own wish, in the header Retry-After, that are heeded."""
+KNOCKS = 2
+"""Further tries, at most, of a server that nothing has been asked of yet: most often it was not started."""
 
 Read = TypeVar("Read")
 
@@ -78,7 +80,7 @@ class Server:
 
         async def knocking() -> None:
             async with self._client(1) as client:
-                await self._tried(lambda: self._sign_of_life(client))
+                await self._tried(lambda: self._sign_of_life(client), min(self.retries, KNOCKS))
 
         wait(knocking())
 
@@ -91,7 +93,7 @@ class Server:
 
         async def one(client: httpx2.AsyncClient, body: bytes, place: asyncio.Semaphore) -> Read:
             async with place:
-                return read(await self._tried(lambda: self._post(client, body)))
+                return read(await self._tried(lambda: self._post(client, body), self.retries))
 
         async def asking() -> list[Read]:
             place = asyncio.Semaphore(at_once)
@@ -120,10 +122,10 @@ class Server:
         limits = httpx2.Limits(max_connections=at_once, max_keepalive_connections=at_once)
         return httpx2.AsyncClient(headers=self.headers, timeout=None, limits=limits)
 
-    async def _tried(self, request: Callable[[], Awaitable[Read]]) -> Read:
+    async def _tried(self, request: Callable[[], Awaitable[Read]], retries: int) -> Read:
         """What a request gives, the whole of it in `timeout` seconds, at the first try that is not in vain."""
         asked = 0.0
-        for attempt in range(self.retries + 1):
+        for attempt in range(retries + 1):
             if attempt:
                 await asyncio.sleep(max(min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE), min(asked, LONGEST_ASKED)))
             asked = 0.0
@@ -134,7 +136,7 @@ class Server:
             except (Away, httpx2.TransportError) as error:
                 why = str(error) or type(error).__name__
                 asked = error.pause if isinstance(error, Away) else 0.0
-        tries = f"{self.retries + 1} tries" if self.retries else "one try"
+        tries = f"{retries + 1} tries" if retries else "one try"
         raise AlignError(
             f"{self.here} stayed away for {tries}, the last time: {why}\n"
             "  write the url of a server that runs, or more timeout or retries, among the settings of this reward"

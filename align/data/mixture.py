@@ -11,6 +11,7 @@ A task's share is its weight's, or with a temperature T its number of rows to th
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import random
@@ -22,6 +23,8 @@ from align.data.source import GROUP, Source, Split, look
 from align.errors import AlignError
 
 TASK = "task"
+NEUTRAL = {"share": 1.0, "margin": 0.0}
+"""What a pair without the column says: everybody preferred the chosen answer, by no margin."""
 
 
 class Mixture:
@@ -59,6 +62,8 @@ class Mixture:
         key = f"{purpose}.data"
         self._check_numbers(key)
         found = {name: self._of(name, purpose, lambda p=p: p.load(purpose, seed)) for name, p in self.parts.items()}
+        if purpose == "rm":
+            found = completed(found)
         self._check_alike({name: split.train[0] for name, split in found.items() if split.train}, key)
         for name, split in found.items():
             if not split.train:
@@ -148,6 +153,21 @@ def by_task(rows: list[dict]) -> dict[str, list[dict]]:
         if TASK in row:
             found.setdefault(row[TASK], []).append(row)
     return found
+
+
+def completed(parts: dict[str, Split]) -> dict[str, Split]:
+    """Parts of pairs, all with `share` or `margin` if one has it; parts that have different ones stay as they are."""
+    firsts = [split.train[0] for split in parts.values() if split.train]
+    there = [name for name in NEUTRAL if any(name in row for row in firsts)]
+    if len(there) != 1 or not all("chosen" in row for row in firsts):
+        return parts
+    usual = {there[0]: NEUTRAL[there[0]]}
+
+    def all_with(split: Split) -> Split:
+        lists = {field.name: getattr(split, field.name) for field in dataclasses.fields(split)}
+        return Split(**{name: [usual | row for row in rows] for name, rows in lists.items()})
+
+    return {name: all_with(split) for name, split in parts.items()}
 
 
 def _kind(row: dict) -> str:

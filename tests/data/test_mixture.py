@@ -107,3 +107,17 @@ def test_the_reward_models_report_is_split_by_task_unless_a_part_says_by_what(tm
         return {row.get("group") for row in Mixture(parts).load(purpose, 0).eval}
 
     assert (groups("rm"), groups("rm", "topic"), groups("dpo")) == ({"a", "b"}, {"t0", "t1"}, {None})
+
+
+def test_pairs_without_a_share_stand_for_one_of_1_beside_pairs_with_shares(tmp_path):
+    def pairs(name: str, **more: float) -> FileData:
+        rows = [{"prompt": f"{name}{i}", "chosen": " a", "rejected": " b", **more} for i in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return FileData("preferences", str(tmp_path / f"{name}.jsonl"), eval_share=0.3)
+
+    split = Mixture({"people": pairs("people", share=0.75), "rule": pairs("rule")}).load("rm", 0)
+    for rows in (split.train, split.eval):
+        assert {(row["task"], row["share"]) for row in rows} == {("people", 0.75), ("rule", 1.0)}
+    both = Mixture({"people": pairs("people", share=0.75), "rule": pairs("far", margin=2.0)})
+    with pytest.raises(AlignError, match="write both in one way"):
+        both.load("rm", 0)

@@ -64,13 +64,14 @@ class Task:
         return {"rows": len(self.rows), "left_out": self.left_out, **({"tasks": tasks} if tasks else {})}
 
     def held_out_loss(self, trainer: SFTTrainer) -> dict[str, float]:
-        """Nats a token on held-out rows: of all (each task by its rows), and of each task."""
+        """Nats a token on held-out rows: of each task, and of those that are trained on (each by its rows)."""
         found = trainer.evaluate()
         sizes = {name: len(rows) for name, rows in by_task(self.held_out).items()}
         if not sizes:
             return {"eval_loss": found["eval_loss"]}
         losses = {name: found[f"eval_{name}_loss"] for name in sizes}
-        mean = sum(losses[name] * size for name, size in sizes.items()) / sum(sizes.values())
+        trained = {name: sizes[name] for name in by_task(self.rows) if name in sizes} or sizes
+        mean = sum(losses[name] * size for name, size in trained.items()) / sum(trained.values())
         return {"eval_loss": mean, **{f"eval_loss_{name}": loss for name, loss in losses.items()}}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from align.errors import AlignError
 from align.roles.alone import load_policy
 from align.stages.answers import Questions, answer_figures, label_logp, with_examples
 from align.stages.forgetting import general_texts, text_loss
+from align.stages.sft import Task
 from align.stages.text_metrics import distinct, exact_match, f1, format_check, self_bleu
 
 
@@ -137,6 +139,14 @@ def test_two_tasks_are_trained_together_counted_and_scored_apart(here):
     assert list(figures) == ["base", "base, 2 shots", "sft"]
     assert all({"accuracy/topic", "exact_match/mood"} <= set(row) for row in figures.values())
     assert all(math.isfinite(figures[name]["general_loss"]) for name in ("base", "sft"))
+
+
+def test_the_held_out_loss_is_of_the_tasks_that_are_trained_on():
+    held_out = [{"task": "topic"}] * 3 + [{"task": "mood"}]
+    trainer = SimpleNamespace(evaluate=lambda: {"eval_topic_loss": 1.0, "eval_mood_loss": 5.0})
+    for rows, mean in (([{"task": "topic"}], 1.0), (held_out, 2.0)):
+        told = Task(None, None, rows, held_out, 0).held_out_loss(trainer)
+        assert told == {"eval_loss": mean, "eval_loss_topic": 1.0, "eval_loss_mood": 5.0}
 
 
 def test_general_text_is_all_of_a_file_and_told_of_by_its_own_key(tmp_path, policy, tokenizer):

@@ -40,7 +40,8 @@ from align.roles.folder import CAUSAL, inspect
 from align.roles.loading import load_frozen
 from align.roles.start import check_adapter, start
 from align.roles.tokenizer import load_tokenizer
-from align.stages.trl_bridge import arguments, check_arguments, dataset, dtypes_kept, loraplus, steps_of, train
+from align.stages.trl_arguments import check_arguments
+from align.stages.trl_bridge import arguments, dataset, dtypes_kept, loraplus, steps_of, train
 
 OURS = {"beta": "beta", "loss_type": "loss"}
 """TRL's arguments that both stages have by a name of their own."""

@@ -65,7 +65,8 @@ from align.stages.reward_plot import plot
 from align.stages.reward_report import agreement, correlation, report_of, said
 from align.stages.rollouts import as_rows, texts_of
 from align.stages.side_by_side import check_seeds
-from align.stages.trl_bridge import arguments, check_arguments, dataset, dtypes_kept, loraplus, steps_of, train
+from align.stages.trl_arguments import check_arguments
+from align.stages.trl_bridge import arguments, dataset, dtypes_kept, loraplus, steps_of, train
 from align.types import Reward, RewardState, Rollout
 
 PLOT = "report.png"

@@ -39,7 +39,8 @@ from align.roles.start import Start, check_adapter, start
 from align.roles.tokenizer import load_tokenizer
 from align.stages.one_pass import learner, train_together
 from align.stages.side_by_side import Member, check_method, check_run, members
-from align.stages.trl_bridge import arguments, check_arguments, dataset, dtypes_kept, loraplus, steps_of, train
+from align.stages.trl_arguments import check_arguments
+from align.stages.trl_bridge import arguments, dataset, dtypes_kept, loraplus, steps_of, train
 
 
 @dataclass

@@ -1,9 +1,7 @@
-"""What the stages that TRL trains have in common: its arguments, and its logs in our report."""
+"""What the stages that TRL trains have in common: its arguments from our options, and its logs in our report."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,26 +18,6 @@ from transformers.trainer_callback import PrinterCallback
 from align.errors import AlignError
 from align.peft.stateful import extra_loss, on_step
 from align.report.report import StageReport
-
-OURS = {
-    "learning_rate": "learning_rate", "num_train_epochs": "epochs", "max_length": "max_length",
-    "per_device_train_batch_size": "batch_size", "output_dir": "the run's folder", "seed": "seed",
-}  # fmt: skip
-
-
-def check_arguments(cls: type[TrainingArguments], given: dict[str, Any], key: str) -> None:
-    """Refuses arguments that TRL's config class does not have, and those that are ours by another name."""
-    known = {f.name for f in dataclasses.fields(cls) if f.init}
-    for name in given:
-        if name in OURS:
-            where = OURS[name] if name in ("output_dir", "seed") else f"{key}.{OURS[name]}"
-            raise AlignError(f"{key}.args.{name} is set by {where}: write that instead")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3)
-            raise AlignError(
-                f"{key}.args.{name}: {cls.__module__.split('.')[0]}.{cls.__name__} has no such argument\n"
-                f"  nearest: {', '.join(near) or 'none'}"
-            )
 
 
 def arguments(

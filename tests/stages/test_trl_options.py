@@ -78,6 +78,11 @@ def test_early_stopping_keeps_the_best_epoch(here, base):
         ("sft.early_stopping=2 sft.data.eval_share=0", ["sft.early_stopping wants one", "no held-out rows"]),
         ("+sft.args.padding_free=true", ["sft.args.padding_free=true", "+sft.args.packing=true"]),
         ("+sft.args.pack=true", ["sft.args.pack", "nearest: packing"]),
+        ("+sft.args.packing=no", ["sft.args.packing=no: write true or false"]),
+        ("+sft.args.completion_only_loss=maybe", ["sft.args.completion_only_loss=maybe: write true or false"]),
+        ("+sft.args.max_steps=2.5", ["sft.args.max_steps=2.5: write a whole number"]),
+        ("+sft.args.max_steps=null", ["sft.args.max_steps=null: write a whole number"]),
+        ("+sft.args.weight_decay=true", ["sft.args.weight_decay=true: write a number"]),
     ],
 )
 def test_what_cannot_be_is_refused(here, base, capsys, words, said):

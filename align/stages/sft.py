@@ -37,6 +37,7 @@ from align.report.report import StageReport
 from align.roles.folder import CAUSAL, inspect
 from align.roles.start import Start, check_adapter, start
 from align.roles.tokenizer import load_tokenizer
+from align.stages.learned_turns import check_rows, check_template
 from align.stages.one_pass import learner, train_together
 from align.stages.side_by_side import Member, check_method, check_run, members
 from align.stages.trl_arguments import check_arguments
@@ -99,14 +100,19 @@ class SFT:
         for source in {id(member.data): member.data for member in found}.values():
             source.check(self.name)
         if not unwritten(self.data):
-            self._check_held_out(args, found)
+            self._check_data(args, found)
         if "path" in inputs:
             check_adapter(
                 inspect(inputs["path"], f"{self.name}.path", CAUSAL), self.name, self.peft, self.options.adapter
             )
             load_tokenizer(inputs["path"], f"{self.name}.path")
+            check_template(self.options.args, inputs["path"], self.name)
 
-    def _check_held_out(self, args: SFTConfig, found: list[Member]) -> None:
+    def _check_data(self, args: SFTConfig, found: list[Member]) -> None:
+        if args.assistant_only_loss or args.completion_only_loss:
+            for one in found:
+                split = one.data.load(self.name, one.seed)
+                check_rows(self.options.args, split.train + split.eval, self.name)
         if len(found) > 1:
             check_run(args, found, self.name)
         if self.options.early_stopping:
@@ -121,7 +127,8 @@ class SFT:
             report.say(f"{count} rows left out: no token of the answer within {longest}")
         first = tasks[0]
         if unwritten(self.data):  # and written now
-            self._check_held_out(first.args, found)
+            self._check_data(first.args, found)
+        check_template(self.options.args, inputs["path"], self.name)  # of a model that this run has made
         method = planned(self.peft, steps_of(first.args, len(first.rows)), self.name)
         torch.manual_seed(found[0].seed)
         begun = start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from command_line import refused, stand_in
 
 import align
+from align.errors import AlignError
+from align.stages.learned_turns import check_template
 
 BASE = "stages=[sft] data@sft.data=prompt_completion sft.data.path=demos.jsonl sft.batch_size=4 sft.learning_rate=1e-2"
 
@@ -58,6 +61,48 @@ def test_the_assistant_s_turns_alone_are_learned(here, base):
     whole = losses(here, base, f"{turns} {template}", "whole")
     alone = losses(here, base, f"{turns} {template} +sft.args.assistant_only_loss=true", "alone")
     assert alone[0] != pytest.approx(whole[0], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("assistant_only_loss=true", ["the rows of sft.data are strings", "data@sft.data=conversational"]),
+        ("assistant_only_loss=true data@sft.data=text", ["the rows of sft.data are strings"]),
+        (
+            "assistant_only_loss=true data@sft.data=conversational sft.data.path=turns.jsonl",
+            ["the chat template of", "chat_template_path=FILE.jinja", "{% generation %}"],
+        ),
+        (
+            "assistant_only_loss=true data@sft.data=conversational sft.data.path=asked.jsonl",
+            ["has no turn of the assistant; it begins 'why "],
+        ),
+        ("completion_only_loss=true data@sft.data=text", ["are text, with no completion", "prompt_completion instead"]),
+        (
+            "completion_only_loss=true data@sft.data=conversational sft.data.path=turns.jsonl",
+            ["are messages, with no completion", "+sft.args.assistant_only_loss=true instead"],
+        ),
+    ],
+)
+def test_what_nobody_could_learn_is_told_before_the_model_loads(here, base, capsys, monkeypatch, words, said):
+    asked = [{"messages": [{"role": "user", "content": f"why {n}?"}]} for n in range(8)]
+    (here / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    if "=text" in words:
+        (here / "demos.jsonl").write_text('{"text": "a red kite"}\n{"text": "rain"}\n' * 4)
+    monkeypatch.setattr("align.stages.sft.start", lambda *args, **options: pytest.fail("a model loads"))
+    refused(capsys, f"model={base} {BASE} +sft.args.{words}", said)
+
+
+def test_a_template_that_trl_can_patch_is_taken(tmp_path, tokenizer):
+    from trl.chat_template_utils import qwen3_chat_template
+
+    known = copy.deepcopy(tokenizer)
+    known.chat_template = qwen3_chat_template
+    known.save_pretrained(tmp_path)
+    check_template({"assistant_only_loss": True}, str(tmp_path), "sft")
+    known.chat_template += " "
+    known.save_pretrained(tmp_path)
+    with pytest.raises(AlignError, match="does not mark"):
+        check_template({"assistant_only_loss": True}, str(tmp_path), "sft")
 
 
 def test_early_stopping_keeps_the_best_epoch(here, base):

@@ -1,0 +1,67 @@
+"""Which tokens of a row fine-tuning learns, where TRL's `assistant_only_loss` or `completion_only_loss` says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+from align.errors import AlignError
+from align.roles.tokenizer import load_tokenizer
+
+
+def check_rows(args: dict[str, Any], rows: list[dict], key: str) -> None:
+    """Raises AlignError for rows without the part that alone is to be learned, by TRL's arguments of stage `key`.
+
+    TRL 1.16 refuses the first kind late, and learns all of the second.
+    """
+    kind = "messages" if "messages" in rows[0] else "text" if "text" in rows[0] else "prompt"
+    if args.get("assistant_only_loss"):
+        asked = f"{key}.args.assistant_only_loss=true"
+        if isinstance(rows[0][kind], str):
+            raise AlignError(
+                f"{asked}: the rows of {key}.data are strings, and turns are those of messages\n"
+                f"  write data@{key}.data=conversational, or leave it out (of prompt and completion as strings the "
+                "completion alone is learned)"
+            )
+        for row in rows:
+            turns = row["messages"] if kind == "messages" else row["prompt"] + row["completion"]
+            if all(turn["role"] != "assistant" for turn in turns):
+                raise AlignError(
+                    f"{asked}: a row of {key}.data has no turn of the assistant; it begins "
+                    f"{turns[0]['content']!r:.60}\n  leave such rows out"
+                )
+    if args.get("completion_only_loss") and kind != "prompt":
+        instead = (
+            f"+{key}.args.assistant_only_loss=true" if kind == "messages" else f"data@{key}.data=prompt_completion"
+        )
+        raise AlignError(
+            f"{key}.args.completion_only_loss=true: the rows of {key}.data are {kind}, with no completion apart, and "
+            f"would be learned whole\n  write {instead} instead, or leave it out"
+        )
+
+
+def check_template(args: dict[str, Any], path: str, key: str) -> None:
+    """Raises AlignError where the chat template does not tell the assistant's turns and TRL has no version that does.
+
+    The template is that of the tokenizer at `path`, or of `chat_template_path`, a jinja file or another tokenizer.
+    """
+    if not args.get("assistant_only_loss"):
+        return
+    tokenizer, home = load_tokenizer(path, f"{key}.path"), path
+    if other := args.get("chat_template_path"):
+        home, file = other, Path(other)
+        is_template = file.is_file() and file.suffix in (".jinja", ".j2")
+        own = f"{key}.args.chat_template_path"
+        tokenizer.chat_template = file.read_text("utf-8") if is_template else load_tokenizer(other, own).chat_template
+    if tokenizer.chat_template is None or has_generation_markers(tokenizer.chat_template):
+        return
+    try:
+        get_training_chat_template(tokenizer)
+    except ValueError as error:
+        raise AlignError(
+            f"{key}.args.assistant_only_loss=true: the chat template of {home} does not mark the assistant's turns\n"
+            f"  write +{key}.args.chat_template_path=FILE.jinja, a template with {{% generation %}} and "
+            "{% endgeneration %} around them, or leave it out"
+        ) from error

@@ -40,7 +40,7 @@ from align.roles.folder import CAUSAL, inspect
 from align.roles.loading import load_frozen
 from align.roles.start import check_adapter, start
 from align.roles.tokenizer import load_tokenizer
-from align.stages.trl_arguments import check_arguments
+from align.stages.trl_arguments import check_arguments, check_held_out, check_metric
 from align.stages.trl_bridge import arguments, dataset, dtypes_kept, loraplus, steps_of, train
 
 OURS = {"beta": "beta", "loss_type": "loss"}
@@ -85,10 +85,13 @@ class Direct:
                 raise AlignError(f"{name}.args.{argument} is set by {name}.{ours}: write that instead")
         check_arguments(self.method.arguments, self.options.args, name)
         check_loraplus(self.actor.loraplus_lr_ratio, self.peft, "actor")
-        self._arguments(Path("unused"))
+        args = self._arguments(Path("unused"))
+        check_metric(args, name)
         self.data.check(name)
         if not unwritten(self.data):
-            check_preferring(self.data.load(name, self.seed).train, name)
+            split = self.data.load(name, self.seed)
+            check_preferring(split.train, name)
+            check_held_out(args, split.eval, name)
         if "reference" in inputs:
             inspect(inputs["reference"], "reference.path", CAUSAL)
         if "actor" in inputs:
@@ -113,6 +116,7 @@ class Direct:
                 report.say(f"{count} rows left out: {why.replace('_', ' ')}")
         held_out = self._fitting(split.eval, tokenizer, held_out=True)[0] if split.eval else []
         args = self._arguments(out)
+        check_held_out(args, held_out, name)
         torch.manual_seed(self.seed)
         begun = start(
             path, key="actor", head=CAUSAL, peft=planned(self.peft, steps_of(args, len(rows)), "actor"),

@@ -65,7 +65,7 @@ from align.stages.reward_plot import plot
 from align.stages.reward_report import agreement, correlation, report_of, said
 from align.stages.rollouts import as_rows, texts_of
 from align.stages.side_by_side import check_seeds
-from align.stages.trl_arguments import check_arguments
+from align.stages.trl_arguments import check_arguments, check_metric
 from align.stages.trl_bridge import arguments, dataset, dtypes_kept, loraplus, steps_of, train
 from align.types import Reward, RewardState, Rollout
 
@@ -109,7 +109,7 @@ class RM:
 
     def check(self, inputs: dict[str, str]) -> None:
         check_arguments(RewardConfig, self.options.args, "rm")
-        self._arguments(Path("unused"), self.seed)
+        check_metric(self._arguments(Path("unused"), self.seed), "rm")
         check_seeds("rm.members", self.options.members, self.seed)
         check_loraplus(self.options.loraplus_lr_ratio, self.peft, "rm")
         self.data.check("rm")

@@ -40,7 +40,7 @@ from align.roles.tokenizer import load_tokenizer
 from align.stages.learned_turns import check_rows, check_template
 from align.stages.one_pass import learner, train_together
 from align.stages.side_by_side import Member, check_method, check_run, members
-from align.stages.trl_arguments import check_arguments
+from align.stages.trl_arguments import check_arguments, check_held_out, check_metric
 from align.stages.trl_bridge import arguments, dataset, dtypes_kept, loraplus, steps_of, train
 
 
@@ -109,14 +109,17 @@ class SFT:
             check_template(self.options.args, inputs["path"], self.name)
 
     def _check_data(self, args: SFTConfig, found: list[Member]) -> None:
-        if args.assistant_only_loss or args.completion_only_loss:
-            for one in found:
-                split = one.data.load(self.name, one.seed)
-                check_rows(self.options.args, split.train + split.eval, self.name)
         if len(found) > 1:
             check_run(args, found, self.name)
         if self.options.early_stopping:
             check_early_stopping(found, self.name)
+        masked = args.assistant_only_loss or args.completion_only_loss
+        chosen = args.metric_for_best_model or args.save_strategy == "best"
+        for one in found if masked or chosen or args.eval_strategy != "no" else []:
+            split = one.data.load(self.name, one.seed)
+            check_rows(self.options.args, split.train + split.eval, self.name)
+            check_held_out(args, split.eval, self.name)
+            check_metric(args, self.name, by_task(split.eval))
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         tokenizer = load_tokenizer(inputs["path"], f"{self.name}.path")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+from collections.abc import Iterable
 from typing import Any, get_args, get_type_hints
 
 from transformers import TrainingArguments
+from trl import DPOConfig, KTOConfig, RewardConfig, SFTConfig
 
 from align.errors import AlignError
 
@@ -15,6 +17,20 @@ OURS = {
     "learning_rate": "learning_rate", "num_train_epochs": "epochs", "max_length": "max_length",
     "per_device_train_batch_size": "batch_size", "output_dir": "the run's folder", "seed": "seed",
 }  # fmt: skip
+EVALUATES = ("steps", "epoch")
+REPORTED: dict[type[TrainingArguments], tuple[str, ...]] = {
+    SFTConfig: ("loss", "entropy", "mean_token_accuracy", "aux_loss"),
+    RewardConfig: ("loss", "accuracy", "margin", "mean_reward", "min_reward", "max_reward"),
+    DPOConfig: (
+        "loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen",
+        "logps/rejected", "logits/chosen", "logits/rejected", "entropy", "mean_token_accuracy", "aux_loss",
+    ),
+    KTOConfig: (
+        "loss", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected",
+        "logits/chosen", "logits/rejected", "kl", "entropy", "aux_loss",
+    ),
+}  # fmt: skip
+"""What TRL's trainers (1.16) say of held-out rows, each behind `eval_`."""
 
 
 def check_arguments(cls: type[TrainingArguments], given: dict[str, Any], key: str) -> None:
@@ -53,3 +69,44 @@ def _instead(annotation: Any, value: Any) -> str | None:
         case [one] if one is float and (isinstance(value, bool) or not isinstance(value, int | float)):
             return "a number"
     return None
+
+
+def check_best(settings: dict[str, Any], asked: str, key: str) -> None:
+    """Raises AlignError where `load_best_model_at_end`, which `asked` for, has no saved evaluations to choose among."""
+    evaluated, saved = (settings.get(name, "no") for name in ("eval_strategy", "save_strategy"))
+    if not settings.get("load_best_model_at_end") or (evaluated in EVALUATES and saved in (evaluated, "best")):
+        return
+    when = next((one for one in (evaluated, saved) if one in EVALUATES), "epoch")
+    raise AlignError(
+        f"{asked}: the best is of the evaluations that are saved, and with eval_strategy={evaluated} and "
+        f"save_strategy={saved} there are none\n"
+        f"  write +{key}.args.eval_strategy={when} +{key}.args.save_strategy={when}, or leave it out"
+    )
+
+
+def check_metric(args: TrainingArguments, key: str, tasks: Iterable[str] = ()) -> None:
+    """Raises AlignError where `metric_for_best_model` is no figure of held-out rows; each of `tasks` has its own."""
+    if (asked := args.metric_for_best_model) is None:
+        if args.save_strategy == "best":
+            raise AlignError(
+                f"{key}.args.save_strategy=best: by which figure?\n  write +{key}.args.metric_for_best_model=eval_loss"
+            )
+        return
+    parts = [f"eval_{task}" for task in tasks] or ["eval"]
+    known = [f"{part}_{name}" for part in parts for name in REPORTED[type(args)]]
+    name = asked if asked.startswith("eval_") else f"eval_{asked}"
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0)
+        raise AlignError(
+            f"{key}.args.metric_for_best_model={asked}: nothing that {key} tells of held-out rows has that name\n"
+            f"  write another, nearest: {', '.join(near)}"
+        )
+
+
+def check_held_out(args: TrainingArguments, held_out: list, key: str) -> None:
+    """Raises AlignError where `eval_strategy` asks for held-out rows and there are none."""
+    if args.eval_strategy != "no" and not held_out:
+        raise AlignError(
+            f"{key}.args.eval_strategy={args.eval_strategy.value}: no rows are held out\n"
+            f"  write {key}.data.eval_share=0.05, or leave it out"
+        )

@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from align.errors import AlignError
 from align.peft.stateful import extra_loss, on_step
 from align.report.report import StageReport
+from align.stages.trl_arguments import check_best
 
 
 def arguments(
@@ -45,14 +46,19 @@ def arguments(
         "dataloader_pin_memory": device.type != "cpu",
         "seed": seed,
     }
+    asked = f"{key}.args.load_best_model_at_end=true"
     if getattr(options, "early_stopping", None):
+        asked = f"{key}.early_stopping={options.early_stopping}"
         ours |= {"eval_strategy": "epoch", "save_strategy": options.args.get("eval_strategy", "epoch")}
-        ours |= {"save_steps": options.args["eval_steps"]} if "eval_steps" in options.args else {}
         ours |= {"save_total_limit": 1, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+    settings = {**ours, **options.args}
+    check_best(settings, asked, key)
+    if settings.get("load_best_model_at_end"):  # each evaluation is saved: transformers saves every 500 steps
+        settings = {"save_steps": settings.get("eval_steps") or settings["logging_steps"], **settings}
     try:
-        return cls(**{**ours, **options.args})
+        return cls(**settings)
     except (TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise AlignError(f"{key}.args: trl.{cls.__name__} refuses them: {reason}") from error
 
 

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 from command_line import refused, stand_in
+from trl import DPOConfig, KTOConfig, RewardConfig, SFTConfig
 
 import align
 from align.errors import AlignError
 from align.stages.learned_turns import check_template
+from align.stages.trl_arguments import REPORTED
 
 BASE = "stages=[sft] data@sft.data=prompt_completion sft.data.path=demos.jsonl sft.batch_size=4 sft.learning_rate=1e-2"
+
+FORMATS = {"sft": "prompt_completion", "rm": "preferences", "dpo": "preferences", "kto": "unpaired"}
 
 
 @pytest.fixture
@@ -24,6 +28,10 @@ def here(tmp_path, monkeypatch):
         said = (("user", "prompt"), ("assistant", "completion"))
         turns = [{"messages": [{"role": role, "content": row[column]} for role, column in said]} for row in rows]
         (folder / "turns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in turns))
+        pairs = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": " no"} for row in rows]
+        marked = [{**row, "label": n % 2 == 0} for n, row in enumerate(rows)]
+        for name, found in (("sft", rows), ("rm", pairs), ("dpo", pairs), ("kto", marked)):
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
         yield folder
 
 
@@ -105,6 +113,46 @@ def test_a_template_that_trl_can_patch_is_taken(tmp_path, tokenizer):
         check_template({"assistant_only_loss": True}, str(tmp_path), "sft")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "stages=[rm] rm.path={base} rm.data.path=rm.jsonl +rm.args.metric_for_best_model=eval_acuracy",
+            ["rm.args.metric_", "eval_accuracy"],
+        ),
+        (
+            "stages=[dpo] actor.path={base} dpo.data.path=dpo.jsonl +dpo.args.metric_for_best_model=accuracy",
+            ["dpo.args.metric_for_best_model=accuracy", "eval_rewards/accuracies"],
+        ),
+        (
+            "stages=[dpo] actor.path={base} dpo.data.path=dpo.jsonl dpo.data.eval_share=0 "
+            "+dpo.args.eval_strategy=epoch",
+            ["dpo.args.eval_strategy=epoch: no rows are held out"],
+        ),
+    ],
+)
+def test_a_figure_that_nobody_reports_is_told_before_anything_trains(here, base, capsys, words, said):
+    refused(capsys, words.format(base=base), said)
+
+
+@pytest.mark.parametrize(
+    ("stage", "config"), [("sft", SFTConfig), ("rm", RewardConfig), ("dpo", DPOConfig), ("kto", KTOConfig)]
+)
+def test_a_trainer_reports_the_figures_by_which_the_best_may_be_chosen(here, base, stage, config):
+    """One run each, by its last figure; all others stand beside it in metrics.jsonl, but for those of experts."""
+    figures = [f"eval_{name}" for name in REPORTED[config] if name != "aux_loss"]
+    paths = {"sft": f"model={base}", "rm": f"rm.path={base}"}.get(stage, f"actor.path={base}")
+    words = f"stages=[{stage}] {paths} {stage}.data.path={stage}.jsonl data@{stage}.data={FORMATS[stage]} "
+    words += f"{stage}.data.eval_share=0.3 +{stage}.args.max_steps=2 +{stage}.args.metric_for_best_model={figures[-1]} "
+    words += f"+{stage}.args.eval_strategy=steps +{stage}.args.save_strategy=steps "
+    align.run([*words.split(), f"+{stage}.args.load_best_model_at_end=true"])
+    folder = here / "runs" / "run" / "latest" / stage
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    told = [row for row in rows if "eval_loss" in row]
+    assert len(told) >= 2 and set(figures) <= set(told[0])
+    assert (folder / "trainer" / "checkpoint-1").is_dir()  # the first evaluation was saved
+
+
 def test_early_stopping_keeps_the_best_epoch(here, base):
     """A rate at which the loss soon rises: training ends before its epochs do, and the best is what is left."""
     words = "sft.early_stopping=1 sft.epochs=30 sft.learning_rate=0.3 sft.data.eval_share=0.2"
@@ -127,6 +175,29 @@ def test_early_stopping_keeps_the_best_epoch(here, base):
         ("+sft.args.completion_only_loss=maybe", ["sft.args.completion_only_loss=maybe: write true or false"]),
         ("+sft.args.max_steps=2.5", ["sft.args.max_steps=2.5: write a whole number"]),
         ("+sft.args.max_steps=null", ["sft.args.max_steps=null: write a whole number"]),
+        (
+            "+sft.args.load_best_model_at_end=true",
+            [
+                "load_best_model_at_end=true: the best",
+                "write +sft.args.eval_strategy=epoch +sft.args.save_strategy=epoch",
+            ],
+        ),
+        (
+            "+sft.args.load_best_model_at_end=true +sft.args.eval_strategy=steps +sft.args.save_strategy=epoch",
+            ["eval_strategy=steps and save_strategy=epoch", "write +sft.args.eval_strategy=steps +sft.args.save_"],
+        ),
+        ("sft.early_stopping=2 +sft.args.eval_strategy=no", ["sft.early_stopping=2: the best"]),
+        (
+            "sft.early_stopping=2 +sft.args.metric_for_best_model=eval_acuracy",
+            ["metric_for_best_model=eval_acuracy", "nearest: eval_mean_token_accuracy"],
+        ),
+        ("+sft.args.eval_strategy=epoch sft.data.eval_share=0", ["eval_strategy=epoch: no rows are held out"]),
+        ("+sft.args.save_strategy=best", ["save_strategy=best", "write +sft.args.metric_for_best_model=eval_loss"]),
+        (
+            "+sft.args.load_best_model_at_end=true +sft.args.eval_strategy=steps +sft.args.save_strategy=steps "
+            "+sft.args.eval_steps=2 +sft.args.save_steps=3",
+            ["sft.args: trl.SFTConfig refuses them", "round multiple of the evaluation steps, but found 3"],
+        ),
         ("+sft.args.weight_decay=true", ["sft.args.weight_decay=true: write a number"]),
     ],
 )

@@ -276,7 +276,8 @@ class Evaluate:
     """[0,4]: the model that fine-tuning started from answers sft.data's held-out rows after so many examples, the
     trained ones after none."""
     metrics: Any = field(default_factory=lambda: ["exact_match", "f1"])
-    """Of these answers: exact_match, f1 (of words), accuracy (the likeliest label), format (pattern, schema)."""
+    """Of these answers: exact_match (letter for letter), f1 (of words, SQuAD's), accuracy (the likeliest label), format
+    (pattern, schema)."""
     pattern: str | None = None
     """A regular expression that a well-formed answer matches as a whole."""
     schema: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -16,17 +17,21 @@ MOST_FOR_BLEU = 100
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """1 where both are the same but for white space around them."""
+    """1 where both are the same, letter for letter, but for white space around them; nothing else is normalised.
+
+    Stricter than SQuAD's measure of that name, which compares what `f1` counts.
+    """
     return float(answer.strip() == reference.strip())
 
 
 def f1(answer: str, reference: str) -> float:
     """Harmonic mean of precision and recall of words, as SQuAD has it (Rajpurkar et al. 2016, arXiv 1606.05250, 6.1).
 
-    Words are lower-case runs of letters and digits.
+    Words are what its evaluation script counts: in lower case, without ASCII punctuation and the articles a, an, the.
+    An answer and a reference without a word agree, as in SQuAD 2.0's.
 
-    >>> round(f1("the red kite", "A red, red kite"), 3)
-    0.571
+    >>> f1("The red kite.", "a red, red kite")
+    0.8
     """
     given, wanted = Counter(_words(answer)), Counter(_words(reference))
     if not given or not wanted:
@@ -80,7 +85,9 @@ def self_bleu(texts: Sequence[str]) -> float:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    """As `normalize_answer` of SQuAD's evaluate-v1.1.py, split."""
+    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
 
 def _grams(words: list[str], n: int) -> list[tuple[str, ...]]:

@@ -37,7 +37,11 @@ def policy(base):
     [
         (" sky", "sky", 1, 1),
         ("Sky!", "sky", 0, 1),
-        ("the red kite", "A red, red kite", 0, 4 / 7),
+        ("the red kite", "A red, red kite", 0, 2 * 2 / (2 + 3)),
+        ("The theatre, an hour", "theatre hour a", 0, 1),
+        ("it's well-known", "its wellknown", 0, 1),
+        ("the", "sky", 0, 0),
+        ("the", "a", 0, 1),
         ("", "sky", 0, 0),
         ("", "", 1, 1),
         ("no no no", "no", 0, 0.5),

@@ -14,6 +14,7 @@ from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from trl import DPOTrainer, RewardTrainer
 
 from align.errors import AlignError
 from align.peft.stateful import extra_loss, on_step
@@ -126,6 +127,21 @@ def add_extra_loss(trainer: Trainer) -> None:
     trainer.compute_loss = compute_loss
 
 
+def weigh_pairs(trainer: RewardTrainer | DPOTrainer) -> None:
+    """Accuracy and margin of held-out pairs are means over pairs; TRL (1.16) means over batches, of any size."""
+    plain_loss = trainer.compute_loss
+
+    def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        pairs = len(inputs["input_ids"]) // 2
+        found = plain_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        if not trainer.model.training:
+            for means in trainer._metrics["eval"].values():  # the last is this batch's: once for each pair
+                means += means[-1:] * (pairs - 1)
+        return found
+
+    trainer.compute_loss = compute_loss
+
+
 def steps_of(args: TrainingArguments, rows: int) -> int:
     """Optimizer steps that training on `rows` makes, on one device."""
     return steps_of_batches(args, math.ceil(rows / args.per_device_train_batch_size))
@@ -142,6 +158,8 @@ def train(trainer: Trainer, report: StageReport) -> None:
     trainer.remove_callback(PrinterCallback)
     args = trainer.args
     add_extra_loss(trainer)
+    if isinstance(trainer, RewardTrainer | DPOTrainer):
+        weigh_pairs(trainer)
     with report.steps(steps_of_batches(args, len(trainer.get_train_dataloader()))) as tell:
         trainer.add_callback(ReportCallback(report, tell))
         trainer.add_callback(MethodCallback(trainer.model))

@@ -18,6 +18,7 @@ from align.stages.trl_arguments import REPORTED
 BASE = "stages=[sft] data@sft.data=prompt_completion sft.data.path=demos.jsonl sft.batch_size=4 sft.learning_rate=1e-2"
 
 FORMATS = {"sft": "prompt_completion", "rm": "preferences", "dpo": "preferences", "kto": "unpaired"}
+DPO_FIGURES = ("eval_rewards/accuracies", "eval_rewards/margins")
 
 
 @pytest.fixture
@@ -151,6 +152,26 @@ def test_a_trainer_reports_the_figures_by_which_the_best_may_be_chosen(here, bas
     told = [row for row in rows if "eval_loss" in row]
     assert len(told) >= 2 and set(figures) <= set(told[0])
     assert (folder / "trainer" / "checkpoint-1").is_dir()  # the first evaluation was saved
+
+
+@pytest.mark.parametrize("stage", ["rm", "dpo"])
+def test_figures_on_the_way_are_of_pairs_in_whatever_batches(here, base, stage):
+    """The last batch is smaller: the figures are those of pairs one by one, and those of the card (float32)."""
+    seen = {}
+    for size in (1, 2):  # of three
+        path = f"rm.path={base}" if stage == "rm" else f"actor.path={base}"
+        words = f"stages=[{stage}] {path} {stage}.data.path={stage}.jsonl {stage}.data.eval_share=0.3 "
+        words += f"+{stage}.args.max_steps=2 +{stage}.args.eval_strategy=steps {stage}.learning_rate=1e-2 "
+        align.run([*words.split(), f"+{stage}.args.per_device_eval_batch_size={size}"])
+        folder = here / "runs" / "run" / "latest" / stage
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        seen[size] = [row for row in rows if "eval_loss" in row][-1]
+        card = json.loads((folder / "card.json").read_text())
+    accuracy, margin = {"rm": ("eval_accuracy", "eval_margin"), "dpo": DPO_FIGURES}[stage]
+    for name in (accuracy, margin, "eval_loss"):
+        assert seen[2][name] == pytest.approx(seen[1][name], abs=1e-5)
+    assert card["eval_accuracy"] == pytest.approx(seen[2][accuracy], abs=1e-5)
+    assert card["eval_margin"] == pytest.approx(seen[2][margin], abs=1e-5)
 
 
 def test_early_stopping_keeps_the_best_epoch(here, base):

@@ -74,6 +74,32 @@ class Questions:
         return [with_examples(row["prompt"], chosen[row.get(TASK)]) for row in self.rows]
 
 
+def as_questions(rows: list[dict]) -> list[dict]:
+    """Demonstrations as `prompt` and `completion`; of messages the assistant's last turn is what was asked for.
+
+    Raises AlignError for text alone, and for messages that end otherwise or are an answer alone.
+    """
+    found = []
+    for row in rows:
+        if "messages" in row:
+            *prompt, last = row["messages"]
+            if last["role"] != "assistant" or not prompt:
+                raise AlignError(
+                    "evaluate.shots: a row of sft.data is no question with its answer; it ends with the "
+                    f"{last['role']}'s {last['content']!r:.60}\n"
+                    "  write messages that end with an answer of the assistant, or evaluate.shots=[]"
+                )
+            row = {**{name: value for name, value in row.items() if name != "messages"}, "prompt": prompt}
+            row["completion"] = [last]
+        elif "completion" not in row:
+            raise AlignError(
+                "evaluate.shots: the rows of sft.data are text, with no question and no answer\n"
+                "  write data@sft.data=prompt_completion or conversational, or evaluate.shots=[]"
+            )
+        found.append(row)
+    return found
+
+
 def with_examples(prompt: str | list[dict], examples: list[dict]) -> str | list[dict]:
     """The prompt behind examples: text after text with a blank line between, or turn after turn."""
     if not isinstance(prompt, str):

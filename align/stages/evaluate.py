@@ -37,7 +37,7 @@ from align.roles.policy import TrainedPolicy
 from align.roles.score import score_rollout
 from align.roles.tokenizer import load_tokenizer, stop_ids
 from align.rollout.hf import HFRollout
-from align.stages.answers import Questions, answer_figures, check_answers, labels_of
+from align.stages.answers import Questions, answer_figures, as_questions, check_answers, labels_of
 from align.stages.evaluated import COMPLETIONS, answers_table, results_table, write_completions
 from align.stages.forgetting import diversity, general_texts, text_loss
 from align.stages.pairs import compare, swapped
@@ -147,13 +147,13 @@ class Evaluate:
             return None
         split = self.demonstrations.load("sft", self.seed)
         rows = self._part(split)
-        if not rows or "prompt" not in rows[0] or "completion" not in rows[0]:
+        if not rows:
             raise AlignError(
-                "evaluate.shots: sft.data has no held-out rows with a prompt and a completion\n"
-                "  write evaluate.shots=[]"
+                "evaluate.shots: sft.data has no held-out rows\n  write sft.data.eval_share=0.05, or evaluate.shots=[]"
             )
+        rows, examples = as_questions(rows), as_questions(split.train)
         options = self.options
-        return Questions(rows, split.train, list(options.metrics), options.pattern, options.schema)
+        return Questions(rows, examples, list(options.metrics), options.pattern, options.schema)
 
     def _general(self) -> list[str]:
         if self.general is None:

@@ -16,7 +16,7 @@ from align.data.files import FileData
 from align.engine.cpu_linear import CpuLinear
 from align.errors import AlignError
 from align.roles.alone import load_policy
-from align.stages.answers import Questions, answer_figures, label_logp, with_examples
+from align.stages.answers import Questions, answer_figures, as_questions, label_logp, with_examples
 from align.stages.forgetting import general_texts, text_loss
 from align.stages.sft import Task
 from align.stages.text_metrics import distinct, exact_match, f1, format_check, self_bleu
@@ -83,6 +83,28 @@ def test_examples_stand_before_the_question():
     assert with_examples("c?", [row, row]) == "a? b\n\na? b\n\nc?"
     turn = {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}
     assert with_examples(turn["prompt"], [turn]) == [*turn["prompt"], *turn["completion"], *turn["prompt"]]
+
+
+def test_the_last_turn_of_messages_is_the_answer(here, base, capsys):
+    ask, say, again, end = ({"role": r, "content": c} for r, c in zip(["user", "assistant"] * 2, "abcd", strict=True))
+    plain = {"prompt": "a?", "completion": " b"}
+    assert as_questions([{"messages": [ask, say], "task": "t"}, {"messages": [ask, say, again, end]}, plain]) == [
+        {"prompt": [ask], "completion": [say], "task": "t"},
+        {"prompt": [ask, say, again], "completion": [end]},
+        plain,
+    ]
+    rows = [{"messages": [{"role": "user", "content": f"a {n}"}, say]} for n in range(12)]
+    (here / "turns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = f"stages=[evaluate] actor.path={base} data@sft.data=conversational sft.data.path=turns.jsonl "
+    words += "sft.data.eval_share=0.3 rollout.max_new_tokens=4 evaluate.shots=[0,2]"
+    align.run([*words.split()])
+    policies = json.loads((here / "runs" / "run" / "latest" / "summary.json").read_text())["policies"]
+    assert [set(figures) for figures in policies.values()] == [{"exact_match", "f1"}] * 2
+    (here / "turns.jsonl").write_text("".join(json.dumps({"messages": row["messages"][:1]}) + "\n" for row in rows))
+    refused(capsys, words, ["evaluate.shots: a row of sft.data", "ends with the user's 'a ", "evaluate.shots=[]"])
+    (here / "text.jsonl").write_text("".join(json.dumps({"text": f"a {n}"}) + "\n" for n in range(12)))
+    words = words.replace("conversational sft.data.path=turns", "text sft.data.path=text")
+    refused(capsys, words, ["evaluate.shots: the rows of sft.data are text", "data@sft.data=prompt_completion"])
 
 
 def test_examples_are_of_the_question_s_own_task_and_none_of_the_questions():

@@ -21,7 +21,7 @@ from align.config.choices import (
     SFT_LOSSES,
 )
 from align.errors import AlignError, AlignWarning, typed
-from align.stages.pipeline import order
+from align.stages.order import order
 from align.stages.ranges import check_numbers, check_ppo, check_pretrain
 
 NONE = f"{none.__module__}.{none.__qualname__}"

@@ -195,8 +195,11 @@ def run_pipeline(cfg: DictConfig) -> dict:
     from align.build import Build
     from align.looking import first_look
     from align.stages import pipeline
+    from align.stages.order import reordered
 
     build = Build(cfg)
+    if OmegaConf.is_list(cfg.stages) and (line := reordered(list(cfg.stages), build.stages)):
+        print(line, flush=True)
     build.tracker  # noqa: B018 - refused now, not after the run's folder is made
     return pipeline.run(
         build.stages,

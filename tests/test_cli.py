@@ -95,6 +95,12 @@ def test_a_run_leaves_its_folder_and_nothing_else(here, capsys, base):
     assert (run / "sft" / "adapter_config.json").exists() and (run / "summary.json").exists()
 
 
+def test_stages_that_run_in_another_order_than_typed_say_so(here, capsys):
+    words = "stages=[rm,sft] model=x sft.data.path=nowhere.jsonl rm.data.path=pairs.jsonl"
+    assert answer(capsys, words).out.startswith("stages run as sft → rm: a pipeline has one order")
+    assert answer(capsys, words.replace("[rm,sft]", "[sft,rm]")).out == ""
+
+
 def test_a_sweep_goes_on_after_a_run_that_failed(here, capsys, base):
     before = {path.name for path in here.iterdir()}
     said = answer(capsys, f"{ONE_STEP} -m seed=range(0,2) sft.batch_size=0,4".format(base=base))

@@ -11,6 +11,7 @@ from loading import load
 
 import align
 from align.stages import pipeline
+from align.stages.order import order, reordered
 
 SMALL = [
     "experiment=tiny", "debug=default", "rollout=hf", "pretrain.data.documents=300", "pretrain.batch_size=4",
@@ -93,9 +94,17 @@ def test_runs_in_one_second_get_folders_of_their_own(tmp_path):
 
 
 def test_stages_run_in_their_order_and_end_with_an_evaluation():
-    assert pipeline.order(["ppo", "sft"], judged=False) == ["sft", "ppo", "evaluate"]
-    assert pipeline.order(["sft"], judged=True) == ["sft", "evaluate"]
-    assert pipeline.order("rm", judged=True) == ["rm"]
+    assert order(["ppo", "sft"], judged=False) == ["sft", "ppo", "evaluate"]
+    assert order(["sft"], judged=True) == ["sft", "evaluate"]
+    assert order("rm", judged=True) == ["rm"]
+
+
+def test_another_order_than_the_typed_one_is_told():
+    named = ["dpo", "preferences", "best_of"]
+    assert reordered(named, order(named, judged=True)).startswith("stages run as preferences → best_of → dpo: ")
+    assert reordered(["sft", "ppo"], order(["sft", "ppo"], judged=True)) == ""
+    sampled = ["preferences", "rm"]
+    assert reordered(sampled, order(sampled, judged=False, rm_sampled=True)) == ""
 
 
 def test_what_is_auto_comes_from_the_newest_stage_that_made_it():

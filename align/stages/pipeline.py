@@ -5,7 +5,6 @@ No torch at import: what can be known early is known before anything loads.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import os
@@ -145,31 +144,6 @@ class Sources:
 def before(stage: str) -> list[str]:
     """Stages before this one that leave a policy, the last first."""
     return [one for one in POLICIES if STAGES.index(one) < STAGES.index(stage)]
-
-
-def order(stages: Any, judged: bool, rm_sampled: bool = False) -> list[str]:
-    """The stages in the order in which they run; evaluation closes a run that has a policy to judge.
-
-    `stages` is a list of names, or one name; with `rm_sampled` the reward model learns from sampled preferences.
-    """
-    given = [stages] if isinstance(stages, str) else stages
-    example = "write some of " + ", ".join(STAGES) + ", such as stages=[sft,rm]"
-    if not isinstance(given, list) or not given:
-        raise AlignError(f"stages={stages}: {example}")
-    for name in given:
-        if name not in STAGES:
-            near = difflib.get_close_matches(str(name), STAGES, n=1, cutoff=0.4)
-            hint = f"; nearest: {near[0]}" if near else ""
-            raise AlignError(f"stages: there is no stage {name}{hint}\n  {example}")
-        if given.count(name) > 1:
-            raise AlignError(f"stages=[{','.join(given)}] names {name} twice\n  write it once")
-    chosen = [stage for stage in STAGES if stage in given]
-    if rm_sampled and {"rm", "preferences"} <= set(chosen):
-        chosen.remove("rm")
-        chosen.insert(chosen.index("preferences") + 1, "rm")
-    if "evaluate" not in chosen and ("ppo" in chosen or (judged and {"sft", *LATER} & set(chosen))):
-        chosen.append("evaluate")
-    return chosen
 
 
 def check_place(root: Path, name: str) -> None:

@@ -8,6 +8,15 @@ from typing import Any
 from align.errors import AlignError
 from align.stages.pipeline import LATER, STAGES
 
+METHODS = {
+    "ipo": "IPO is a loss of dpo\n  write stages=[dpo] dpo.loss=ipo",
+    "simpo": "TRL has SimPO among what it calls experimental, and align does not\n"
+    "  nearest: stages=[dpo] dpo.loss=sigmoid_norm, by the length of each answer, too, but with a reference",
+    "orpo": "TRL has ORPO among what it calls experimental, and align does not\n"
+    "  nearest: stages=[dpo] dpo.loss=[sigmoid,sft], learning the chosen answer, too, but with a reference",
+}
+"""Methods by preferences that are no stage: what to write."""
+
 
 def order(stages: Any, judged: bool, rm_sampled: bool = False) -> list[str]:
     """The stages in the order in which they run; evaluation closes a run that has a policy to judge.
@@ -19,6 +28,8 @@ def order(stages: Any, judged: bool, rm_sampled: bool = False) -> list[str]:
     if not isinstance(given, list) or not given:
         raise AlignError(f"stages={stages}: {example}")
     for name in given:
+        if name in METHODS:
+            raise AlignError(f"stages: there is no stage {name}: {METHODS[name]}")
         if name not in STAGES:
             near = difflib.get_close_matches(str(name), STAGES, n=1, cutoff=0.4)
             hint = f"; nearest: {near[0]}" if near else ""

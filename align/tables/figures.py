@@ -12,11 +12,12 @@ from align.stages.pipeline import STAGES
 APART = ("versions", "inputs", "hashes", "cpu_linear")
 COUNTS = {
     "learning_rate", "rows", "left_out", "too_long", "alike", "cut", "unscored", "pairs", "eval_pairs", "prompts",
-    "samples", "parameters", "tokens", "step", "kl_coef", "length", "finished",
+    "samples", "parameters", "tokens", "step", "kl_coef", "length", "finished", "rankings", "swaps",
 }  # fmt: skip
 """Facts of a card that echo a setting or count something."""
-PARTS = ("last", "adapters", "score", "base")
-"""Nodes of a card, and a policy (with shots or without), that a first look does not need."""
+PARTS = ("last", "adapters", "members", "score", "base", "bins", "levels", "thresholds")
+"""Nodes of a card, lists of a report among them, and a policy (with shots or without), that a first look does not
+need."""
 
 
 def read_json(file: Path) -> dict[str, Any]:

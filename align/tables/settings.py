@@ -15,26 +15,37 @@ from align.stages.pipeline import STAGES
 
 UNSEEN = ("name", "runs")
 """A run's place, which its label tells."""
-ROLES = ("ppo", "actor", "critic", "reference", "reward", "advantage", "policy_loss", "rollout")
-"""PPO and its parts, of which other stages take some."""
-WITHOUT_ROLES = ("pretrain", "sft", "best_of", "rm")
+ROLES = ("actor", "critic", "reference", "reward", "advantage", "policy_loss", "rollout", "watch")
+DIRECT = ("actor.path", "actor.peft", "actor.adapter", "actor.loraplus_lr_ratio", "reference.path")
+READ = {
+    "rm": ("rollout.max_new_tokens",),
+    "preferences": ("actor.path", "rollout"),
+    "dpo": DIRECT,
+    "kto": DIRECT,
+    "ppo": ROLES,
+    "evaluate": ("ppo.data", "ppo.max_prompt_tokens", "actor.path", "reference.path", "reward", "rollout"),
+}
+"""What a stage reads of roles and of other stages' nodes, beside its own."""
 Settings = dict[str, Any]
 
 
 def flat(settings: Settings, stages: list[str]) -> Settings:
-    """Settings by dotted key, without nodes of stages that the run does not have.
+    """Settings by dotted key, without those of roles and stages that no stage of the run reads.
 
     A plug, a node with a `_target_`, is there by its own key, too: what kind it is.
     """
+    read = [*stages, *(key for stage in stages for key in READ.get(stage, ()))]
     found: Settings = {}
     for name, value in settings.items():
-        if name in ROLES:
-            idle = set(stages) <= set(WITHOUT_ROLES)
-        else:
-            idle = name in STAGES and name not in stages
-        if name not in UNSEEN and not idle:
-            found |= _flat(value, name)
+        owned = name in STAGES or name in ROLES
+        if name not in UNSEEN:
+            found |= {key: one for key, one in _flat(value, name).items() if not owned or _within(key, read)}
     return found
+
+
+def _within(key: str, nodes: list[str]) -> bool:
+    """The key is one of the nodes, below one, or the home of one."""
+    return any(f"{key}.".startswith(f"{node}.") or node.startswith(f"{key}.") for node in nodes)
 
 
 def _flat(value: Any, key: str) -> Settings:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 import align.cli  # noqa: F401 - registers the schemas
 from align.composing import GLOBAL
 from align.plugins import plugs
+from align.tables.figures import headlines, numbers
 from align.tables.runs import DONE, Run
 from align.tables.settings import Kind, differing, flat, plug_name
 from align.tables.show import shorten
@@ -45,6 +46,34 @@ def test_settings_of_stages_that_do_not_run_are_left_out():
     both = [run(epochs=n, stages=("sft", "ppo")) for n in (1, 2)]
     assert differing(both) == ["sft.epochs", "ppo.steps"]
     assert differing([run(stages=("sft", "ppo")), run()]) == []
+
+
+def test_a_role_counts_where_a_stage_reads_it():
+    """As align.build hands them out: dpo has the actor's method, but neither its rate nor PPO's options."""
+    node = {"_target_": "align.config.Any"}
+    roles = {"actor": {**node, "path": "a", "peft": LORA, "learning_rate": 1.0}, "critic": {**node, "learning_rate": 1}}
+    others = {"ppo": {**node, "steps": 3, "data": {**node, "path": "p"}}, "rollout": {**node, "temperature": 1.0}}
+    settings = {"seed": 0, "dpo": {**node, "beta": 0.1}, "preferences": {**node, "samples": 4}, **roles, **others}
+    read = {
+        "sft": set(),
+        "dpo": {"dpo", "dpo.beta", "actor", "actor.path", "actor.peft", *(f"actor.peft.{k}" for k in LORA)},
+        "preferences": {
+            "preferences", "preferences.samples", "actor", "actor.path", "rollout", "rollout.temperature",
+        },
+        "evaluate": {
+            "ppo", "ppo.data", "ppo.data.path", "actor", "actor.path", "rollout", "rollout.temperature",
+        },
+    }  # fmt: skip
+    for stage, keys in read.items():
+        assert set(flat(settings, [stage])) == keys - {"actor.peft._target_"} | {"seed"}
+    ppo = set(flat(settings, ["ppo"]))
+    assert {"ppo.steps", "critic.learning_rate", "actor.learning_rate"} < ppo and "dpo.beta" not in ppo
+
+
+def test_a_first_look_leaves_out_lists_of_a_report():
+    calibration = {"ece": 0.1, "bins": [{"confidence": 0.6, "right": 0.5, "pairs": 3}]}
+    card = {"report": {"accuracy": 0.8, "calibration": calibration}, "rating": {"levels": [1, 2], "thresholds": [0.3]}}
+    assert headlines(list(numbers({"rm": card}))) == ["rm.report.accuracy", "rm.report.calibration.ece"]
 
 
 def test_a_plug_is_named_by_the_choice_that_it_is_most_like():

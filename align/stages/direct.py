@@ -40,6 +40,7 @@ from align.roles.folder import CAUSAL, inspect
 from align.roles.loading import load_frozen
 from align.roles.start import check_adapter, start
 from align.roles.tokenizer import load_tokenizer
+from align.stages.tasks import tell_tasks
 from align.stages.trl_arguments import check_arguments, check_held_out, check_metric
 from align.stages.trl_bridge import arguments, dataset, dtypes_kept, loraplus, steps_of, train
 
@@ -114,6 +115,7 @@ class Direct:
         for why, count in left_out.items():
             if count:
                 report.say(f"{count} rows left out: {why.replace('_', ' ')}")
+        tell_tasks(rows, report)
         held_out = self._fitting(split.eval, tokenizer, held_out=True)[0] if split.eval else []
         args = self._arguments(out)
         check_held_out(args, held_out, name)

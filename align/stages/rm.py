@@ -65,6 +65,7 @@ from align.stages.reward_plot import plot
 from align.stages.reward_report import agreement, correlation, report_of, said
 from align.stages.rollouts import as_rows, texts_of
 from align.stages.side_by_side import check_seeds
+from align.stages.tasks import tell_tasks
 from align.stages.trl_arguments import check_arguments, check_metric
 from align.stages.trl_bridge import arguments, dataset, dtypes_kept, loraplus, steps_of, train
 from align.types import Reward, RewardState, Rollout
@@ -132,6 +133,7 @@ class RM:
     def _lesson(self, inputs: dict[str, str], report: StageReport) -> Lesson:
         tokenizer = pad_apart_from_eos(load_tokenizer(inputs["path"], "rm.path"))
         split = located(self.data, inputs).load("rm", self.seed)
+        tell_tasks(split.train, report)
         how = plan(split.train, self.options)
         rows, left_out = self._fitting(split.train, how, tokenizer)
         if left_out["too_long"]:

@@ -40,6 +40,7 @@ from align.roles.tokenizer import load_tokenizer
 from align.stages.learned_turns import check_rows, check_template
 from align.stages.one_pass import learner, train_together
 from align.stages.side_by_side import Member, check_method, check_run, members
+from align.stages.tasks import tell_tasks
 from align.stages.trl_arguments import check_arguments, check_held_out, check_metric
 from align.stages.trl_bridge import arguments, dataset, dtypes_kept, loraplus, steps_of, train
 
@@ -143,8 +144,7 @@ class SFT:
             add_trained(begun.model, seat, task.member.seed, begun.fresh)
         self.linear.apply(begun.model, report.say)
         report.write_card(cpu_linear=self.linear.facts())
-        for name, rows in by_task(first.rows).items():
-            report.say(f"task {name}: {len(rows)} of {len(first.rows)} rows")
+        tell_tasks(first.rows, report)
         sizes = dict.fromkeys(f"{len(task.rows)} rows, {len(task.held_out)} held out" for task in tasks)
         together = f" ({len(tasks)} side by side)" if len(tasks) > 1 else ""
         report.say(f"{begun.said}{together}; {'; '.join(sizes)}")

@@ -3,10 +3,11 @@ r"""Several data sets as one, a task each, mixed by weight or temperature.
     align stages=[sft] model=FOLDER data@sft.data=mixture \
         +data@sft.data.parts.topic=prompt_completion sft.data.parts.topic.path=topics.jsonl \
         +data@sft.data.parts.mood=prompt_completion sft.data.parts.mood.path=moods.jsonl \
-        sft.data.weights.topic=0.7
+        sft.data.weights.topic=0.7 sft.data.weights.mood=0.3
 
-A task's share is its weight's, or with a temperature T its number of rows to the power 1 / T (Raffel et al. 2020, arXiv
-1910.10683, section 3.5.2): 1 mixes by size, the larger T the more evenly. A row tells its task in the column `task`.
+A task's share is its weight's (1 where it has none beside others that have), or with a temperature T its number of rows
+to the power 1 / T (Raffel et al. 2020, arXiv 1910.10683, section 3.5.2): 1 mixes by size, the larger T the more evenly.
+A row tells its task in the column `task`.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def search(words: list[str], run: Run) -> None:
 
 
 def planned(words: list[str]) -> Search:
-    """The search that the words mean, after all that can be known without a model or data."""
+    """The search that the words mean, after all that can be known without a model."""
     plan = read(words)
     trials = checked(plan.fixed, plan.spaces)
     cfg = trials.first

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from align.build import Build
 from align.composing import composed
 from align.errors import AlignError
+from align.looking import first_look
 from align.search.fit import fitted
 from align.search.space import Space, parse
 
@@ -94,23 +95,31 @@ def checked(fixed: list[str], spaces: list[Space]) -> Trials:
     homes = {space.key: trials.home(space) for space in trials.values}
     plain = {home: composed([*fixed, *trials.words(home)])[0] if home else shared for home in homes.values()}
     trials.values = [fitted(space, plain[homes[space.key]]) for space in trials.values]
+    looked: set[str] = set()
     for chosen in trials.combinations():
-        check(trials.lowest(chosen)[1])
+        check(trials.lowest(chosen)[1], looked)
     for space in trials.values:
         for end in space.ends():
             cfg = copy.deepcopy(trials.lowest(homes[space.key])[1])
             OmegaConf.update(cfg, space.name, parse(f"{space.name}={end}").value())
-            check(cfg)
+            check(cfg, looked)
     return trials
 
 
-def check(cfg: DictConfig) -> None:
-    """Raises as a run does for what can be known without reading a model or data."""
+def check(cfg: DictConfig, looked: set[str]) -> None:
+    """Raises as a run does for what can be known without a model, the first look at data and functions included.
+
+    `looked` holds data and functions that had theirs, and takes these in.
+    """
     cfg = copy.deepcopy(cfg)
     OmegaConf.resolve(cfg)
     build = Build(cfg)
     for stage in build.stages:
         build.sources().inputs(stage, {})
+    seen = str([cfg[stage].get("data") for stage in build.stages] + list(build.rewards().values()))
+    if seen not in looked:
+        first_look(build)
+        looked.add(seen)
 
 
 def _composed(words: list[str]) -> DictConfig | None:

@@ -10,6 +10,10 @@ import align.cli  # noqa: F401 - registers the schemas
 from align.search.command import planned
 
 TINY = "experiment=tiny debug=default"
+MIXED = "stages=sft model={base} data@sft.data=mixture " + " ".join(
+    f"+data@sft.data.parts.{name}=prompt_completion sft.data.parts.{name}.path=demos.jsonl"
+    for name in ("topic", "mood")
+)
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def test_a_setting_that_a_choice_lacks_is_searched_with_the_others_only():
         (f"{TINY} stages=[pretrain,rm]", "rm.eval_accuracy", "maximize"),
         (f"{TINY} stages=[pretrain,dpo]", "dpo.eval_accuracy", "maximize"),
         (f"{TINY} evaluate.judge=null", "ppo.best.objective", "maximize"),
-        (f"{TINY} evaluate.judge=null watch=judge watch.judge.fn=a.b", "ppo.best.judge", "maximize"),
+        (f"{TINY} evaluate.judge=null watch=judge watch.judge.fn=kind_words.kind_words", "ppo.best.judge", "maximize"),
         (f"{TINY} evaluate.judge=null ppo.eval_every=0", "ppo.reward", "maximize"),
         (f"{TINY} objective=ppo.kl", "ppo.kl", "minimize"),
         (f"{TINY} objective=ppo.length direction=maximize", "ppo.length", "maximize"),
@@ -114,6 +118,16 @@ WRONG = [
         "measure that is searched",
         f"{TINY} evaluate.judge=null ppo.kl_coef=log(1e-2,1)",
         ["ppo.best.objective", "write objective=ppo.reward"],
+    ),
+    (
+        "part that a mixture lacks",
+        f"{MIXED} sft.data.weights.topc=uniform(0.2,0.8)",
+        ["sft.data.weights.topc", "no part topc", "nearest: sft.data.weights.topic"],
+    ),
+    (
+        "file that is not there",
+        "stages=sft model={base} sft.data.path=choice(demos.jsonl,demo.jsonl)",
+        ["sft.data.path=demo.jsonl"],
     ),
     ("no rows held out", f"{SFT} sft.epochs=range(1,4) sft.data.eval_share=0", ["no rows are held out", "eval_share"]),
 ]

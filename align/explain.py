@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align.errors import AlignError
+from align.plugins import keys_of
 
 MORE = "HYDRA_FULL_ERROR=1 shows the traceback"
 KINDS = {
@@ -20,6 +21,8 @@ KINDS = {
 }  # fmt: skip
 ALIASES = {"lr": "learning_rate", "max_steps": "steps", "num_train_epochs": "epochs"}
 """What other programs call a setting."""
+MANY = 4
+"""Choices that are listed."""
 LINES, WIDTH = 16, 400
 """A message is cut to these: one screen, even where a plugin's own message is a page."""
 
@@ -59,6 +62,11 @@ def _unparsed(error: OverrideParseException) -> str:
         return (
             f"{word} is no setting: write KEY=VALUE, such as experiment=tiny (align --help lists commands and choices)"
         )
+    for pair in ("()", "[]", "{}"):
+        opened, closed = map(word.count, pair)
+        if opened != closed:
+            missing = pair[1] if opened > closed else pair[0]
+            return f"{word} cannot be read: a {missing} is missing\n  write it, or quote text twice: \"key='a, b'\""
     if word.startswith("'") or word.startswith('"'):
         return f"{word} cannot be read\n  quote the value, not the key: \"key='a, b'\""
     return f"{word} cannot be read\n  quote a value with spaces, commas, = or brackets twice: \"key='a, b'\""
@@ -75,6 +83,8 @@ def _hydra(error: BaseException) -> str:
         return (
             f"{key}={value} are several values\n  write '{key}=[{value}]' for a list, or align -m … for a run for each"
         )
+    if found := re.search(r"Key '\w+' not in '\w+'\s+full_key: ([\w.]+)", text):
+        return _unknown_key(found.group(1))
     if found := re.search(r"Multiple values for (\w+)\.", text):
         return f"{found.group(1)} is given twice\n  write {found.group(1)}=NAME once, without +"
     if isinstance(cause, OmegaConfBaseException):
@@ -101,10 +111,35 @@ def _unknown_key(key: str) -> str:
         return f"{key}= is a choice for several nodes\n  write one of {', '.join(f'{group}=…' for group in several)}"
     owner = key.rpartition(".")[0]
     packages = [group.partition("@")[2] or group for group in groups if not group.startswith("stage@")]
+    if other := _other_choice(key, names, groups):
+        return f"{key}: {other}"
     if owner in packages:
         near = nearest(key, [name for name in names if name != key])
         return f"{key}: the {owner} that is chosen has no such key{near}\n  all it has: align … --cfg job -p {owner}"
     return f"{key}: there is no such key{nearest(key, [*names, *groups])}"
+
+
+def _other_choice(key: str, names: list[str], groups: list[str]) -> str:
+    """What is said of a key below a plug that other choices of its group have, or one much like it; else ''.
+
+    `names` are the keys of the default configuration, among which `nearest` looks better.
+    """
+    homes = {group.partition("@")[2] or group: group for group in groups if not group.startswith("stage@")}
+    key = key.rpartition("@")[2]
+    home = max((package for package in homes if key.startswith(f"{package}.")), key=len, default=None)
+    if home is None:
+        return ""
+    first, _, below = key.removeprefix(f"{home}.").partition(".")
+    having = keys_of(homes[home].partition("@")[0])
+    near = [first] if first in having else difflib.get_close_matches(first, having, n=1, cutoff=0.75)
+    if not near or (near != [first] and f"{home}.{near[0]}" in names):
+        return ""
+    meant = ".".join([home, *near, *([below] if below and near != [first] else [])])
+    choices = having[near[0]]
+    some = f"{homes[home]}={', '.join(choices[:MANY])}" + (" and others" if len(choices) > MANY else "")
+    problem = f"the {home} that is chosen has no such key" if near == [first] else "there is no such key"
+    what = f"{meant} comes with {some}" if near == [first] else f"nearest: {meant} (of {some})"
+    return f"{problem}\n  {what}\n  all that is there: align … --cfg job -p {home}"
 
 
 def _unknown_choice(choice: str, text: str) -> str:
@@ -118,6 +153,8 @@ def _unknown_choice(choice: str, text: str) -> str:
 
 def nearest(key: str, names: list[str]) -> str:
     """A line with the names nearest to a key."""
+    if found := re.match(r"(?:peft@)?(dpo|kto)\.peft\b", key):
+        return f"\n  write peft@actor.peft=NAME, and its settings as actor.peft.KEY: {found[1]} trains the actor"
     home, _, last = key.rpartition(".")
     last = ALIASES.get(last, last)
     key = f"{home}.{last}" if home else last

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from pathlib import Path
 
+import yaml
+
+from align.config import SCHEMAS
 from align.errors import AlignError
 
 HIDDEN = {"local"}
@@ -44,6 +48,29 @@ def plugs() -> list[tuple[str, str, str, str]]:
 def plug_file(group: str, name: str) -> Path:
     """The yaml of a plug that `plugs` lists."""
     return next(file for _, folder in sources() if (file := folder / group / f"{name}.yaml").exists())
+
+
+def keys_of(group: str) -> dict[str, list[str]]:
+    """The first keys below the choices of a group, and which choices have each."""
+    found: dict[str, list[str]] = {}
+    for one, name, *_ in plugs():
+        if one == group:
+            for key in _keys(yaml.safe_load(plug_file(group, name).read_text(encoding="utf-8")) or {}):
+                found.setdefault(key, []).append(name)
+    return found
+
+
+def _keys(node: dict) -> list[str]:
+    """Keys of a plug's yaml, of its schema and of the nodes that its defaults list puts below it."""
+    keys = [key for key in node if key not in ("defaults", "_target_")]
+    for entry in node.get("defaults", []):
+        place, _, package = str(next(iter(entry)) if isinstance(entry, dict) else entry).partition("@")
+        schema = SCHEMAS.get(place.removeprefix("/schema/"))
+        if package == "_here_" and schema:
+            keys += [field.name for field in fields(schema) if field.name != "_target_"]
+        elif package:
+            keys.append(package.partition(".")[0])
+    return list(dict.fromkeys(keys))
 
 
 def first_comment(file: Path) -> str:

@@ -27,6 +27,11 @@ EARLY = [
         ["nocolumn.jsonl line 1", "'prompt'", "question, answer", "data.columns.prompt=COLUMN"],
     ),
     ("no column of a pair", f"{RM} rm.data.path=demos.jsonl", ["demos.jsonl line 1", "'chosen'", "completion"]),
+    (
+        "columns of another format",
+        f"{KTO} kto.data.path=pairs.jsonl",
+        ["'completion'", "write data@kto.data=preferences, which has these columns"],
+    ),
     ("no column of a prompt", f"{PPO} ppo.data.path=nocolumn.jsonl", ["nocolumn.jsonl line 1", "'prompt'"]),
     ("a column that nobody reads", f"{RM} rm.data.columns.label=topic", ["rm.data.columns.label=topic", "share"]),
     ("wrong type", f"{SFT} sft.data.path=typed.jsonl", ["typed.jsonl line 2", "number 7", "a string"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from align.data.tables import Cell
@@ -20,6 +21,8 @@ class Columns:
     row: dict
     format: str
     purpose: str
+    fitting: Callable[[dict, str], str | None] = lambda row, purpose: None
+    """The format that a row's columns are, for what it says where this one lacks a column."""
 
     def error(self, problem: str, instead: str) -> AlignError:
         return AlignError(f"{self.place} {problem}: write {instead}")
@@ -79,10 +82,13 @@ class Columns:
             raise self.error(f"has null in {column!r}", "a value, or leave the row out")
         if column not in self.row:
             wanted = f"{column!r}" + (f" (nor {instead!r})" if instead else "")
+            given, chosen = given_by(f"{self.purpose}.data.columns", instead or column, self.row), self.format
+            other = self.fitting(self.row, self.purpose)
             raise self.error(
                 f"has no column {wanted}, only {', '.join(map(str, self.row)) or 'none'}",
-                f"{given_by(f'{self.purpose}.data.columns', instead or column, self.row)}, or another format than "
-                f"data@{self.purpose}.data={self.format}",
+                f"data@{self.purpose}.data={other}, which has these columns, or {given}"
+                if other
+                else f"{given}, or another format than data@{self.purpose}.data={chosen}",
             )
         return self.row[column]
 

@@ -49,7 +49,7 @@ def meanings(rows: list[Placed], format: str, purpose: str, report_by: str | Non
     convert = _conversion(format, purpose)
     found: list[tuple[str, Meant]] = []
     for place, row in rows:
-        columns = Columns(place, row, format, purpose)
+        columns = Columns(place, row, format, purpose, fitting)
         meant = convert(columns)
         several = meant if isinstance(meant, list) else [meant]
         if report_by is not None:
@@ -57,6 +57,19 @@ def meanings(rows: list[Placed], format: str, purpose: str, report_by: str | Non
             several = [Meant({**one.row, GROUP: group}, one.identity) for one in several]
         found += [(place, one) for one in several]
     return found
+
+
+def fitting(row: dict, purpose: str) -> str | None:
+    """The format that a row is of, all its columns being the format's own; None where none serves `purpose` so."""
+    meaning = LIKE.get(purpose, purpose)
+    for name in (name for name, purposes in FORMATS.items() if meaning in purposes):
+        if set(row) <= {*READ[name], *READ_BY_ONE.get((name, meaning), ())}:
+            try:
+                FORMATS[name][meaning](Columns("", row, name, purpose))
+            except AlignError:
+                continue
+            return name
+    return None
 
 
 def check_columns(columns: Mapping[str, str], format: str, purpose: str, report_by: str | None = None) -> None:

@@ -109,8 +109,11 @@ def read(folder: str, made_from: Mapping[str, Any]) -> dict[Key, Judged]:
         lines = [json.loads(line) for line in whole]
         theirs, judged = lines[0]["made_from"], [Judged(**line) for line in lines[1:]]
     except (OSError, ValueError, LookupError, TypeError) as error:
+        problem = f"{file} cannot be read as judged answers ({type(error).__name__}: {error})"
+        if not file.exists():
+            problem = f"there is no {ANSWERS} in it" if file.parent.is_dir() else "there is no such folder"
         raise AlignError(
-            f"{said}: {file} cannot be read as judged answers ({type(error).__name__}: {error})\n"
+            f"{said}: {problem}\n"
             "  write the folder of this stage in a run that was stopped, such as runs/NAME/latest/preferences"
         ) from error
     for key, mine in made_from.items():

@@ -127,9 +127,12 @@ def test_a_run_that_was_stopped_keeps_what_was_judged_and_goes_on_to_the_same_en
     resume = "preferences.resume=runs/ask/latest/preferences"
     refused(capsys, " ".join([*words, resume, "preferences.samples=15"]), ["preferences.samples=16", "resume"])
     refused(capsys, " ".join([*words, resume, "preferences.judge.fn=judges.even"]), ["judge.fn=judges.tires", "resume"])
-    refused(
-        capsys, " ".join([*words, "preferences.resume=runs"]), ["preferences.resume=", "answers.jsonl", "write the"]
-    )
+    for folder, why in (
+        ("runs", "there is no answers.jsonl in it\n  write the"),
+        ("away", "there is no such folder\n"),
+    ):
+        answered = refused(capsys, " ".join([*words, f"preferences.resume={folder}"]), [f"/{folder}: {why}"])
+        assert "FileNotFoundError" not in answered.err
     asked = sys.modules["judges"].asked
     asked.clear()
     align.run([*words, resume])

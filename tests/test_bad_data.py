@@ -168,11 +168,10 @@ def test_a_chat_template_that_refuses_a_role_is_told_with_the_row(here, capsys, 
     write_talks(here / "talks.jsonl", [{"role": opening, "content": "Be brief."}])
     why = {"system": "no system role", "assistant": "roles must alternate"}[opening]
     noun = "pair" if kind == "pair" else "row"
-    last = "'say 7'" if kind == "prompt" else "'yes'"
     words = [
         f"refuses messages of {opening}, user",
         f"({why}), in {noun} ",
-        f"the last one is {last}",
+        f"message 1 is the {opening}'s 'Be brief.'",
         "write messages",
     ]
     refused(capsys, arguments.format(base=strict), words)

@@ -79,19 +79,21 @@ def answer_ids(rows: list[dict], side: str, tokenizer: PreTrainedTokenizerBase, 
 def fitting_pairs(
     rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None, key: str, held_out: bool = False
 ) -> tuple[list[dict], dict[str, int]]:
-    """Pairs to train a reward model on, or held-out ones, and how many were left out as `too_long` and as `alike`.
+    """Pairs to train a reward model on, or held-out ones, and how many were left out: `too_long`, `alike`, `empty`.
 
     Too long is a pair with a side of more than `max_length` tokens, EOS included, which TRL's RewardTrainer
-    would drop, too. Alike is a pair with the same ids on either side, or with an empty completion: there is
+    would drop, too. Alike is a pair with the same ids on either side, empty one with an empty completion: there is
     nothing to prefer. Raises AlignError if none is left.
     """
     sides = [answer_ids(rows, side, tokenizer, "pair") for side in ("chosen", "rejected")]
     lengths = [max(len(chosen), len(rejected)) for chosen, rejected in zip(*sides, strict=True)]
-    left_out = {"too_long": 0, "alike": 0}
+    left_out = {"too_long": 0, "alike": 0, "empty": 0}
     fitting = []
     for row, chosen, rejected, length in zip(rows, *sides, lengths, strict=True):
-        if chosen == rejected or _is_empty(row["chosen"]) or _is_empty(row["rejected"]):
+        if chosen == rejected:
             left_out["alike"] += 1
+        elif _is_empty(row["chosen"]) or _is_empty(row["rejected"]):
+            left_out["empty"] += 1
         elif max_length is not None and length > max_length:
             left_out["too_long"] += 1
         else:
@@ -105,9 +107,10 @@ def fitting_pairs(
             )
         if left_out["alike"]:
             reasons.append(
-                f"{left_out['alike']} with chosen and rejected alike or empty (write pairs that differ in "
-                f"{key}.data.path)"
+                f"{left_out['alike']} with chosen and rejected alike (write pairs that differ in {key}.data.path)"
             )
+        if left_out["empty"]:
+            reasons.append(f"{left_out['empty']} with an empty answer (write what was answered in {key}.data.path)")
         raise AlignError(
             f"{key}.data: {_none_left(rows, 'held-out pair' if held_out else 'pair')}: {'; '.join(reasons)}"
         )
@@ -220,11 +223,24 @@ def _templated(messages: list[dict], tokenizer: PreTrainedTokenizerBase, place: 
         return tokenizer.apply_chat_template(messages, **options)
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
+        number = _refused(messages, tokenizer, str(error))
+        first = messages[number - 1]
         raise AlignError(
-            f"the chat template of {tokenizer.name_or_path} refuses messages of {roles} ({error}){place}: the last "
-            f"one is {messages[-1]['content']!r:.60}\n"
+            f"the chat template of {tokenizer.name_or_path} refuses messages of {roles} ({error}){place}: message "
+            f"{number} is the {first['role']}'s {first['content']!r:.60}\n"
             "  write messages of roles that it takes, in its order, or put another chat_template.jinja into that folder"
         ) from error
+
+
+def _refused(messages: list[dict], tokenizer: PreTrainedTokenizerBase, why: str) -> int:
+    """The number of the first message with which a chat template says `why`; it also may look at what is behind."""
+    for number in range(1, len(messages)):
+        try:
+            tokenizer.apply_chat_template(messages[:number], tokenize=False)
+        except TemplateError as error:
+            if str(error) == why:
+                return number
+    return len(messages)
 
 
 def _without_added_eos(text: str, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:

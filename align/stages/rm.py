@@ -139,7 +139,9 @@ class RM:
         if left_out["too_long"]:
             report.say(f"{left_out['too_long']} rows left out: longer than rm.max_length={self.options.max_length}")
         if left_out["alike"]:
-            report.say(f"{left_out['alike']} rows left out: answers alike, or one of a pair empty")
+            report.say(f"{left_out['alike']} rows left out: answers alike")
+        if left_out.get("empty"):
+            report.say(f"{left_out['empty']} rows left out: an empty answer")
         longest = self.options.max_length
         held_out, _ = fitting_pairs(as_pairs(split.eval), tokenizer, longest, "rm", held_out=True)
         return Lesson(inputs, split, rows, left_out, held_out, how, tokenizer)

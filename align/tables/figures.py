@@ -11,8 +11,8 @@ from align.stages.pipeline import STAGES
 
 APART = ("versions", "inputs", "hashes", "cpu_linear")
 COUNTS = {
-    "learning_rate", "rows", "left_out", "too_long", "alike", "cut", "unscored", "pairs", "eval_pairs", "prompts",
-    "samples", "parameters", "tokens", "step", "kl_coef", "length", "finished", "rankings", "swaps",
+    "learning_rate", "rows", "left_out", "too_long", "alike", "empty", "cut", "unscored", "pairs", "eval_pairs",
+    "prompts", "samples", "parameters", "tokens", "step", "kl_coef", "length", "finished", "rankings", "swaps",
 }  # fmt: skip
 """Facts of a card that echo a setting or count something."""
 PARTS = ("last", "adapters", "members", "score", "base", "bins", "levels", "thresholds")

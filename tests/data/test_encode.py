@@ -97,6 +97,14 @@ def test_messages_that_the_template_refuses_are_named():
         prompt_ids([{"role": "system", "content": "be kind"}, USER], tokenizer_of())
 
 
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_the_first_message_that_the_template_refuses_is_named(place):
+    talk = [USER, {"role": "assistant", "content": "yes"}]
+    talk.insert(place - 1, {"role": "system", "content": "be kind"})
+    with pytest.raises(AlignError, match=rf"message {place} is the system's 'be kind'"):
+        prompt_ids(talk, tokenizer_of())
+
+
 def test_a_completion_has_the_form_of_its_prompt():
     assert completion_as("p", " a") == " a"
     assert completion_as([USER], "a") == [{"role": "assistant", "content": "a"}]
@@ -130,7 +138,7 @@ def test_a_prompt_without_a_token_is_refused():
 def test_no_rows_at_all_fit_without_an_error():
     """Held-out rows at eval_share=0."""
     assert fitting_prompts([], tokenizer_of(), 5, "ppo") == ([], 0)
-    assert fitting_pairs([], tokenizer_of(), 5, "rm") == ([], {"too_long": 0, "alike": 0})
+    assert fitting_pairs([], tokenizer_of(), 5, "rm") == ([], {"too_long": 0, "alike": 0, "empty": 0})
     assert fitting_examples([], tokenizer_of(), 5, "sft") == ([], 0)
 
 
@@ -148,13 +156,13 @@ PAIRS = [
 def test_pairs_are_counted_with_bos_and_eos():
     fitting, left_out = fitting_pairs(PAIRS, tokenizer_of(), max_length=10, key="rm")
     assert fitting == [PAIRS[0], PAIRS[4]]
-    assert left_out == {"too_long": 2, "alike": 3}
-    assert fitting_pairs(PAIRS, tokenizer_of(), None, "rm")[1] == {"too_long": 0, "alike": 3}
+    assert left_out == {"too_long": 2, "alike": 1, "empty": 2}
+    assert fitting_pairs(PAIRS, tokenizer_of(), None, "rm")[1] == {"too_long": 0, "alike": 1, "empty": 2}
 
 
 def test_pairs_that_differ_only_in_a_written_eos_are_alike():
     rows = [pair("p", " a<eos>", " a"), pair("p", " a", " b")]
-    assert fitting_pairs(rows, tokenizer_of(), 20, "rm") == ([rows[1]], {"too_long": 0, "alike": 1})
+    assert fitting_pairs(rows, tokenizer_of(), 20, "rm") == ([rows[1]], {"too_long": 0, "alike": 1, "empty": 0})
 
 
 def test_pairs_of_messages_with_and_without_a_prompt_are_counted_alike():
@@ -167,7 +175,7 @@ def test_pairs_of_messages_with_and_without_a_prompt_are_counted_alike():
     implicit = [{side: [USER] + row[side] for side in ("chosen", "rejected")} for row in explicit]
     limit = len("[u]hi") + 1 + len("[a]good") + 1
     for rows in (explicit, implicit):
-        assert fitting_pairs(rows, tokenizer_of(), limit, "rm") == (rows[:1], {"too_long": 1, "alike": 1})
+        assert fitting_pairs(rows, tokenizer_of(), limit, "rm") == (rows[:1], {"too_long": 1, "alike": 1, "empty": 0})
         with pytest.raises(AlignError):
             fitting_pairs(rows, tokenizer_of(), limit - 2, "rm")
 
@@ -175,7 +183,8 @@ def test_pairs_of_messages_with_and_without_a_prompt_are_counted_alike():
 @pytest.mark.parametrize(
     ("rows", "said", "unsaid"),
     [
-        (PAIRS[1:4], "3 with chosen and rejected alike or empty", "max_length"),
+        (PAIRS[1:4], "1 with chosen and rejected alike", "max_length"),
+        (PAIRS[2:4], "2 with an empty answer", "alike"),
         (PAIRS[5:], "2 longer than rm.max_length=10 (the longer sides have 11 to 11 tokens", "alike"),
     ],
 )
@@ -204,7 +213,7 @@ def test_pairs_that_fit_are_those_that_trl_keeps(tmp_path):
     )
     fitting, left_out = fitting_pairs(rows, tokenizer_of(), 10, "rm")
     assert len(trainer.train_dataset) == len(fitting) == 2
-    assert left_out == {"too_long": 2, "alike": 0}
+    assert left_out == {"too_long": 2, "alike": 0, "empty": 0}
 
 
 EXAMPLES = [{"prompt": "p" * length, "completion": " c"} for length in (3, 8, 9, 20)]

@@ -15,8 +15,8 @@ COUNTS = {
     "prompts", "samples", "parameters", "tokens", "step", "kl_coef", "length", "finished", "rankings", "swaps",
 }  # fmt: skip
 """Facts of a card that echo a setting or count something."""
-PARTS = ("last", "adapters", "members", "score", "base", "bins", "levels", "thresholds")
-"""Nodes of a card, lists of a report among them, and a policy (with shots or without), that a first look does not
+PARTS = ("last", "adapters", "members", "tasks", "score", "base", "bins", "levels", "thresholds")
+"""Nodes of a card, lists of a report and counts among them, and a policy (with shots or without), that a first look does not
 need."""
 
 

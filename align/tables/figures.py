@@ -16,7 +16,7 @@ COUNTS = {
 }  # fmt: skip
 """Facts of a card that echo a setting or count something."""
 PARTS = ("last", "adapters", "members", "tasks", "score", "base", "bins", "levels", "thresholds")
-"""Nodes of a card, lists of a report and counts among them, and a policy (with shots or without), that a first look does not
+"""Nodes of a card, lists of a report among them, and a policy (with shots or without), that a first look does not
 need."""
 
 

@@ -106,7 +106,7 @@ FITTING = [
     f"{PPO} critic=head actor.peft.target_modules=.*q_proj|.*lm_head",
     f"{SHARED} reward.path=scorer",
     f"{SHARED} reward.path=scorer actor.path=tuned",
-    f"{LEARNED} reward=ensemble reward.path=[scorer,scorer] reward.backbone=shared",
+    f"{LEARNED} reward=ensemble reward.path=[scorer,twin] reward.backbone=shared",
     f"{LEARNED} reward=sum {RM_TERM.format('one')} {RM_TERM.format('two')}".replace("apart", "scorer"),
 ]
 
@@ -119,6 +119,7 @@ def folders(tmp_path_factory, base, reward_base):
     adapter(home / "tuned", base, "CAUSAL_LM")
     adapter(home / "apart", reward_base, "SEQ_CLS")
     adapter(home / "scorer", base, "SEQ_CLS")
+    adapter(home / "twin", base, "SEQ_CLS")
     return home
 
 

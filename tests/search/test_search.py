@@ -16,6 +16,7 @@ import made_up_runs
 import pytest
 from command_line import RM, SFT, answer, stand_in, write_data
 
+from align.data.files import FIRST
 from align.search.process import started
 
 SHORT = f"search {SFT} sft.data.eval_share=0.3 sft.batch_size=4 name=mine sampler=random"
@@ -37,15 +38,17 @@ def card(folder: Path, number: int, stage: str = "sft") -> dict:
 
 @pytest.mark.slow
 def test_the_best_is_a_command_to_paste_and_a_trial_that_fails_is_told_of(here, capsys, base):
-    words = f"{SHORT} 'sft.data.path=choice(demos.jsonl,empty.jsonl)' sft.learning_rate=log(1e-4,1e-1) trials=4 "
+    good = (here / "demos.jsonl").read_text()
+    (here / "late.jsonl").write_text(good * (1 + FIRST // good.count("\n")) + "{}\n")  # beyond the first look
+    words = f"{SHORT} 'sft.data.path=choice(demos.jsonl,late.jsonl)' sft.learning_rate=log(1e-4,1e-1) trials=4 "
     words = words.replace("sft.data.path=demos.jsonl ", "") + "sft.args.max_steps=3 pruner=none seed=1"
     said = answer(capsys, words.format(base=base))
     assert said.status == 0, said.err
     found = told(here)
     assert [trial["state"] for trial in found["trials"]].count("failed") in (1, 2, 3)
     for trial in found["trials"]:
-        if trial["settings"]["sft.data.path"] == "empty.jsonl":
-            assert trial["state"] == "failed" and "empty.jsonl" in trial["reason"] and trial["value"] is None
+        if trial["settings"]["sft.data.path"] == "late.jsonl":
+            assert trial["state"] == "failed" and "late.jsonl" in trial["reason"] and trial["value"] is None
         else:
             assert trial["value"] == card(here, trial["trial"])["eval_loss"]
             assert card(here, trial["trial"])["learning_rate"] == trial["settings"]["sft.learning_rate"]

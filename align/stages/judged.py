@@ -91,6 +91,10 @@ class AnswersFile:
         self._write([dataclasses.asdict(one) for one in judged])
         self.found |= {one.key(): one for one in judged}
 
+    def of(self, policy: str) -> list[Judged]:
+        """What a policy answered."""
+        return [one for one in self.found.values() if one.policy == policy]
+
     def _write(self, lines: list[dict]) -> None:
         self.stream.write("".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines))
         self.stream.flush()

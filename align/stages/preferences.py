@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ class Preferences:
         report.say(f"{told['prompts']} prompts ranked, {told['answers'] / told['prompts']:.1f} answers each")
         if left_out := sum(told["left_out"].values()):
             report.say(f"{left_out} of {told['prompts'] + left_out} prompts left out: {self._why(told)}")
-        by_policy = {name: figures([one for one in file.found.values() if one.policy == name]) for name in paths}
+        by_policy = {name: figures(counts(file.of(name))) for name in paths}
         report.write_card(inputs=inputs, policies=by_policy, **{Path(part).stem: one for part, one in facts.items()})
 
     def _made_from(self, inputs: dict[str, str]) -> dict[str, Any]:
@@ -155,6 +156,7 @@ class Preferences:
     ) -> None:  # fmt: skip
         """One policy's answers to rows, each with the file that it is for, judged and put into answers.jsonl."""
         sampling = Sampling(self.sampling[0], self.sampling[1], stop_ids(path, tokenizer))
+        so_far = counts(file.of(name))
         total = sum(math.ceil(len(rows) / JUDGED_AT_ONCE) for _, rows in chunked(todo))
         with report.steps(total) as tell:
             for number, (part, rows, rollout) in enumerate(self._rollouts(name, todo, engine, sampling), start=1):
@@ -171,7 +173,8 @@ class Preferences:
                         )
                     )  # fmt: skip
                 file.add(judged)
-                told = figures([one for one in file.found.values() if one.policy == name])
+                so_far.update(counts(judged))
+                told = figures(so_far)
                 report.metrics(number, {"policy": name, **told, **logged})
                 score = f"score {told['score']:+.2f}, " if told["judged"] else ""
                 tell(number, f"{score}{told['finished']:.0%} of the answers ended")
@@ -218,13 +221,21 @@ def chunked(todo: list[tuple[str, Row]]) -> Iterator[tuple[str, list[Row]]]:
             yield part, rows[first : first + PROMPTS_AT_ONCE]
 
 
-def figures(judged: list[Judged]) -> dict[str, float | None]:
-    """Mean score of the answers that have one, how many answers there are, which share ended and has one."""
-    ended = [end for one in judged for end in one.finished]
+def counts(judged: list[Judged]) -> Counter[str]:
+    """How many answers there are, ended and have a score, and what their scores add up to."""
     scores = [score for one in judged for score in one.scores if score is not None]
+    return Counter(
+        answers=sum(len(one.finished) for one in judged), ended=sum(sum(one.finished) for one in judged),
+        scored=len(scores), score=sum(scores),
+    )  # fmt: skip
+
+
+def figures(counted: Counter[str]) -> dict[str, float | None]:
+    """Mean score of the answers that have one, how many answers there are, which share ended and has one."""
+    answers, scored = counted["answers"], counted["scored"]
     return {
-        "score": sum(scores) / len(scores) if scores else None, "answers": len(ended),
-        "finished": sum(ended) / len(ended), "judged": len(scores) / len(ended),
+        "score": counted["score"] / scored if scored else None, "answers": answers,
+        "finished": counted["ended"] / answers, "judged": scored / answers,
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
@@ -55,22 +56,35 @@ def keys_of(group: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for one, name, *_ in plugs():
         if one == group:
-            for key in _keys(yaml.safe_load(plug_file(group, name).read_text(encoding="utf-8")) or {}):
+            for key in _keys(group, yaml.safe_load(plug_file(group, name).read_text(encoding="utf-8")) or {}):
                 found.setdefault(key, []).append(name)
     return found
 
 
-def _keys(node: dict) -> list[str]:
+def _keys(group: str, node: dict) -> list[str]:
     """Keys of a plug's yaml, of its schema and of the nodes that its defaults list puts below it."""
     keys = [key for key in node if key not in ("defaults", "_target_")]
-    for entry in node.get("defaults", []):
-        place, _, package = str(next(iter(entry)) if isinstance(entry, dict) else entry).partition("@")
-        schema = SCHEMAS.get(place.removeprefix("/schema/"))
-        if package == "_here_" and schema:
-            keys += [field.name for field in fields(schema) if field.name != "_target_"]
-        elif package:
+    for home, name, package in defaults_of(group, node):
+        if package:
             keys.append(package.partition(".")[0])
+        elif home == "schema" and name in SCHEMAS:
+            keys += [field.name for field in fields(SCHEMAS[name]) if field.name != "_target_"]
     return list(dict.fromkeys(keys))
+
+
+def defaults_of(group: str, node: dict) -> Iterator[tuple[str, str, str]]:
+    """What the defaults list of a plug's yaml takes in: group, choice, and the node below the plug, '' for itself.
+
+    >>> list(defaults_of("reward", {"defaults": ["/schema/reward@_here_", {"/zero@zero": "none"}, "_self_"]}))
+    [('schema', 'reward', ''), ('zero', 'none', 'zero')]
+    """
+    for entry in node.get("defaults", []):
+        if entry != "_self_":
+            key, choice = next(iter(entry.items())) if isinstance(entry, dict) else (entry, None)
+            place, _, package = key.partition("@")
+            path = place if choice is None else f"{place}/{choice}"
+            home, _, name = (path[1:] if path.startswith("/") else f"{group}/{path}").rpartition("/")
+            yield home, name, "" if package == "_here_" else package
 
 
 def first_comment(file: Path) -> str:

@@ -10,7 +10,7 @@ import yaml
 
 from align.config import SCHEMAS
 from align.config.leaves import leaves
-from align.plugins import own_folder, plugs, sources
+from align.plugins import defaults_of, own_folder, plugs, sources
 from align.stages.pipeline import STAGES
 
 UNSEEN = ("name", "runs")
@@ -147,11 +147,7 @@ def _set_by(group: str, name: str, prefix: str, folders: list[Path]) -> Settings
     file = next((file for folder in folders if (file := folder / group / f"{name}.yaml").exists()), None)
     node = (yaml.safe_load(file.read_text(encoding="utf-8")) if file else None) or {}
     found: Settings = {}
-    for entry in node.pop("defaults", []):
-        if entry != "_self_":
-            key, choice = next(iter(entry.items())) if isinstance(entry, dict) else (entry, None)
-            place, _, package = key.partition("@")
-            path = place if choice is None else f"{place}/{choice}"
-            home, _, last = (path[1:] if path.startswith("/") else f"{group}/{path}").rpartition("/")
-            found |= _set_by(home, last, prefix if package in ("", "_here_") else f"{prefix}{package}.", folders)
+    for home, choice, package in defaults_of(group, node):
+        found |= _set_by(home, choice, f"{prefix}{package}." if package else prefix, folders)
+    node.pop("defaults", None)
     return found | dict(leaves(node, prefix))

@@ -16,18 +16,8 @@ from align.tables.runs import stages_of
 
 LESS = {"loss", "kl", "seconds", "perplexity", "gap", "error"}
 MORE = {
-    "accuracy",
-    "score",
-    "reward",
-    "margin",
-    "objective",
-    "judge",
-    "correct",
-    "polite",
-    "concise",
-    "clean",
-    "finished",
-}
+    "accuracy", "score", "reward", "margin", "objective", "judge", "correct", "polite", "concise", "clean", "finished",
+}  # fmt: skip
 """Words in a figure's name that tell whether less or more of it is wanted."""
 BY_TRL = {"sft": "eval_loss", "best_of": "eval_loss", "rm": "eval_accuracy", "dpo": "eval_accuracy", "kto": "eval_loss"}
 """What a stage that TRL trains measures on held-out rows."""

@@ -1,12 +1,12 @@
 """What a run imports before it starts, imported once for all trials. For the server that they are forked from."""
 
 # ruff: noqa: E402, F401
-from align.surroundings import prepare
+from align.library_variables import prepare
 
 prepare()
 
-import align.stages.evaluate
-import align.stages.ppo_stage
+import align.stages.evaluate.stage
+import align.stages.ppo
 import align.stages.pretrain
-import align.stages.rm
-import align.stages.sft
+import align.stages.rm.stage
+import align.stages.sft.stage

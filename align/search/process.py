@@ -17,8 +17,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from align.explain import explain
-from align.surroundings import on_cpu
+from align.cli.errors import explain
+from align.library_variables import on_cpu
 
 PRELOADED = ["align.search.libraries"]
 POLL = 0.2

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align.build import Build
-from align.composing import composed
+from align.cli.compose import composed
 from align.errors import AlignError
 from align.looking import first_look
 from align.search.fit import fitted

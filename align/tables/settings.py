@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
+from align.cli.plugins import defaults_of, own_folder, plugs, sources
 from align.config import SCHEMAS
 from align.config.leaves import leaves
-from align.plugins import defaults_of, own_folder, plugs, sources
 from align.stages.pipeline import STAGES
 
 UNSEEN = ("name", "runs")

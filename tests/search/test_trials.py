@@ -6,7 +6,7 @@ import optuna
 import pytest
 from command_line import SFT, refused, stand_in, write_data
 
-import align.cli  # noqa: F401 - registers the schemas
+import align.cli.main  # noqa: F401 - registers the schemas
 from align.search.command import planned
 
 TINY = "experiment=tiny debug=default"

@@ -6,9 +6,9 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-import align.cli  # noqa: F401 - registers the schemas
-from align.composing import GLOBAL
-from align.plugins import plugs
+import align.cli.main  # noqa: F401 - registers the schemas
+from align.cli.compose import GLOBAL
+from align.cli.plugins import plugs
 from align.tables.figures import headlines, numbers
 from align.tables.runs import DONE, Run
 from align.tables.settings import Kind, differing, flat, plug_name
@@ -19,8 +19,8 @@ LORA = {"_target_": "peft.LoraConfig", "r": 16, "lora_alpha": 32, "lora_dropout"
 
 
 def run(peft: dict = LORA, stages: tuple[str, ...] = ("sft",), **more) -> dict:
-    sft = {"_target_": "align.stages.sft.SFT", "peft": peft, "epochs": 1.0, "args": {}, **more}
-    ppo = {"_target_": "align.stages.ppo_stage.PPOStage", "steps": more.get("epochs", 1)}
+    sft = {"_target_": "align.stages.sft.stage.SFT", "peft": peft, "epochs": 1.0, "args": {}, **more}
+    ppo = {"_target_": "align.stages.ppo.PPOStage", "steps": more.get("epochs", 1)}
     return flat({"seed": 0, "name": str(more), "sft": sft, "ppo": ppo}, list(stages))
 
 

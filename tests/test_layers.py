@@ -64,7 +64,9 @@ def test_the_ppo_stage_needs_only_torch_transformers_and_peft():
     assert not loaded & {"trl", "deepspeed", "vllm", "hydra", "datasets"}
 
 
-@pytest.mark.parametrize("module", ["align", "align.cli.main", "align.build", "align.config", "align.stages.pipeline"])
+@pytest.mark.parametrize(
+    "module", ["align", "align.cli.main", "align.build.runtime", "align.config", "align.stages.pipeline"]
+)
 def test_the_command_line_imports_no_torch(module):
     assert "torch" not in fresh_modules(f"import {module}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from align.build import Build
+from align.build.runtime import Build
 from align.config.leaves import leaves
 from align.installed import require
 from align.search.objective import objective

@@ -6,7 +6,7 @@ from align.library_variables import prepare
 prepare()
 
 import align.stages.evaluate.stage
-import align.stages.ppo
-import align.stages.pretrain
+import align.stages.ppo.stage
+import align.stages.pretrain.stage
 import align.stages.rm.stage
 import align.stages.sft.stage

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from align.build import Build
-from align.checks import absent, judged
+from align.build.runtime import Build
 from align.errors import AlignError
+from align.plan.checks import absent, judged
 from align.tables.figures import figures, nearest_figures
 from align.tables.runs import stages_of
 

@@ -14,10 +14,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from align.build import Build
+from align.build.first_checks import first_look
+from align.build.runtime import Build
 from align.cli.compose import composed
 from align.errors import AlignError
-from align.looking import first_look
 from align.search.fit import fitted
 from align.search.space import Space, parse
 

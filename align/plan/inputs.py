@@ -103,6 +103,7 @@ def origin_of(stage: StagePlan) -> Origin:
 
 def _missing(need: Need, stage: StagePlan, runs: str, names: list[str]) -> str:
     usual = {POLICY: "sft", REWARD_MODEL: "rm", SAMPLES: "preferences"}[need.makes]
+    usual = need.name if stage.spec.last else usual
     trained = [name for name in names if name != "evaluate"]
     ways = ["model=FOLDER (or a hub name)"] if need.model else []
     ways += [f"{need.key}={runs}/{usual} (of an earlier run)"]

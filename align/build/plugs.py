@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from align.config import FileDataOptions
-from align.config.fields import shown
+from align.config.fields import UNSET, shown
 from align.config.values import Plug, Settings
 from align.errors import AlignError
 from align.imports import import_failed_at, locate
@@ -23,6 +23,8 @@ from align.imports import import_failed_at, locate
 def make(plug: Plug) -> Any:
     """The object that a plug's target makes of its settings. Raises AlignError, with the key, for what it refuses."""
     check_arguments(plug, target_of(plug), list(plug.settings))
+    if unset := [name for name, value in plug.settings.items() if value == UNSET]:
+        raise AlignError(f"{plug.key}.{unset[0]} is not set\n  use {plug.key}.{unset[0]}=VALUE")
     try:
         return instantiate(OmegaConf.create(plug.plain()), _convert_="all")
     except InstantiationException as error:

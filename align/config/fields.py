@@ -77,7 +77,7 @@ class Allowed:
             parts.append(f"one of {', '.join(self.words)}")
         else:
             parts += self.words
-        return " or ".join(parts) + (", or a list of these" if self.listed else "")
+        return ", or ".join(parts) + (", or a list of these" if self.listed else "")
 
     def _range(self) -> str:
         noun = "a whole number" if self.whole else "a number"

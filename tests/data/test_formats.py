@@ -208,7 +208,7 @@ def test_a_column_that_does_not_fit_is_named_with_its_row(format, purpose, row, 
     message = error_of(format, purpose, row)
     assert message.startswith(f"{purpose}.data.path=f line 1 ")
     assert said in message
-    assert "write" in message
+    assert "use" in message
 
 
 @pytest.mark.parametrize(

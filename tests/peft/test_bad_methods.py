@@ -100,7 +100,7 @@ WRONG = [
     (
         "no such fallback",
         f"{PPO} peft@actor.peft=prefix rollout.fallback=none",
-        ["rollout.fallback=none", "hf or error"],
+        ["rollout.fallback=none", "hf, error"],
     ),
 ]
 

@@ -13,10 +13,10 @@ import dataclasses
 from dataclasses import dataclass
 from random import Random
 
-from help_desk.facts import CLOSING, POLITE, RAMBLE, RUDE, SHOP, TOPICS, UPSELL, Topic, questions
-from help_desk.rule import prompt_of, true_score
 from align.data.source import LIKE, PURPOSES, Split
 from align.errors import AlignError
+from help_desk.facts import CLOSING, POLITE, RAMBLE, RUDE, SHOP, TOPICS, UPSELL, Topic, questions
+from help_desk.rule import prompt_of, true_score
 
 __all__ = ["HelpDesk", "swap_pairs", "true_score"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from help_desk.facts import POLITE, RAMBLE, RUDE, SPLITS, TOPICS, UPSELL, Topic, questions
 from align.errors import AlignError
+from help_desk.facts import POLITE, RAMBLE, RUDE, SPLITS, TOPICS, UPSELL, Topic, questions
 
 USER, ASSISTANT = "<|user|>", "<|assistant|>"
 MOST_WORDS = 20

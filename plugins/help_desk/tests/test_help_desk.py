@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
+from align.data.source import PURPOSES
+from align.errors import AlignError
 from help_desk.data import HelpDesk, swap_pairs, true_score
 from help_desk.facts import POLITE, RAMBLE, RUDE, SPLITS, TOPICS, UPSELL, questions
 from help_desk.rule import prompt_of, topic_of
-from align.data.source import PURPOSES
-from align.errors import AlignError
 
 PROMPT = prompt_of("Hi, when do you open?")
 RIGHT = "We open from nine to six, Monday to Saturday."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any
 from unittest import mock
 
@@ -15,18 +15,16 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from align.cli.errors import flatten, nearest
+from align.cli.errors import unknown_key
 from align.cli.plugins import own_folder, plugin_folders, sources
-from align.cli.schema import ROOT, register, stage_specs
-from align.config.values import NONE
+from align.cli.schema import ROOT, SHARED, register, section_of, stage_specs
+from align.config.values import NONE, TARGET
 from align.errors import AlignError
 from align.plan.order import kind_of, named_stages, with_evaluation
 from align.plan.parse import FROM_ENVIRONMENT, judges, parse, read
 from align.plan.plan import RunPlan
 from align.plan.spec import StageSpec
 
-SHARED = ("actor", "critic", "reference", "reward", "rollout", "advantage", "policy_loss", "watch")
-"""Sections that belong to no single stage."""
 ROOT_KEYS = ("name", "seed", "stages", "model", "device", "precision", "cpu_linear", "runs", "data", "tracker")
 GLOBAL = ("experiment", "debug", "sweep", "local")
 """Groups whose files have no node of their own."""
@@ -61,7 +59,7 @@ def check_composition(words: list[str]) -> Iterator[None]:
         refuse_values_for_groups(cfg, choices, typed, specs)
         prune_sections(cfg, typed, specs)
         prune(cfg, [word.lstrip("+~").partition("=")[0] for word in typed])
-        refuse_strays(cfg, flatten(OmegaConf.to_container(cfg, resolve=False)), {*ROOT_KEYS, *SHARED, *specs})
+        refuse_strays(cfg, specs)
         return cfg
 
     with mock.patch.object(ConfigLoaderImpl, "load_configuration", composed):
@@ -120,22 +118,18 @@ def prune(cfg: DictConfig, typed: list[str], path: str = "") -> None:
             prune(node, typed, f"{here}.")
 
 
-def refuse_strays(cfg: DictConfig, names: list[str], roots: set[str], path: str = "") -> None:
-    """Refuses keys that the dataclass of a node does not have: `+ppo.typo=1` passes Hydra's own check.
-
-    `names` are all keys of the whole configuration, from which the nearest are shown.
-    """
-    kind = OmegaConf.get_type(cfg)
-    known = {f.name for f in fields(kind)} if is_dataclass(kind) else roots | {"hydra"} if not path else None
+def refuse_strays(cfg: DictConfig, specs: Mapping[str, StageSpec], path: str = "") -> None:
+    """Raise AlignError for a key that the section of a node does not have."""
+    section = None if not path else section_of(cfg, path.rstrip("."), specs)
+    known = None if section is None else {one.name for one in fields(section)} | {TARGET}
+    known = {*ROOT_KEYS, *SHARED, *specs, "hydra"} if not path else known
     for name in cfg:
         if known is not None and name not in known:
-            key = f"{path}{name}"
             hint = "\n  in a yaml under experiment, debug or local: begin it with '# @package _global_'"
-            beside = [other for other in names if other != key and not other.startswith(f"{key}.")]
-            raise AlignError(f"{key}: there is no such key{nearest(key, beside)}{hint if name in GLOBAL else ''}")
+            raise AlignError(f"{unknown_key(f'{path}{name}')}{hint if name in GLOBAL else ''}")
         node = None if OmegaConf.is_missing(cfg, name) else cfg._get_node(name)
         if isinstance(node, DictConfig) and name != "hydra" and not node._is_none() and not node._is_interpolation():
-            refuse_strays(node, names, roots, f"{path}{name}.")
+            refuse_strays(node, specs, f"{path}{name}.")
 
 
 def refuse_values_for_groups(

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align.cli.plugins import keys_of
-from align.cli.schema import ROOT
+from align.cli.schema import ROOT, all_settings, stage_specs
 from align.errors import AlignError
 
 MORE = "HYDRA_FULL_ERROR=1 shows the traceback"
@@ -74,14 +74,14 @@ def _unparsed(error: OverrideParseException) -> str:
 def _hydra(error: BaseException) -> str:
     cause, text = error.__cause__, str(error)
     if found := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(found.group(1))
+        return unknown_key(found.group(1))
     if found := re.search(r"Could not (?:find|load) '([^']+)'", text):
         return _unknown_choice(found.group(1), text)
     if found := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text):
         key, value = found.groups()
         return f"{key}={value} are several values\n  use '{key}=[{value}]' for a list, or align -m … for a run for each"
     if found := re.search(r"Key '\w+' not in '\w+'\s+full_key: ([\w.]+)", text):
-        return _unknown_key(found.group(1))
+        return unknown_key(found.group(1))
     if found := re.search(r"Multiple values for (\w+)\.", text):
         return f"{found.group(1)} is given twice\n  use {found.group(1)}=NAME once, without +"
     if isinstance(cause, OmegaConfBaseException):
@@ -102,7 +102,8 @@ def _value(error: OmegaConfBaseException) -> str:
     return f"{key}: {_lines(error, 1)}"
 
 
-def _unknown_key(key: str) -> str:
+def unknown_key(key: str) -> str:
+    """The message for a key that is not there: the nearest, or the choice that has it."""
     names, groups = all_keys()
     if several := [group for group in groups if group.startswith(f"{key}@")]:
         return f"{key}= is a choice for several nodes\n  use one of {', '.join(f'{group}=…' for group in several)}"
@@ -174,7 +175,8 @@ def all_keys() -> tuple[list[str], list[str]]:
     except (HydraException, OmegaConfBaseException):
         return [], []
     groups = [str(group) for group in cfg.hydra.runtime.choices if not str(group).startswith("hydra/")]
-    return flatten(OmegaConf.to_container(cfg, resolve=False)), groups
+    names = flatten(OmegaConf.to_container(cfg, resolve=False))
+    return list(dict.fromkeys([*names, *all_settings(stage_specs())])), groups
 
 
 def flatten(node: dict, prefix: str = "") -> list[str]:

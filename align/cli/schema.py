@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import MISSING, field, fields, make_dataclass
+from dataclasses import MISSING, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
@@ -15,40 +15,31 @@ from omegaconf import DictConfig
 
 from align.cli.plugins import sources
 from align.config import SECTIONS
-from align.config.fields import ALLOWED, FOLLOWS
-from align.config.values import TARGET, Settings, plain
+from align.config.fields import FOLLOWS, RARE
+from align.config.values import TARGET, plain
 from align.errors import AlignError, AlignWarning
 from align.imports import import_failed_at, locate
 from align.plan.order import ordered
 from align.plan.spec import StageSpec
 
+SHARED = ("actor", "critic", "reference", "reward", "rollout", "advantage", "policy_loss", "watch")
+"""Sections that belong to no single stage."""
 ROOT = "align"
 """The name under which Hydra finds the root configuration."""
-KNOWN_TYPES = (int, float, str, bool, int | None, float | None, str | None, bool | None)
 
 
-def open_node() -> DictConfig:
-    """A node that takes any key without `+`: arguments of other libraries and of users' functions."""
-    return DictConfig({}, flags={"struct": False})
+def schema(cls: type, target: str) -> DictConfig:
+    """The node that Hydra composes for a section: its usual settings. It is open: rare ones are taken without `+`.
 
-
-def schema(cls: type, target: str | None = None) -> type:
-    """A class that Hydra can take for a section: the same fields and defaults, types that OmegaConf knows."""
-    hints = get_type_hints(cls)
-    made = [] if target is None else [(TARGET, str, field(default=target))]
+    Names and values are checked when the configuration becomes a plan (`align.config.fields`).
+    """
+    made: dict[str, Any] = {TARGET: target}
     for one in fields(cls):
-        if hints[one.name] is Settings:
-            made.append((one.name, Any, field(default_factory=open_node)))
-            continue
-        follows = one.metadata.get(FOLLOWS)
-        default = one.default_factory() if one.default is MISSING else one.default
-        default = f"${{{follows}}}" if follows else default
-        hint = hints[one.name] if hints[one.name] in KNOWN_TYPES else Any
-        if isinstance(default, tuple):
-            made.append((one.name, Any, field(default_factory=lambda default=default: plain(default))))
-        else:
-            made.append((one.name, hint, field(default=default)))
-    return make_dataclass(cls.__name__, made)
+        if not one.metadata.get(RARE):
+            follows = one.metadata.get(FOLLOWS)
+            default = one.default_factory() if one.default is MISSING else one.default
+            made[one.name] = f"${{{follows}}}" if follows else plain(default)
+    return DictConfig(made, flags={"struct": False})
 
 
 _REGISTERED: dict[str, type] = {}
@@ -103,7 +94,19 @@ def _spec(file: Path) -> StageSpec:
     return spec
 
 
-def constraint(cls: type, name: str) -> str:
-    """The values that a field takes, in words; '' where its type says it all."""
-    allowed = next(one for one in fields(cls) if one.name == name).metadata.get(ALLOWED)
-    return "" if allowed is None else str(allowed)
+def section_of(node: Mapping[str, Any], name: str, specs: Mapping[str, StageSpec]) -> type | None:
+    """The class of the settings of a node: by its name a stage's, else by its `_target_`; None for a plug of others."""
+    if name in specs:
+        return specs[name].options
+    return next((cls for cls in SECTIONS.values() if cls.TARGET == node.get(TARGET)), None)
+
+
+def all_settings(specs: Mapping[str, StageSpec]) -> dict[str, tuple[type, str]]:
+    """Every setting of stages and shared sections by dotted key: its class and its name there."""
+    homes = {**{name: spec.options for name, spec in specs.items()}}
+    homes |= {cls.SECTION: cls for cls in SECTIONS.values() if cls.SECTION in SHARED}
+    found = {f"{home}.{one.name}": (cls, one.name) for home, cls in homes.items() for one in fields(cls)}
+    for cls in SECTIONS.values():  # of several choices, the first that has it
+        for one in fields(cls):
+            found.setdefault(f"{cls.SECTION}.{one.name}", (cls, one.name))
+    return found

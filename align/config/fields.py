@@ -16,16 +16,18 @@ import difflib
 import inspect
 import math
 import textwrap
-from collections.abc import Callable, Iterable
-from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from functools import cache
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from align.config.values import Settings, frozen
 from align.errors import AlignError
 
 UNSET = "???"
 """Stands in a configuration where a value is still to be given."""
-ALLOWED, FOLLOWS = "allowed", "follows"
+ALLOWED, FOLLOWS, RARE = "allowed", "follows", "rare"
 T = TypeVar("T")
 
 
@@ -92,24 +94,29 @@ class Allowed:
 def number(
     default: Any = UNSET, low: float = -math.inf, high: float = math.inf, above: float | None = None,
     words: Iterable[str] = (), prefix: str = "", listed: bool = False, unit: str = "", follows: str = "",
+    rare: bool = False,
 ) -> Any:  # fmt: skip
     """A field of numbers. `above` is a bound that is left out; `follows` the key whose value it takes in a
-    configuration unless it is given."""
+    configuration unless it is given. A `rare` field is taken where it is given, and not composed else."""
     allowed = Allowed(
         tuple(words), True, low if above is None else above, high, above is not None, prefix=prefix, listed=listed,
         empty=default == (), unit=unit,
     )  # fmt: skip
-    return field(default=default, metadata={ALLOWED: allowed, FOLLOWS: follows})
+    return field(default=default, metadata={ALLOWED: allowed, FOLLOWS: follows, RARE: rare})
 
 
-def choice(default: str | tuple[str, ...], *words: str, listed: bool = False, follows: str = "") -> Any:
+def choice(
+    default: str | tuple[str, ...], *words: str, listed: bool = False, follows: str = "", rare: bool = False
+) -> Any:
     """A field of one of the words, or with `listed` of a list of them."""
-    return field(default=default, metadata={ALLOWED: Allowed(tuple(words), listed=listed), FOLLOWS: follows})
+    return field(
+        default=default, metadata={ALLOWED: Allowed(tuple(words), listed=listed), FOLLOWS: follows, RARE: rare}
+    )
 
 
-def value(default: Any = UNSET, follows: str = "") -> Any:
+def value(default: Any = UNSET, follows: str = "", rare: bool = False) -> Any:
     """A field without a constraint beyond its type."""
-    return field(default=default, metadata={FOLLOWS: follows})
+    return field(default=default, metadata={FOLLOWS: follows, RARE: rare})
 
 
 def open_settings() -> Any:
@@ -127,8 +134,8 @@ def section(key: str) -> Callable[[type[T]], type[T]]:
     def made(cls: type[T]) -> type[T]:
         def __post_init__(self: Any) -> None:
             for one in fields(self):
-                object.__setattr__(self, one.name, frozen(getattr(self, one.name), f"{key}.{one.name}"))
-                check_field(one, getattr(self, one.name), key)
+                found = frozen(getattr(self, one.name), f"{key}.{one.name}")
+                object.__setattr__(self, one.name, checked(cls, one, found, key))
             if hasattr(self, "check_together"):
                 self.check_together()
 
@@ -139,27 +146,66 @@ def section(key: str) -> Callable[[type[T]], type[T]]:
     return made
 
 
-def check_field(one: Field, found: Any, key: str) -> None:
-    """Raise AlignError for a value that its field does not take; null and unset values are left to their owner."""
-    allowed = one.metadata.get(ALLOWED)
-    if allowed is None or found is None or (isinstance(found, str) and (found == UNSET or found.startswith("${"))):
-        return
-    if "int" in str(one.type) and "float" not in str(one.type):
-        allowed = Allowed(**{**vars(allowed), "whole": True})
-    if not allowed.holds(found):
-        near = nearest(str(found), allowed.words) if isinstance(found, str) else ""
-        raise AlignError(f"{key}.{one.name}={shown(found)}: use {allowed}{near}")
+def check_values(cls: type, values: Mapping[str, Any], key: str) -> None:
+    """Raise AlignError for a setting at `key` that a section's class does not have, or does not take."""
+    known = {one.name: one for one in fields(cls)}
+    for name, found in values.items():
+        if name not in known:
+            near = nearest(name, known) or f"\n  it has {', '.join(known)}"
+            raise AlignError(f"{key}.{name}: there is no such key{near}")
+        checked(cls, known[name], frozen(found, f"{key}.{name}"), key)
+
+
+def checked(cls: type, one: Field, found: Any, key: str) -> Any:
+    """A value of a field, as its type has it. Raise AlignError for a value that the field does not take.
+
+    Values that are still unset, or that refer to another key, are left to their owner.
+    """
+    if isinstance(found, str) and (found == UNSET or found.startswith("${")):
+        return found
+    kinds, allowed = types_of(cls)[one.name], one.metadata.get(ALLOWED)
+    if found is None and type(None) in kinds:
+        return None
+    if allowed is not None and int in kinds and float not in kinds:
+        allowed = replace(allowed, whole=True)
+    right = _of_type(found, kinds) if allowed is None else found is not None and allowed.holds(found)
+    if not right:
+        words = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds if kind in KINDS)) or "a choice, GROUP=NAME"
+        near = nearest(str(found), allowed.words) if allowed is not None and isinstance(found, str) else ""
+        raise AlignError(f"{key}.{one.name}={shown(found)}: use {allowed or words}{near}")
+    if isinstance(found, int) and not isinstance(found, bool) and not {int, float} & set(kinds):
+        return str(found)
+    return float(found) if isinstance(found, int) and float in kinds and int not in kinds else found
+
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list"}
+
+
+def _of_type(found: Any, kinds: tuple[type, ...]) -> bool:
+    if isinstance(found, bool):
+        return bool in kinds
+    if isinstance(found, int | float):
+        return type(found) in kinds or float in kinds or str in kinds
+    return isinstance(found, kinds)
+
+
+@cache
+def types_of(cls: type) -> dict[str, tuple[type, ...]]:
+    """The types that each field of a section takes."""
+    found = {}
+    for name, hint in get_type_hints(cls).items():
+        parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        found[name] = tuple(get_origin(part) or part for part in parts)
+    return found
 
 
 def shown(found: Any) -> str:
     """A value as it is typed: [a,b] for several, true, null."""
     if isinstance(found, tuple | list):
         return f"[{','.join(shown(one) for one in found)}]"
-    return (
-        {True: "true", False: "false", None: "null"}.get(found, str(found))
-        if not isinstance(found, int | float) or (isinstance(found, bool))
-        else str(found)
-    )
+    if found is None or isinstance(found, bool):
+        return {True: "true", False: "false", None: "null"}[found]
+    return str(found)
 
 
 def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:

@@ -39,11 +39,11 @@ class ActorOptions:
     """As `sft.adapter`."""
     learning_rate: float | str = number("lora:1e-5", above=0, high=1, prefix=FOR_LORA)
     """AdamW's rate; its peak, if `schedule` or `warmup_steps` moves it. `lora:` as in `sft.learning_rate`."""
-    loraplus_lr_ratio: float | None = number(None, above=0, high=1000)
+    loraplus_lr_ratio: float | None = number(None, above=0, high=1000, rare=True)
     """As `sft.loraplus_lr_ratio`."""
-    schedule: str = choice("constant", *SCHEDULES)
+    schedule: str = choice("constant", *SCHEDULES, rare=True)
     """The rate after warm-up: constant, linear or cosine; the last two fall to 0 over `ppo.steps`."""
-    warmup_steps: int = number(0, low=0)
+    warmup_steps: int = number(0, low=0, rare=True)
     """PPO steps in which the rate rises from 0."""
     peft: Plug | None = None
     """Which weights train: peft@actor.peft=lora, or none for all."""
@@ -62,15 +62,15 @@ class CriticOptions:
     backbone: str = choice("auto", *CRITIC_BACKBONES)
     """Where the value head sits: adapter (the critic's own adapter on the actor's base), head (the actor's trunk,
     adapter and all), own (a model of its own), or auto: adapter where it can be, else own."""
-    trunk_gradient: float = number(0.1, low=0, high=100)
+    trunk_gradient: float = number(0.1, low=0, high=100, rare=True)
     """With critic=head, the share of the value's gradient that shapes the actor's trunk; 0: none."""
     learning_rate: float | str = number("lora:1e-5", above=0, high=1, prefix=FOR_LORA, follows="actor.learning_rate")
     """As `actor.learning_rate`, which it is unless given."""
-    loraplus_lr_ratio: float | None = number(None, above=0, high=1000, follows="actor.loraplus_lr_ratio")
+    loraplus_lr_ratio: float | None = number(None, above=0, high=1000, follows="actor.loraplus_lr_ratio", rare=True)
     """As `actor.loraplus_lr_ratio`."""
-    schedule: str = choice("constant", *SCHEDULES, follows="actor.schedule")
+    schedule: str = choice("constant", *SCHEDULES, follows="actor.schedule", rare=True)
     """As `actor.schedule`."""
-    warmup_steps: int = number(0, low=0, follows="actor.warmup_steps")
+    warmup_steps: int = number(0, low=0, follows="actor.warmup_steps", rare=True)
     """As `actor.warmup_steps`."""
     peft: Plug | None = None
     """As `actor.peft`."""

@@ -12,7 +12,7 @@ class RolloutOptions:
 
     engine: str = choice("auto", "auto", "vllm", "hf")
     """auto (vLLM where it is installed and serves this actor, else transformers), vllm or hf."""
-    fallback: str = choice("hf", "hf", "error")
+    fallback: str = choice("hf", "hf", "error", rare=True)
     """Where vLLM cannot serve the actor's PEFT method: hf (transformers writes) or error."""
     temperature: float = number(1.0, above=0, high=100)
     """Of sampling; log-probabilities of policy, old policy and reference are taken at it."""
@@ -22,9 +22,9 @@ class RolloutOptions:
     """Completions of each prompt; a step's batch_size counts completions."""
     batch_size: int = number(64, low=1)
     """Completions written at a time."""
-    kv_cache_mib: int = number(128, low=1, unit="MiB")
+    kv_cache_mib: int = number(128, low=1, unit="MiB", rare=True)
     """Memory of vLLM's key-value cache."""
-    share_weights: bool | str = "auto"
+    share_weights: bool | str = value("auto", rare=True)
     """vLLM in the process computes with the trainer's own tensors: auto (where it can), true or false."""
 
 

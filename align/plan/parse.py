@@ -8,8 +8,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from align.config import SECTIONS as ALL_SECTIONS
 from align.config import ActorOptions, CriticOptions, ReferenceOptions, RolloutOptions, WatchOptions
-from align.config.fields import UNSET, nearest
+from align.config.fields import UNSET, check_values
 from align.config.values import NONE, TARGET, Plug, Settings, plug_of
 from align.errors import AlignError, typed
 from align.plan.checks import check_plan, check_root
@@ -26,6 +27,7 @@ SECTIONS = {
 """Sections whose class may be replaced, and which have settings of ours."""
 PLUGS = ("reward", "advantage", "policy_loss")
 """Sections that are a class or a function with its arguments."""
+SECTIONS_OF_PLUGS = tuple(cls for cls in ALL_SECTIONS.values() if cls not in SECTIONS.values())
 FROM_ENVIRONMENT = "${oc.env:"
 EXAMPLES = {
     "fn": ("my_rewards.brevity", " (a function of my_rewards.py in the folder you stand in)"),
@@ -55,7 +57,7 @@ def parse(values: Mapping[str, Any], specs: Mapping[str, StageSpec]) -> RunPlan:
     plan = RunPlan(
         name=str(read(values["name"])), seed=values["seed"], model=None if model is None else str(read(model)),
         runs=str(read(values["runs"])), device=values["device"], precision=values["precision"],
-        cpu_linear=values["cpu_linear"], tracker=plug_of(values.get("tracker"), "tracker"), stages=(),
+        cpu_linear=values["cpu_linear"], tracker=_plug(values.get("tracker"), "tracker"), stages=(),
     )  # fmt: skip
     runs = f"{plan.runs}/{plan.name}/latest"
     stages = with_inputs([by_name[name] for name in order], plan.model, runs)
@@ -87,7 +89,7 @@ def options_of(cls: type, values: Mapping[str, Any], key: str) -> Any:
     for one in fields(cls):
         if one.name in values:
             is_plug = "Plug" in str(one.type)
-            found[one.name] = plug_of(values[one.name], f"{key}.{one.name}") if is_plug else read(values[one.name])
+            found[one.name] = _plug(values[one.name], f"{key}.{one.name}") if is_plug else read(values[one.name])
     return cls(**found)
 
 
@@ -95,7 +97,7 @@ def _stage(name: str, values: Mapping[str, Any], specs: Mapping[str, StageSpec],
     """A stage with its own settings and the sections that it reads."""
     spec = specs[kind_of(name)]
     own = _own(values, spec.name)
-    _check_known(spec, own)
+    check_values(spec.options, {key: one for key, one in own.items() if key != TARGET}, spec.name)
     options = options_of(spec.options, own, spec.name)
     found: dict[str, Any] = {}
     others: list[tuple[str, object]] = []
@@ -104,7 +106,7 @@ def _stage(name: str, values: Mapping[str, Any], specs: Mapping[str, StageSpec],
         if node is None or node.get(TARGET) == NONE:
             continue
         if key in PLUGS:
-            found[key] = plug_of(node, key)
+            found[key] = _plug(node, key)
         elif key in SECTIONS:
             found[key] = _section(SECTIONS[key], node, key)
         else:
@@ -116,6 +118,24 @@ def _stage(name: str, values: Mapping[str, Any], specs: Mapping[str, StageSpec],
     return StagePlan(name, spec, options, sections, models=models)
 
 
+def _plug(node: Any, key: str) -> Plug | None:
+    """A plug; the settings of those that are ours are checked, inside it, too."""
+    plug = plug_of(node, key)
+    if plug is not None:
+        _check_plug(plug)
+    return plug
+
+
+def _check_plug(value: Any) -> None:
+    if isinstance(value, Plug):
+        section = next((cls for cls in SECTIONS_OF_PLUGS if value.target == cls.TARGET), None)
+        if section is not None:
+            check_values(section, value.settings, value.key)
+    for inner in value.settings.values() if isinstance(value, Plug) else value.values():
+        if isinstance(inner, Plug | Settings):
+            _check_plug(inner)
+
+
 def _own(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     node = values.get(name)
     if not isinstance(node, Mapping):
@@ -123,18 +143,11 @@ def _own(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return node
 
 
-def _check_known(spec: StageSpec, own: Mapping[str, Any]) -> None:
-    """Raise AlignError for a key that a stage's settings do not have."""
-    known = [one.name for one in fields(spec.options)]
-    for name in own:
-        if name not in known and name != TARGET:
-            near = nearest(name, known) or f"\n  it has {', '.join(known)}"
-            raise AlignError(f"{spec.name}.{name}: there is no such key{near}")
-
-
 def _section(cls: type, node: Mapping[str, Any], key: str) -> Section:
     ours = {one.name for one in fields(cls)}
     own = {name: value for name, value in node.items() if name not in ours and name != TARGET}
+    if own and node.get(TARGET, cls.TARGET) == cls.TARGET:
+        check_values(cls, own, key)
     return Section(node.get(TARGET, cls.TARGET), options_of(cls, node, key), Settings.of(own, key))
 
 

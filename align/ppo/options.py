@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from align.config.fields import choice, number, section
+from align.config.fields import choice, number, section, value
 from align.config.values import Plug
 from align.errors import AlignError
 
@@ -23,46 +23,46 @@ class PPOOptions:
     """Optimizer steps an epoch."""
     micro_batch_size: int = number(16, low=1)
     """Completions in one forward pass; changes time and memory, not the result."""
-    micro_batch_tokens: int | None = number(None, low=1)
+    micro_batch_tokens: int | None = number(None, low=1, rare=True)
     """Tokens in one forward pass, padding and all, as a further bound on it; a longer row goes alone."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = value(False, rare=True)
     """Layers of trained models are computed again in the backward pass: less memory, a third more time."""
     epochs: int = number(2, low=1)
     """Passes over each rollout batch."""
-    dynamic_sampling: int = number(0, low=0)
+    dynamic_sampling: int = number(0, low=0, rare=True)
     """Further batches of prompts that a step may draw, to replace prompts whose samples all score alike (Yu et al.
     2025, DAPO, section 3.2)."""
-    target_kl: float | None = number(None, above=0)
+    target_kl: float | None = number(None, above=0, rare=True)
     """The passes end after a minibatch whose mean approximate KL from the old policy, in nats a token, is above it."""
-    critic_warmup: int = number(0, low=0)
+    critic_warmup: int = number(0, low=0, rare=True)
     """Steps at the start in which the critic alone trains."""
     kl_coef: float = number(0.05, low=0, high=100)
     """Price of one nat away from the reference, in units of the score."""
-    kl_in: str = choice("reward", "reward", "loss")
+    kl_in: str = choice("reward", "reward", "loss", rare=True)
     """reward (a token's KL is taken off its reward), or loss (it is added to the policy's loss, as GRPO has it)."""
-    kl_estimator: str = choice("auto", "auto", "k1", "k2", "k3")
+    kl_estimator: str = choice("auto", "auto", "k1", "k2", "k3", rare=True)
     """k1, k2 or k3 (Schulman 2020); auto: k1 in the reward, k3 in the loss."""
-    kl_target: float | None = number(None, above=0)
+    kl_target: float | None = number(None, above=0, rare=True)
     """KL in nats a sequence that kl_coef is steered to after each step (Ziegler et al. 2019); unset: it is fixed."""
-    kl_horizon: int = number(10000, low=1)
+    kl_horizon: int = number(10000, low=1, rare=True)
     """Completions in which kl_coef moves by 20 % at most."""
     clip: float = number(0.2, above=0, high=10)
     """The policy's ratio is clipped to 1 ± clip (Schulman et al. 2017, eq. 7)."""
     loss_aggregation: str = choice(
-        "token_mean", "token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "fixed_length"
+        "token_mean", "token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "fixed_length", rare=True
     )
     """A minibatch's loss from its tokens': token_mean, sequence_mean_token_mean (GRPO), sequence_mean_token_sum, or
     fixed_length (sums over rollout.max_new_tokens: Dr. GRPO)."""
-    old_logp: str = choice("auto", "auto", "trainer", "engine")
+    old_logp: str = choice("auto", "auto", "trainer", "engine", rare=True)
     """Where the ratio starts from: log-probabilities by the trainer, or by the engine that sampled; auto: the
     trainer's, without a pass for them where the engine's are the same (rollout=hf in float32; a first step checks)."""
-    importance_correction: str = choice("none", "none", "token", "sequence")
+    importance_correction: str = choice("none", "none", "token", "sequence", rare=True)
     """Weighs the policy's loss by p(trainer) / p(engine): none, token or sequence."""
-    importance_how: str = choice("truncate", "truncate", "mask")
+    importance_how: str = choice("truncate", "truncate", "mask", rare=True)
     """Weights above the cap: truncate (to the cap) or mask (to 0)."""
-    importance_cap: float = number(2.0, above=0)
+    importance_cap: float = number(2.0, above=0, rare=True)
     """Largest weight."""
-    value_clip: float = number(0.2, above=0, high=100)
+    value_clip: float = number(0.2, above=0, high=100, rare=True)
     """The value is clipped to ± value_clip around its estimate at rollout."""
     gamma: float = number(1.0, low=0, high=1)
     """Discount of later rewards; 1 for language, where only the last token is scored."""
@@ -70,13 +70,13 @@ class PPOOptions:
     """Mixing of one-step and whole returns (Schulman et al. 2016, eq. 16)."""
     max_grad_norm: float = number(1.0, low=0)
     """Gradients are clipped to this norm, a role at a time; 0: not at all."""
-    score_clip: float | None = number(None, above=0)
+    score_clip: float | None = number(None, above=0, rare=True)
     """Scores are clipped to ± score_clip."""
-    whiten_rewards: bool = False
+    whiten_rewards: bool = value(False, rare=True)
     """Rewards a token are scaled to variance 1 over the batch, around their mean, which stays."""
     missing_eos_penalty: float | None = number(None, low=0)
     """Taken off the score of a completion that did not end by itself."""
-    missing_eos_score: float | None = number(None)
+    missing_eos_score: float | None = number(None, rare=True)
     """The score of a completion that did not end by itself, whatever the reward says."""
     max_prompt_tokens: int | str = number("auto", low=1, words=("auto",))
     """Longer prompts are left out, and counted; auto: what the model's positions leave beside rollout.max_new_tokens,
@@ -85,7 +85,7 @@ class PPOOptions:
     """Steps between scorings of held-out prompts, which choose `best/`; 0: never."""
     eval_prompts: int = number(64, low=1)
     """Held-out prompts scored."""
-    save_every: int = number(0, low=0)
+    save_every: int = number(0, low=0, rare=True)
     """Steps between checkpoints; 0: only the last policy."""
     show_every: int = number(0, low=0)
     """Steps between prints of three samples; 0: never."""

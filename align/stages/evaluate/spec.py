@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from align.config.choices import METRICS
-from align.config.fields import choice, number, section
+from align.config.fields import choice, number, section, value
 from align.config.values import Plug
 from align.plan.inputs import is_sampled
 from align.plan.plan import StagePlan
@@ -20,25 +20,25 @@ class EvaluateOptions:
     """Completions scored, a policy."""
     judge: str | None = None
     """module.function(prompt, completion, finished) -> {"score": …}: a rule that knows the true score."""
-    split: str = choice("test", "test", "eval")
+    split: str = choice("test", "test", "eval", rare=True)
     """Held-out rows that decide: test, or eval while settings are chosen (files have one held-out part)."""
-    batch_size: int = number(128, low=1)
+    batch_size: int = number(128, low=1, rare=True)
     """Completions generated at a time."""
     show: int = number(3, low=0)
     """Prompts printed with the answers before and after."""
-    shots: int | tuple[int, ...] = number((), low=0, listed=True)
+    shots: int | tuple[int, ...] = number((), low=0, listed=True, rare=True)
     """[0,4]: the model that fine-tuning started from answers sft.data's held-out rows after so many examples, the
     trained ones after none."""
-    metrics: str | tuple[str, ...] = choice(("exact_match", "f1"), *METRICS, listed=True)
+    metrics: str | tuple[str, ...] = choice(("exact_match", "f1"), *METRICS, listed=True, rare=True)
     """Of these answers: exact_match (letter for letter), f1 (of words, SQuAD's), accuracy (the likeliest label), format
     (pattern, schema)."""
-    pattern: str | None = None
+    pattern: str | None = value(None, rare=True)
     """A regular expression that a well-formed answer matches as a whole."""
-    schema: str | None = None
+    schema: str | None = value(None, rare=True)
     """A JSON schema's file, by which a well-formed answer is JSON."""
     general: Plug | None = None
     """Text whose loss tells what was forgotten, all of a file: data@evaluate.general=text evaluate.general.path=F."""
-    diversity: bool = False
+    diversity: bool = value(False, rare=True)
     """distinct-n, self-BLEU and entropy of the completions."""
 
 

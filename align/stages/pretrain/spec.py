@@ -20,7 +20,7 @@ class PretrainOptions:
     """Tokens of a row."""
     learning_rate: float = number(3e-3, above=0, high=1)
     """Peak of AdamW's rate: 5 % warm-up, then a cosine to 0."""
-    weight_decay: float = number(0.05, low=0)
+    weight_decay: float = number(0.05, low=0, rare=True)
     """AdamW's, on all weights."""
     vocab_size: int = number(768, low=260)
     """Tokens of the byte-level BPE, special ones included."""
@@ -30,9 +30,9 @@ class PretrainOptions:
     """Number of decoder layers."""
     heads: int = number(4, low=1)
     """hidden_size / heads is the head size: vLLM on CPU serves 32, 64, 80, 96, 112, 128 …"""
-    intermediate_size: int = number(384, low=1)
+    intermediate_size: int = number(384, low=1, rare=True)
     """Width of the feed-forward part."""
-    max_positions: int = number(512, low=2)
+    max_positions: int = number(512, low=2, rare=True)
     """Longest sequence that the model takes, in tokens."""
 
     def check_together(self) -> None:

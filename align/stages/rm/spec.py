@@ -23,11 +23,11 @@ class RMOptions:
     """pairs (of a ranking, every two answers that do not tie), plackett_luce (a whole ranking at once), squared_error
     (of ratings, shifted and scaled to mean 0 and deviation 1), ordinal (of ratings of a few levels, by their order
     alone); auto: squared_error for ratings, else pairs."""
-    label_smoothing: float = number(0.0, low=0, high=0.5)
+    label_smoothing: float = number(0.0, low=0, high=0.5, rare=True)
     """Share of pairs taken to be the wrong way round, below one half."""
     learning_rate: float | str = number("lora:1e-4", above=0, high=1, prefix=FOR_LORA)
     """As `sft.learning_rate`."""
-    loraplus_lr_ratio: float | None = number(None, above=0, high=1000)
+    loraplus_lr_ratio: float | None = number(None, above=0, high=1000, rare=True)
     """As `sft.loraplus_lr_ratio`."""
     epochs: float = number(1.0, above=0)
     """Passes over the pairs."""
@@ -35,11 +35,11 @@ class RMOptions:
     """Pairs an optimizer step."""
     max_length: int = number(1024, low=2)
     """Tokens of prompt and completion; longer pairs are left out, and counted."""
-    members: int = number(1, low=1)
+    members: int = number(1, low=1, rare=True)
     """Reward models for reward=ensemble, alike but for their seeds, `seed` and those after it: adapter and head as they
     start, and the order of rows. One after the other, into rm/member_1, rm/member_2, …; the best on held-out pairs is
     the stage's result, too."""
-    norm_samples: int = number(256, low=0)
+    norm_samples: int = number(256, low=0, rare=True)
     """Samples of the starting policy on which the score's mean and deviation are measured."""
     judge: Plug | None = None
     """A reward in whose order these samples should score, too: +reward@rm.judge=fn rm.judge.fn=my_rules.true_score"""

@@ -20,7 +20,7 @@ class SFTOptions:
     data: Plug | None = None
     """Where demonstrations come from: data@sft.data=prompt_completion; sft.data.path=[a.jsonl,b.jsonl]: one adapter
     each, as `parallel_adapters` has it."""
-    parallel_adapters: int | None = number(None, low=1)
+    parallel_adapters: int | None = number(None, low=1, rare=True)
     """Adapters (LoRA, houlsby, pfeiffer, parallel) trained at once on one frozen base, a pass for the rows of all: each
     becomes what a run of its own makes, in sft/adapter_0, sft/adapter_1, …; the best on held-out rows is the stage's
     result. By itself, parallel_adapters=4 takes `seed` and the three after it; unset: as many as `learning_rate` or
@@ -31,7 +31,7 @@ class SFTOptions:
     """Peak rate: 5 % warm-up, then a cosine to 0. `lora:2e-4` is 2e-4 for LoRA and another method's own multiple of it,
     such as a tenth for all weights (align/peft/rates.py). [1e-4,3e-4]: one adapter each, side by
     side, with the same seed."""
-    loraplus_lr_ratio: float | None = number(None, above=0, high=1000)
+    loraplus_lr_ratio: float | None = number(None, above=0, high=1000, rare=True)
     """LoRA+: LoRA's B learns so many times as fast as its A, whose rate wants to be lower then; the paper takes 16."""
     epochs: float = number(1.0, above=0)
     """Passes over the data."""
@@ -39,7 +39,7 @@ class SFTOptions:
     """Rows an optimizer step."""
     max_length: int = number(1024, low=2)
     """Tokens of prompt and completion; longer rows are cut."""
-    early_stopping: int | None = number(None, low=1)
+    early_stopping: int | None = number(None, low=1, rare=True)
     """Training ends when the held-out loss has not fallen for so many evaluations, one an epoch unless
     `args.eval_strategy` says otherwise; the best of them is the stage's result."""
     args: Settings = open_settings()

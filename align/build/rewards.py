@@ -103,9 +103,7 @@ def make_reward(
         paths = stage.models_at(reward.key) or model_paths(reward, inputs["reward"])
         check_several(reward, paths)
         normalize, backbone = reward.get("normalize", True), reward.get("backbone", "auto")
-        models = [
-            one(path, setting, tokenizer, normalize, zero, backbone, seats, bench, reward.key) for path in paths
-        ]
+        models = [one(path, setting, tokenizer, normalize, zero, backbone, seats, bench, reward.key) for path in paths]
         return models_as_one(reward, models)
 
     return compose_reward(reward, make_one)

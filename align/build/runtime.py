@@ -144,4 +144,3 @@ class Runtime:
             return make_reward(reward, stage, inputs, setting, tokenizer)
 
         return make
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -19,7 +20,7 @@ from align.cli.errors import unknown_key
 from align.cli.plugins import own_folder, plugin_folders, sources
 from align.cli.schema import ROOT, SHARED, register, section_of, stage_specs
 from align.config.values import NONE, TARGET
-from align.errors import AlignError
+from align.errors import AlignError, AlignWarning
 from align.plan.order import kind_of, named_stages, with_evaluation
 from align.plan.parse import FROM_ENVIRONMENT, judges, parse, read
 from align.plan.plan import RunPlan
@@ -76,7 +77,7 @@ def composed(words: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
 
 
 def prune_sections(cfg: DictConfig, typed: list[str], specs: Mapping[str, StageSpec]) -> None:
-    """Take out the sections that no stage of the run reads. Raise AlignError for a key of one that was typed."""
+    """Take out the sections that no stage of the run reads; warn of a key of one that was typed."""
     values = OmegaConf.to_container(cfg, resolve=False)
     try:
         named = named_stages(read(values.get("stages")), specs)
@@ -86,14 +87,14 @@ def prune_sections(cfg: DictConfig, typed: list[str], specs: Mapping[str, StageS
     kinds = {kind_of(name) for name in names}
     used = {one for kind in kinds for one in (kind, *specs[kind].sections(values.get(kind) or {}, kinds))}
     for section in [one for one in (*specs, *SHARED) if one in cfg and one not in used]:
-        for word in typed:
+        last = section in specs and specs[section].last  # its settings decide whether it runs
+        for word in [] if last else typed:
             key = word.lstrip("+~").partition("=")[0]
             if key.startswith(f"{section}.") or key.partition("@")[2].startswith(f"{section}."):
-                into = f"use stages=[{','.join([*named, section])}]" if section in specs else "use another stage"
-                raise AlignError(
-                    f"{word}: no stage of stages=[{','.join(named)}] reads {section}\n"
-                    f"  {into}, or leave the setting out"
-                )
+                warnings.warn(
+                    f"{word}: no stage of stages=[{','.join(named)}] reads {section}, so it changes nothing",
+                    AlignWarning, stacklevel=2,
+                )  # fmt: skip
         with open_dict(cfg):
             del cfg[section]
 

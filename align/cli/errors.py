@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align.cli.plugins import keys_of
-from align.cli.schema import ROOT, all_settings, stage_specs
+from align.cli.schema import ROOT, all_settings, register, stage_specs
 from align.errors import AlignError
 
 MORE = "HYDRA_FULL_ERROR=1 shows the traceback"
@@ -169,6 +169,7 @@ def all_keys() -> tuple[list[str], list[str]]:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
+    register(stage_specs())
     try:
         with initialize_config_module("align.conf", version_base="1.3"):
             cfg = compose(ROOT, return_hydra_config=True)

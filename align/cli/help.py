@@ -7,14 +7,19 @@ from importlib.resources import files
 
 import yaml
 
-from align.cli.plugins import plugs
+from align.cli.errors import unknown_key
+from align.cli.plugins import defaults_of, plug_file, plugs
+from align.cli.schema import all_settings, stage_specs
+from align.config.fields import describe
+from align.errors import AlignError
 
 EXAMPLES = """\
-align [run] [FLAGS] [SETTINGS]    one run: some of pretrain, sft, rm, preferences, best_of, dpo, kto, ppo, evaluate
+align [run] [FLAGS] [SETTINGS]    one run of stages=[…]: {stages}
 align search SETTINGS trials=20   the best of many runs: 'sft.learning_rate=log(1e-5,1e-2)' 'sft.peft.r=choice(4,8,16)'
 align table RUNS                  settings and figures of many runs, side by side (--columns --over seed --to FILE)
 align plugins [GROUP]             every choice below, where it comes from and how it is used
 align plugins --explain METHOD    what a PEFT method trains, how vLLM serves it, who can share a base (model=FOLDER)
+align --help KEY                  default, range and meaning of a setting, or of a section: align --help ppo.kl_coef
 align export RUN --to DIR --merge a policy and its adapter as one plain model (--dtype fp32|bf16|fp16)
 
 examples
@@ -33,8 +38,12 @@ flags
 """
 
 
-def print_help() -> None:
-    print(EXAMPLES)
+def print_help(key: str | None = None) -> None:
+    """Print the help; with a key that of a setting, or of all settings of a section."""
+    if key is not None:
+        print_settings(key)
+        return
+    print(EXAMPLES.replace("{stages}", ", ".join(stage_specs())))
     print("choices (align --cfg job shows all other settings)")
     for keys, names in choices():
         print(textwrap.fill(f"{keys}= {' '.join(names)}", 110, initial_indent="  ", subsequent_indent=" " * 6))
@@ -45,6 +54,7 @@ def print_help() -> None:
 def choices() -> list[tuple[str, list[str]]]:
     """What stands before the `=`, and every name that may stand after it."""
     names: dict[str, list[str]] = {}
+    specs = stage_specs()
     for group, name, _, _ in plugs():
         names.setdefault(group, []).append(name)
     keys: dict[str, list[str]] = {}
@@ -53,6 +63,11 @@ def choices() -> list[tuple[str, list[str]]]:
         key = next(iter(entry)) if isinstance(entry, dict) else entry
         group, _, package = key.partition("@")
         keys.setdefault(group, []).append(package)
+    for stage in specs:
+        node = yaml.safe_load(plug_file("stage", stage).read_text(encoding="utf-8"))
+        for group, _, package in defaults_of("stage", node):
+            if package:
+                keys.setdefault(group, []).append(f"{stage}.{package}")
     found = []
     for group in sorted(names, key=lambda group: (group != "experiment", group)):
         packages = keys.get(group, [])
@@ -60,3 +75,19 @@ def choices() -> list[tuple[str, list[str]]]:
         key = f"{group}@{{{','.join(owners)}}}.{group}" if owners and "" not in packages else group
         found.append((key, sorted(set(names[group]))))
     return found
+
+
+def print_settings(key: str) -> None:
+    """Print default, allowed values, unit and help of a setting, or of all settings of a section.
+
+    Raises AlignError for a key that no section has.
+    """
+    known = all_settings(stage_specs())
+    found = {name: one for name, one in known.items() if name == key or name.startswith(f"{key}.")}
+    if not found:
+        raise AlignError(unknown_key(key))
+    for name, (cls, field) in found.items():
+        told = describe(cls, field)
+        facts = [f"default {told.default}", told.allowed, told.unit]
+        print(f"{name}  ({'; '.join(fact for fact in facts if fact)})")
+        print(textwrap.fill(" ".join(told.help.split()), 110, initial_indent="    ", subsequent_indent="    "))

@@ -76,7 +76,8 @@ def run(words: list[str]) -> dict | None:
     if command == "help" or {"-h", "--help"} & set(words):
         from align.cli.help import print_help
 
-        print_help()
+        keys = [word for word in words if not word.startswith("-")]
+        print_help(keys[0] if keys else None)
         return None
     if words == ["--version"]:
         print(f"align {version('align')}")

@@ -163,11 +163,9 @@ def checked(cls: type, one: Field, found: Any, key: str) -> Any:
     """
     if isinstance(found, str) and (found == UNSET or found.startswith("${")):
         return found
-    kinds, allowed = types_of(cls)[one.name], one.metadata.get(ALLOWED)
+    kinds, allowed = types_of(cls)[one.name], allowed_by(cls, one)
     if found is None and type(None) in kinds:
         return None
-    if allowed is not None and int in kinds and float not in kinds:
-        allowed = replace(allowed, whole=True)
     right = _of_type(found, kinds) if allowed is None else found is not None and allowed.holds(found)
     if not right:
         words = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds if kind in KINDS)) or "a choice, GROUP=NAME"
@@ -179,6 +177,12 @@ def checked(cls: type, one: Field, found: Any, key: str) -> Any:
 
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list"}
+
+
+def allowed_by(cls: type, one: Field) -> Allowed | None:
+    """The values that a field takes, whole numbers alone where its type has no others; None: any of its type."""
+    allowed, kinds = one.metadata.get(ALLOWED), types_of(cls)[one.name]
+    return replace(allowed, whole=True) if allowed is not None and int in kinds and float not in kinds else allowed
 
 
 def _of_type(found: Any, kinds: tuple[type, ...]) -> bool:
@@ -229,7 +233,7 @@ def describe(cls: type, name: str) -> Described:
     one = next(one for one in fields(cls) if one.name == name)
     follows = one.metadata.get(FOLLOWS)
     default = f"that of {follows}" if follows else "required" if one.default in (UNSET, MISSING) else shown(one.default)
-    allowed = one.metadata.get(ALLOWED)
+    allowed = allowed_by(cls, one)
     return Described(default, str(allowed or ""), allowed.unit if allowed else "", docstring(cls, name))
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import textwrap
+from importlib.metadata import EntryPoint
 from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 
 import yaml
 
 from align.plugins import plugs
 
-EXAMPLES = """\
+COMMANDS = """\
 align [run] [FLAGS] [SETTINGS]    one run: some of pretrain, sft, rm, preferences, best_of, dpo, kto, ppo, evaluate
-align search SETTINGS trials=20   the best of many runs: 'sft.learning_rate=log(1e-5,1e-2)' 'sft.peft.r=choice(4,8,16)'
-align table RUNS                  settings and figures of many runs, side by side (--columns --over seed --to FILE)
 align plugins [GROUP]             every choice below, where it comes from and how it is used
 align plugins --explain METHOD    what a PEFT method trains, how vLLM serves it, who can share a base (model=FOLDER)
 align export RUN --to DIR --merge a policy and its adapter as one plain model (--dtype fp32|bf16|fp16)
-
+"""
+EXAMPLES = """\
 examples
   align experiment=tiny
   align stages=[sft] model=FOLDER data@sft.data=prompt_completion sft.data.path=demos.jsonl
@@ -33,13 +36,26 @@ flags
 """
 
 
-def print_help() -> None:
+def print_help(added: dict[str, EntryPoint]) -> None:
+    """Print it; `added` are the commands of plugins."""
+    print(COMMANDS, end="")
+    for name, entry in added.items():
+        print(f"{f'align {name}':33} {command_help(entry)}")
+    print()
     print(EXAMPLES)
     print("choices (align --cfg job shows all other settings)")
     for keys, names in choices():
         print(textwrap.fill(f"{keys}= {' '.join(names)}", 110, initial_indent="  ", subsequent_indent=" " * 6))
     print()
     print(FLAGS, end="")
+
+
+def command_help(entry: EntryPoint) -> str:
+    """The first line of the docstring of a command's function, read from its file: nothing is imported but packages."""
+    file = find_spec(entry.module).origin
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == entry.attr]
+    return next(iter((ast.get_docstring(functions[0]) or "").splitlines()), "") if functions else ""
 
 
 def choices() -> list[tuple[str, list[str]]]:

@@ -1,4 +1,4 @@
-"""Settings of trials: which spaces go together, and what is wrong with them before the first trial. No torch.
+"""The settings of trials: which spaces go together, and what is wrong with them before the first trial. No torch.
 
 A setting that only some choices of a plug have (`sft.peft.r` with `peft@sft.peft=choice(lora,houlsby)`) is searched
 in the trials of those choices alone.
@@ -14,12 +14,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from align.build import Build
-from align.composing import composed
 from align.errors import AlignError
-from align.looking import first_look
-from align.search.fit import fitted
-from align.search.space import Space, parse
+from align_runs.compose import check, compose
+from align_runs.space import Space, fitted, parse
 
 REFUSED = (HydraException, OmegaConfBaseException, AlignError)
 Chosen = tuple[str, ...]
@@ -30,7 +27,7 @@ Chosen = tuple[str, ...]
 class Trials:
     fixed: list[str]
     shared: DictConfig
-    """What the fixed words compose."""
+    """The configuration of the fixed settings."""
     plugs: list[Space]
     """Choices of plugs, such as peft@sft.peft."""
     values: list[Space]
@@ -40,7 +37,7 @@ class Trials:
     @property
     def first(self) -> DictConfig:
         """The configuration of a trial: the first options, the low ends."""
-        return self.lowest(tuple(space.options[0] for space in self.plugs))[1]
+        return self.lowest(self.combinations()[0])[1]
 
     def lowest(self, chosen: Chosen) -> tuple[list[str], DictConfig]:
         """The keys that the chosen plugs have, of those that are searched, and the configuration at their low ends."""
@@ -50,12 +47,12 @@ class Trials:
             cfg, keys = _composed([*start, *lows.values()]), list(lows)
             if cfg is None:
                 keys = [key for key in lows if _composed([*start, lows[key]]) is not None]
-                cfg, _ = composed([*start, *(lows[key] for key in keys)])
+                cfg, _ = compose([*start, *(lows[key] for key in keys)])
             self.known[chosen] = keys, cfg
         return self.known[chosen]
 
     def suggest(self, trial: Any) -> list[str]:
-        """The words of an Optuna trial: what is searched, as its sampler has it."""
+        """The searched settings of an Optuna trial, as its sampler has them."""
         chosen = tuple(str(space.suggest(trial)) for space in self.plugs)
         keys, _ = self.lowest(chosen)
         found = {space.key: space.word(space.suggest(trial)) for space in self.values if space.key in keys}
@@ -68,12 +65,12 @@ class Trials:
         return [first, *((*first[:i], option, *first[i + 1 :]) for i, option in rest)]
 
     def home(self, space: Space) -> Chosen:
-        """The first options that go with a value. Raises as Hydra does for a key that none of them has."""
+        """The first options that go with a setting. Raises as Hydra does for a key that none of them has."""
         for chosen in self.combinations():
             if space.key in self.lowest(chosen)[0]:
                 return chosen
-        composed([*self.fixed, *self.words(self.combinations()[0]), f"{space.key}={space.ends()[0]}"])
-        raise AlignError(f"search: {space.key} goes with no other setting\n  leave it out")
+        compose([*self.fixed, *self.words(self.combinations()[0]), f"{space.key}={space.ends()[0]}"])
+        raise AlignError(f"{space.key}={space.text}: it goes with no other setting here. Use the others without it.")
 
     def only_with(self, space: Space) -> str:
         """For a line on the terminal: the options that have this setting, where others do not; else ''."""
@@ -87,44 +84,28 @@ class Trials:
 
 def checked(fixed: list[str], spaces: list[Space]) -> Trials:
     """The trials of a search. Raises as a run would: for the first trial, for both ends of a range, every option."""
-    shared, groups = composed(fixed)
+    shared, groups = compose(fixed)
     plugs = [space for space in spaces if space.name in groups]
     if wrong := next((space for space in plugs if space.kind != "choice"), None):
-        raise AlignError(f"search: {wrong.name} is a plug\n  write '{wrong.name}=choice(NAME,NAME)'")
+        raise AlignError(f"{wrong.name}={wrong.text}: it is a plug. Use '{wrong.name}=choice(NAME,NAME)'.")
     trials = Trials(fixed, shared, plugs, [space for space in spaces if space.name not in groups])
     homes = {space.key: trials.home(space) for space in trials.values}
-    plain = {home: composed([*fixed, *trials.words(home)])[0] if home else shared for home in homes.values()}
+    plain = {home: compose([*fixed, *trials.words(home)])[0] if home else shared for home in homes.values()}
     trials.values = [fitted(space, plain[homes[space.key]]) for space in trials.values]
-    looked: set[str] = set()
+    seen: set[str] = set()
     for chosen in trials.combinations():
-        check(trials.lowest(chosen)[1], looked)
+        check(trials.lowest(chosen)[1], seen)
     for space in trials.values:
         for end in space.ends():
             cfg = copy.deepcopy(trials.lowest(homes[space.key])[1])
             OmegaConf.update(cfg, space.name, parse(f"{space.name}={end}").value())
-            check(cfg, looked)
+            check(cfg, seen)
     return trials
-
-
-def check(cfg: DictConfig, looked: set[str]) -> None:
-    """Raises as a run does for what can be known without a model, the first look at data and functions included.
-
-    `looked` holds data and functions that had theirs, and takes these in.
-    """
-    cfg = copy.deepcopy(cfg)
-    OmegaConf.resolve(cfg)
-    build = Build(cfg)
-    for stage in build.stages:
-        build.sources().inputs(stage, {})
-    seen = str([cfg[stage].get("data") for stage in build.stages] + list(build.rewards().values()))
-    if seen not in looked:
-        first_look(build)
-        looked.add(seen)
 
 
 def _composed(words: list[str]) -> DictConfig | None:
     """None where the words do not go together."""
     try:
-        return composed(words)[0]
+        return compose(words)[0]
     except REFUSED:
         return None

@@ -11,55 +11,45 @@ import yaml
 from align.config import SCHEMAS
 from align.config.leaves import leaves
 from align.plugins import defaults_of, own_folder, plugs, sources
-from align.stages.pipeline import STAGES
+from align_runs.stages import is_owned, sections
 
-UNSEEN = ("name", "runs")
-"""A run's place, which its label tells."""
-ROLES = ("actor", "critic", "reference", "reward", "advantage", "policy_loss", "rollout", "watch")
-DIRECT = ("actor.path", "actor.peft", "actor.adapter", "actor.loraplus_lr_ratio", "reference.path")
-READ = {
-    "rm": ("rollout.max_new_tokens",),
-    "preferences": ("actor.path", "rollout"),
-    "dpo": DIRECT,
-    "kto": DIRECT,
-    "ppo": ROLES,
-    "evaluate": ("ppo.data", "ppo.max_prompt_tokens", "actor.path", "reference.path", "reward", "rollout"),
-}
-"""What a stage reads of roles and of other stages' nodes, beside its own."""
+PLACE = ("name", "runs")
+"""Where a run lies, which its label shows."""
 Settings = dict[str, Any]
 
 
 def flat(settings: Settings, stages: list[str]) -> Settings:
     """Settings by dotted key, without those of roles and stages that no stage of the run reads.
 
-    A plug, a node with a `_target_`, is there by its own key, too: what kind it is.
+    A plug, a section with a `_target_`, has an entry under its own key, too: its `Kind`.
     """
-    read = [*stages, *(key for stage in stages for key in READ.get(stage, ()))]
+    read = sections(stages)
     found: Settings = {}
     for name, value in settings.items():
-        owned = name in STAGES or name in ROLES
-        if name not in UNSEEN:
+        if name not in PLACE:
+            owned = is_owned(name)
             found |= {key: one for key, one in _flat(value, name).items() if not owned or _within(key, read)}
     return found
 
 
-def _within(key: str, nodes: list[str]) -> bool:
-    """The key is one of the nodes, below one, or the home of one."""
-    return any(f"{key}.".startswith(f"{node}.") or node.startswith(f"{key}.") for node in nodes)
+def _within(key: str, sections: list[str]) -> bool:
+    """The key is one of the sections, below one, or above one."""
+    return any(f"{key}.".startswith(f"{one}.") or one.startswith(f"{key}.") for one in sections)
 
 
 def _flat(value: Any, key: str) -> Settings:
     if not isinstance(value, dict):
         return {key: value}
-    inside = {name: value[name] for name in value if name != "_target_"}
     kind = {key: Kind(value)} if "_target_" in value else {}
-    return kind | {k: v for name, one in inside.items() for k, v in _flat(one, f"{key}.{name}").items()}
+    return kind | {
+        k: v for name, one in value.items() if name != "_target_" for k, v in _flat(one, f"{key}.{name}").items()
+    }
 
 
 class Kind:
-    """What a plug is: its `_target_`, of another library's also the names that it is given: `use_dora` makes a DoRA.
+    """The kind of a plug: its `_target_`, of another library's class also the names of its arguments.
 
-    Plugs that differ in values alone are of one kind.
+    `use_dora` makes a DoRA of a LoRA; plugs that differ in values alone are of one kind.
     """
 
     def __init__(self, node: Settings) -> None:
@@ -74,7 +64,7 @@ class Kind:
         return hash(self.mark)
 
     def named(self, key: str) -> str:
-        """The plug's name: `lora` for `sft.peft`; else of the class."""
+        """The plug's name: `lora` for `sft.peft`; else that of its class."""
         return plug_name(key.rpartition(".")[2], self.node)
 
 
@@ -82,10 +72,9 @@ def differing(runs: list[Settings]) -> list[str]:
     """The keys in which flat settings differ, in the order of the first that has each.
 
     A setting below plugs of several kinds counts where it differs within one of them: rank 8 beside a method without
-    a rank tells no more than the method's name. A run without a stage does not differ in that stage's settings.
+    a rank says no more than the method's name. A run without a stage does not differ in that stage's settings.
     """
-    keys = dict.fromkeys(key for run in runs for key in run)
-    return [key for key in keys if _differs(key, runs)]
+    return [key for key in dict.fromkeys(key for run in runs for key in run) if _differs(key, runs)]
 
 
 def _differs(key: str, runs: list[Settings]) -> bool:
@@ -98,7 +87,7 @@ def _differs(key: str, runs: list[Settings]) -> bool:
 
 
 def _always_there(key: str, owners: list[str], runs: list[Settings]) -> bool:
-    """A run without the key is of another version, or has no such stage: a root key, a plug, or one of align's own."""
+    """A run that lacks the key has no such stage, or is of another version: a root key, a plug, or one of align's."""
     home = [run.get(owners[-1]) for run in runs] if owners else []
     own = any(isinstance(kind, Kind) and kind.mark[0].startswith("align.") for kind in home)
     return not owners or own or any(isinstance(run.get(key), Kind) for run in runs)

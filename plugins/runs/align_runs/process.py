@@ -20,13 +20,13 @@ from pathlib import Path
 from align.explain import explain
 from align.surroundings import on_cpu
 
-PRELOADED = ["align.search.libraries"]
+PRELOADED = ["align_runs.preload"]
 POLL = 0.2
 """Seconds between looks at a run's metrics."""
 PATIENCE = 10.0
-"""Seconds that a run is given to end when it is asked to."""
+"""Seconds that a run has to end after it is stopped."""
 DIED = ""
-"""In the place of a word from a process that could not give one."""
+"""In the place of a message from a process that sent none."""
 Run = Callable[[list[str]], object]
 
 
@@ -43,11 +43,11 @@ class Running:
     def failure(self) -> str | None:
         """Why the run did not come to its end; None where it did. To be called once, when it has ended."""
         try:
-            told = self.pipe.recv() if self.pipe.poll() else DIED
+            message = self.pipe.recv() if self.pipe.poll() else DIED
         except EOFError:
-            told = DIED
-        self.process.join(PATIENCE)  # it is putting its things away
-        return _death(self.process.exitcode) if told == DIED else told
+            message = DIED
+        self.process.join(PATIENCE)  # it is cleaning up
+        return _death(self.process.exitcode) if message == DIED else message
 
     def stop(self) -> None:
         self.process.terminate()
@@ -62,7 +62,7 @@ def started(run: Run, words: list[str], log: Path) -> Iterator[Running]:
     """A process that runs `align run WORDS` and prints to `log`; it is gone when the block is left."""
     context = multiprocessing.get_context("forkserver")
     if on_cpu():
-        context.set_forkserver_preload(PRELOADED)  # heeded by the first start of this process
+        context.set_forkserver_preload(PRELOADED)  # only the first start of this process reads it
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(run, words, str(log), theirs), daemon=False)
     process.start()
@@ -76,7 +76,7 @@ def started(run: Run, words: list[str], log: Path) -> Iterator[Running]:
 
 
 def _work(run: Run, words: list[str], log: str, pipe: Connection) -> None:
-    """In the child: the run, its output into the log, and what went wrong, or None, into the pipe."""
+    """In the child: the run, its output into the log, and its error, or None, into the pipe."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(file, stream.fileno())
@@ -85,15 +85,15 @@ def _work(run: Run, words: list[str], log: str, pipe: Connection) -> None:
     try:
         run(["run", *words])
     except Exception as error:
-        told = explain(error)
-        print(told, file=sys.stderr, flush=True)
-        pipe.send(told.removeprefix("align: "))
+        message = explain(error)
+        print(message, file=sys.stderr, flush=True)
+        pipe.send(message.removeprefix("align: "))
     else:
         pipe.send(None)
 
 
 def _end(*_: object) -> None:
-    """Ends as at the end of a script, once: locks and files are put away."""
+    """End as at the end of a script, once: locks and files are closed."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(128 + signal.SIGTERM)
 
@@ -104,7 +104,7 @@ def _end_with_parent() -> None:
 
 
 def _death(code: int | None) -> str:
-    """Words for a process that ended without a word."""
+    """The reason for a process that ended without a message."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         why = ", as the system ends one that takes too much memory" if -code == signal.SIGKILL else ""

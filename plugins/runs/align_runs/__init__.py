@@ -1,0 +1,1 @@
+"""Many runs at once: `align table` sets them side by side, `align search` looks for the best settings."""

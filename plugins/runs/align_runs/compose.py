@@ -1,0 +1,59 @@
+"""Settings to a configuration, checked as a run would check it, without a model. No torch.
+
+Every call into align's own composition stands here.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from align.build import Build
+from align.checks import absent
+from align.composing import composed
+from align.looking import first_look
+from align.stages.pipeline import ENDED, check_place, write_end
+
+__all__ = ["ENDED", "absent", "check", "check_folder", "compose", "end_run", "has_learned_reward", "stages_of_run"]
+
+
+def compose(words: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+    """The configuration that the settings make, and the choice of every group. Raises as a run does."""
+    return composed(words)
+
+
+def stages_of_run(cfg: DictConfig) -> list[str]:
+    """The stages that a run of this configuration has, in their order."""
+    return Build(cfg).stages
+
+
+def has_learned_reward(cfg: DictConfig) -> bool:
+    return Build(cfg).sources().learned_reward
+
+
+def check(cfg: DictConfig, seen: set[str]) -> None:
+    """Raise as a run does for what can be known without a model: values, inputs, first rows of data, functions.
+
+    `seen` is changed in place: it holds the data and functions that were looked at before.
+    """
+    cfg = copy.deepcopy(cfg)
+    OmegaConf.resolve(cfg)
+    build = Build(cfg)
+    for stage in build.stages:
+        build.sources().inputs(stage, {})
+    sources = str([cfg[stage].get("data") for stage in build.stages] + list(build.rewards().values()))
+    if sources not in seen:
+        first_look(build)
+        seen.add(sources)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises AlignError if runs cannot be made in the folder; makes nothing."""
+    check_place(folder.parent, folder.name)
+
+
+def end_run(run: Path, stage: str, how: str, why: str) -> None:
+    """Leave a note in a run's folder of how it ended."""
+    write_end(run, stage, how, why)

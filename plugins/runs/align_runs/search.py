@@ -1,0 +1,176 @@
+"""`align search experiment=… 'sft.learning_rate=log(1e-5,1e-2)' trials=20`: the best settings by trying, on Optuna.
+
+Each trial is a run in a process of its own, in `runs/NAME/trial_N`. The same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from align.config.choices import MEASURED
+from align.errors import AlignError
+from align.installed import require
+from align_runs.compose import check_folder, end_run
+from align_runs.plan import CPU_LINEAR, EXAMPLE, Objective, Search, planned
+from align_runs.process import Run, started
+from align_runs.runs import DONE, cards, stages_of
+from align_runs.stages import METRICS
+
+if TYPE_CHECKING:
+    import optuna
+
+    from align_runs.progress import Progress
+
+HELP = f"""\
+usage: align search SETTINGS SPACES [trials=20] [objective=FIGURE] [name=NAME] …
+
+The best settings by trying many, on Optuna. Each trial is a run in runs/NAME/trial_N.
+The same command goes on where it was stopped.
+
+spaces, quoted
+  'KEY=log(1e-5,1e-2)'      numbers between both ends, on a logarithmic scale
+  'KEY=uniform(0,1)'        numbers between both ends
+  'KEY=range(1,8)'          whole numbers, without the 8; range(1,8,2) by steps of 2
+  'KEY=choice(4,8,16)'      any of these, of plugs too: 'peft@sft.peft=choice(lora,dora)'
+
+the search's own
+  trials=20                 in all, those of an earlier call included
+  objective=sft.eval_loss   a figure of align table; by default the held-out score of the last stage that trains
+  direction=minimize        or maximize; by default by the figure's name
+  name=NAME                 a folder under runs; by default the name of the runs with _search
+  sampler=tpe               or random, gp
+  pruner=median             ends poor trials early; or hyperband, none
+
+examples
+  {EXAMPLE}
+"""
+
+
+def search(words: list[str]) -> None:
+    """The best settings by trying many, on Optuna: align search SETTINGS 'KEY=log(1e-5,1e-2)' trials=20"""
+    if {"-h", "--help"} & set(words):
+        return print(HELP, end="")
+    require("optuna", "align search", "align -m with the values themselves, a sweep", extra="search")
+    found = planned(words)
+    check_folder(found.home)
+
+    from align.cli import run
+    from align_runs.progress import Progress
+    from align_runs.study import check_sampler, ended, locked, opened, pruner
+
+    check_sampler(found.plan)
+    with locked(found.home):
+        study = opened(found.home, found.objective.direction, found.identity)
+        study.pruner = pruner(found.plan)
+        progress = Progress(found, study)
+        progress.start()
+        try:
+            while len(ended(study)) < found.plan.trials:
+                attempt(found, study, run, progress)
+        except KeyboardInterrupt:
+            progress.say("stopped; the same command goes on from here")
+            raise
+        progress.finish()
+
+
+def attempt(found: Search, study: optuna.Study, run: Run, progress: Progress) -> None:
+    """One trial: drawn, run, recorded in the study. Its failure does not end the search.
+
+    But for an objective that runs do not have: raises AlignError after the first that comes to its end.
+    """
+    from align_runs.study import STATES, any_done, ended, sampler
+
+    study.sampler = sampler(found.plan, found.seed, len(ended(study)))
+    trial = study.ask()
+    words = found.trials.suggest(trial)
+    trial.set_user_attr("words", words)
+    progress.begin(trial.number, words)
+    state, reason = carry_out(found, trial, words, run)
+    value, missing = None, None
+    if state == DONE:
+        try:
+            value = found.objective.value(found.folder(trial.number) / "latest")
+            if not math.isfinite(value):
+                state, value, reason = "failed", None, f"{found.objective.figure} is {value}"
+        except AlignError as error:
+            missing, state, reason = error, "failed", str(error)
+    trial.set_user_attr("reason", reason)
+    study.tell(trial, value, STATES[state])
+    keep_kernel(found, study, trial.number)
+    progress.end(study.trials[trial.number])
+    if missing and not any_done(study):
+        raise missing
+
+
+def carry_out(found: Search, trial: optuna.Trial, words: list[str], run: Run) -> tuple[str, str]:
+    """Run a trial, and end it where the pruner says so: how it ended and, unless it is done, why."""
+    folder = found.folder(trial.number)
+    folder.mkdir(exist_ok=True)
+    watch = Watch(found.objective, folder)
+
+    def poor() -> str:
+        """Report what is new; why the pruner has seen enough, '' where it has not."""
+        why = ""
+        for number, value in watch.new():
+            trial.report(value, number)
+            if not why and trial.should_prune():
+                why = f"evaluation {number}: {watch.name} {value:.4g}"
+        return why
+
+    kernel = trial.study.user_attrs.get(CPU_LINEAR)
+    with started(run, found.words(words, trial.number, kernel), folder / "log.txt") as running:
+        while not running.ended():
+            if reason := poor():
+                running.stop()
+                end_run((folder / "latest").resolve(), found.objective.stage, "pruned", reason)
+                return "pruned", reason
+        failure = running.failure()
+    poor()  # the last figures, for later trials to be compared with
+    return (DONE, "") if failure is None else ("failed", failure)
+
+
+def keep_kernel(found: Search, study: optuna.Study, number: int) -> None:
+    """The kernel that `cpu_linear=auto` measured in the first trial is every trial's: two kernels round differently."""
+    run = found.folder(number) / "latest"
+    if not found.one_kernel or CPU_LINEAR in study.user_attrs or not run.exists():
+        return
+    for card in cards(run, stages_of(run.resolve())).values():
+        if card.get(CPU_LINEAR, {}).get("from") == MEASURED:
+            study.set_user_attr(CPU_LINEAR, card[CPU_LINEAR]["kind"])
+            return
+
+
+class Watch:
+    """The figures on the way of a trial, in the order in which its stage writes them to metrics.jsonl.
+
+    They are counted from 1, and those before the first step are left out: trials whose steps differ in number are
+    compared after equal parts of their way.
+    """
+
+    def __init__(self, objective: Objective, home: Path) -> None:
+        last = objective.figure.removeprefix(f"{objective.stage}.")
+        self.names = (last, METRICS.get(last, f"eval/{last}"))
+        self.file = home / "latest" / objective.stage / "metrics.jsonl"
+        self.place = self.count = self.step = 0
+        self.name = ""
+        """Of the figure, as the stage writes it."""
+
+    def new(self) -> list[tuple[int, float]]:
+        """(number, value) of each evaluation since the last call; nan for what was not finite."""
+        if not self.file.exists():
+            return []
+        with self.file.open("rb") as stream:
+            stream.seek(self.place)
+            whole = stream.read().rpartition(b"\n")[0]
+        self.place += len(whole) + 1 if whole else 0
+        found = []
+        for line in whole.splitlines():
+            metrics = json.loads(line)
+            name = next((name for name in self.names if name in metrics), None)
+            if name is not None and metrics["step"] > self.step:
+                self.count, self.step, self.name = self.count + 1, metrics["step"], name
+                found.append((self.count, math.nan if metrics[name] is None else metrics[name]))
+        return found

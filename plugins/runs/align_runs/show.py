@@ -1,0 +1,135 @@
+"""A table as text: on the terminal, as markdown, as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Column
+from rich.table import Table as RichTable
+
+from align_runs.runs import DONE
+from align_runs.stages import is_merit, place
+from align_runs.table import STATE, Table
+
+DIGITS = 4
+GAP = 2
+"""Blanks beside a column's words."""
+STATE_WIDTH = 30
+"""Of a table that is fitted: how runs ended is folded to this."""
+
+
+def fit(table: Table, width: int) -> Table:
+    """The table with as many columns as fit: one figure, the settings, the other figures; a note counts the rest.
+
+    Figures by which a search would go come before others, those of late stages before those of early ones.
+    """
+    figures = sorted(table.figures, key=lambda name: (not is_merit(name), -place(name)))
+    widths = _widths(table, shorten([*table.settings, *table.figures]))
+    room = width - widths[table.first] - min(widths.get(STATE, 0), STATE_WIDTH)
+    chosen: set[str] = set()
+    for name in [*figures[:1], *table.settings, *figures[1:]]:
+        if widths[name] <= room or not chosen:
+            chosen.add(name)
+            room -= widths[name]
+    more = len([name for name in table.frame if name not in (table.first, STATE, *chosen)])
+    notes = [f"{more} more column{'s' * (more > 1)}: --columns all"] if more else []
+    settings, figures = ([name for name in names if name in chosen] for names in (table.settings, table.figures))
+    return replace(table, settings=settings, figures=figures, notes=[*table.notes, *notes])
+
+
+def terminal(table: Table, width: int) -> Iterator[RichTable]:
+    """For rich, the stage above the figure's name; one below the other where the columns are wider than `width`."""
+    names = shorten([*table.settings, *table.figures])
+    widths = _widths(table, names)
+    room = width - widths[table.first]
+    parts: list[list[str]] = [[]]
+    for key in table.columns:
+        if parts[-1] and sum(min(widths[one], _most(one)) for one in parts[-1]) + min(widths[key], _most(key)) > room:
+            parts.append([])
+        parts[-1].append(key)
+    for part in parts:
+        yield _part(table, part, names)
+
+
+def _most(key: str) -> int:
+    return STATE_WIDTH if key == STATE else 10_000
+
+
+def _widths(table: Table, names: dict[str, str]) -> dict[str, int]:
+    """Letters that each column takes, the gap beside it included."""
+    columns = [table.first, *table.columns]
+    words = {key: [*names.get(key, key).replace(".", ".\n").split("\n"), *_cells(table, key)] for key in columns}
+    return {key: max(map(len, found)) + GAP for key, found in words.items()}
+
+
+def _part(table: Table, keys: list[str], names: dict[str, str]) -> RichTable:
+    columns = [
+        Column(escape(names.get(key, key).replace(".", ".\n")), justify="right" if _numeric(table, key) else "left")
+        for key in keys
+    ]
+    shown = RichTable(Column(table.first, no_wrap=True), *columns, box=SIMPLE, padding=0)
+    cells = [_cells(table, key) for key in (table.first, *keys)]
+    for row, state in zip(zip(*cells, strict=True), table.frame[STATE], strict=True):
+        shown.add_row(*map(escape, row), style=None if state == DONE else "dim")
+    return shown
+
+
+def markdown(table: Table) -> str:
+    names = shorten([*table.settings, *table.figures])
+    keys = [table.first, *table.columns]
+    rule = ["---:" if key in names and _numeric(table, key) else "---" for key in keys]
+    rows = zip(*(_cells(table, key) for key in keys), strict=True)
+    lines = [[names.get(key, key) for key in keys], rule, *rows]
+    return "".join(f"| {' | '.join(word.replace('|', chr(92) + '|').replace(chr(10), ' ') for word in line)} |\n"
+                   for line in lines)  # fmt: skip
+
+
+def csv(table: Table) -> str:
+    """Whole dotted names and unrounded numbers; of a group the mean, the deviation and the count apart."""
+    if table.deviation is None:
+        figures = table.frame[table.figures]
+    else:
+        parts = {"mean": table.frame, "deviation": table.deviation, "count": table.count}
+        figures = pd.DataFrame(
+            {f"{name}.{part}": frame[name] for name in table.figures for part, frame in parts.items()}
+        )
+    frame = table.frame[[table.first, *table.settings]].join(figures).join(table.frame[STATE])
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+def shorten(keys: list[str]) -> dict[str, str]:
+    """Each key by its shortest end that no other key has.
+
+    >>> shorten(["sft.learning_rate", "sft.peft.r", "sft.eval_loss", "rm.eval_loss"])
+    {'sft.learning_rate': 'learning_rate', 'sft.peft.r': 'r', 'sft.eval_loss': 'sft.eval_loss', 'rm.eval_loss': 'rm.eval_loss'}
+    """  # noqa: E501
+    short = {}
+    for key in keys:
+        parts = key.split(".")
+        ends = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+        others = [f".{other}" for other in keys if other != key]
+        short[key] = next((end for end in ends if not any(other.endswith(f".{end}") for other in others)), key)
+    return short
+
+
+def text(value: Any, deviation: float = float("nan")) -> str:
+    """A cell: a number to four digits, with its deviation if it has one; '' for what is not there."""
+    if pd.isna(value):
+        return ""
+    spread = "" if pd.isna(deviation) else f" ± {deviation:.2g}"
+    return (f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value)) + spread
+
+
+def _cells(table: Table, key: str) -> list[str]:
+    if table.deviation is not None and key in table.figures:
+        return [text(*pair) for pair in zip(table.frame[key], table.deviation[key], strict=True)]
+    return [text(value) for value in table.frame[key]]
+
+
+def _numeric(table: Table, key: str) -> bool:
+    return not any(isinstance(value, str) for value in table.frame[key])

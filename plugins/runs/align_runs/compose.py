@@ -7,21 +7,38 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
+import hydra
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+import align.cli  # noqa: F401 - it registers the schemas with Hydra
 from align.build import Build
 from align.checks import absent
-from align.composing import composed
+from align.composing import GLOBAL, composed
 from align.looking import first_look
+from align.plugins import plugs as listed
 from align.stages.pipeline import ENDED, check_place, write_end
 
-__all__ = ["ENDED", "absent", "check", "check_folder", "compose", "end_run", "has_learned_reward", "stages_of_run"]
+__all__ = [
+    "ENDED", "absent", "check", "check_folder", "compose", "end_run", "has_learned_reward", "plugs", "stages_of_run",
+]  # fmt: skip
 
 
 def compose(words: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
     """The configuration that the settings make, and the choice of every group. Raises as a run does."""
     return composed(words)
+
+
+def plugs(group: str | None) -> list[tuple[str, dict[str, Any]]]:
+    """Name and section of every choice of a group, or of all groups."""
+    found = [(one, name) for one, name, *_ in listed() if group in (one, None) and one not in GLOBAL]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_module("align.conf", version_base="1.3"):
+        cfg = hydra.compose("config", [f"+{one}@plugs.{i}={name}" for i, (one, name) in enumerate(found)])
+    sections = OmegaConf.to_container(cfg).get("plugs", {})
+    return [(name, sections[str(i)]) for i, (_, name) in enumerate(found) if str(i) in sections]
 
 
 def stages_of_run(cfg: DictConfig) -> list[str]:

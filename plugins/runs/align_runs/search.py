@@ -109,15 +109,17 @@ def carry_out(found: Search, trial: optuna.Trial, words: list[str], run: Run) ->
     """Run a trial, and end it where the pruner says so: how it ended and, unless it is done, why."""
     folder = found.folder(trial.number)
     folder.mkdir(exist_ok=True)
-    watch = Watch(found.objective, folder)
+    reported = 0
 
     def poor() -> str:
         """Report what is new; why the pruner has seen enough, '' where it has not."""
+        nonlocal reported
         why = ""
-        for number, value in watch.new():
-            trial.report(value, number)
+        for name, value in evaluations(folder, found.objective)[reported:]:
+            reported += 1
+            trial.report(value, reported)
             if not why and trial.should_prune():
-                why = f"evaluation {number}: {watch.name} {value:.4g}"
+                why = f"evaluation {reported}: {name} {value:.4g}"
         return why
 
     kernel = trial.study.user_attrs.get(CPU_LINEAR)
@@ -143,34 +145,20 @@ def keep_kernel(found: Search, study: optuna.Study, number: int) -> None:
             return
 
 
-class Watch:
-    """The figures on the way of a trial, in the order in which its stage writes them to metrics.jsonl.
+def evaluations(home: Path, objective: Objective) -> list[tuple[str, float]]:
+    """The objective on the way of a trial in `home`, as its stage writes it to metrics.jsonl: (name, value), in order.
 
-    They are counted from 1, and those before the first step are left out: trials whose steps differ in number are
-    compared after equal parts of their way.
+    Those before the first step are left out, so that trials whose steps differ in number are compared after equal
+    parts of their way. nan is for what was not finite.
     """
-
-    def __init__(self, objective: Objective, home: Path) -> None:
-        last = objective.figure.removeprefix(f"{objective.stage}.")
-        self.names = (last, METRICS.get(last, f"eval/{last}"))
-        self.file = home / "latest" / objective.stage / "metrics.jsonl"
-        self.place = self.count = self.step = 0
-        self.name = ""
-        """Of the figure, as the stage writes it."""
-
-    def new(self) -> list[tuple[int, float]]:
-        """(number, value) of each evaluation since the last call; nan for what was not finite."""
-        if not self.file.exists():
-            return []
-        with self.file.open("rb") as stream:
-            stream.seek(self.place)
-            whole = stream.read().rpartition(b"\n")[0]
-        self.place += len(whole) + 1 if whole else 0
-        found = []
-        for line in whole.splitlines():
-            metrics = json.loads(line)
-            name = next((name for name in self.names if name in metrics), None)
-            if name is not None and metrics["step"] > self.step:
-                self.count, self.step, self.name = self.count + 1, metrics["step"], name
-                found.append((self.count, math.nan if metrics[name] is None else metrics[name]))
-        return found
+    last = objective.figure.removeprefix(f"{objective.stage}.")
+    names = (last, METRICS.get(last, f"eval/{last}"))
+    file = home / "latest" / objective.stage / "metrics.jsonl"
+    text = file.read_text() if file.exists() else ""
+    found: dict[int, tuple[str, float]] = {}
+    for line in text.rpartition("\n")[0].splitlines():  # the last line may still be written
+        metrics = json.loads(line) if any(f'"{name}"' in line for name in names) else {}
+        name = next((name for name in names if name in metrics), None)
+        if name is not None and metrics["step"] > 0:
+            found.setdefault(metrics["step"], (name, math.nan if metrics[name] is None else metrics[name]))
+    return list(found.values())

@@ -6,11 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from align.config import SCHEMAS
 from align.config.leaves import leaves
-from align.plugins import defaults_of, own_folder, plugs, sources
+from align_runs.compose import plugs
 from align_runs.stages import is_owned, sections
 
 PLACE = ("name", "runs")
@@ -111,7 +108,7 @@ def plug_name(group: str, node: Settings) -> str:
     """
     target, given = str(node["_target_"]), dict(leaves(node))
     best: tuple[int, int, str] | None = None
-    for name, plug in _plugs(group, own_folder()) or _plugs(None, own_folder()):
+    for name, plug in _plugs(group, Path.cwd()) or _plugs(None, Path.cwd()):
         if plug.get("_target_") == target and set(plug) <= set(given):
             far = sum(given[key] != value for key, value in plug.items()) + len(given) - len(plug)
             best = min(best or (far, len(name), name), (far, len(name), name))
@@ -119,24 +116,6 @@ def plug_name(group: str, node: Settings) -> str:
 
 
 @cache
-def _plugs(group: str | None, own: Path | None) -> list[tuple[str, Settings]]:
-    """Name and settings by dotted key of every choice of a group, or of all groups, also of those in `own`."""
-    names = {(one, name) for one, name, *_ in plugs() if group in (one, None)}
-    folders = [folder for _, folder in sources()]
-    return [(name, _set_by(one, name, "", folders)) for one, name in names]
-
-
-def _set_by(group: str, name: str, prefix: str, folders: list[Path]) -> Settings:
-    """What a plug's yaml and those in its defaults list set, by dotted keys that begin with `prefix`.
-
-    Of a schema `_target_` alone: its other fields are alike for all that build on it.
-    """
-    if group == "schema" and name in SCHEMAS:
-        return {f"{prefix}_target_": SCHEMAS[name]._target_}
-    file = next((file for folder in folders if (file := folder / group / f"{name}.yaml").exists()), None)
-    node = (yaml.safe_load(file.read_text(encoding="utf-8")) if file else None) or {}
-    found: Settings = {}
-    for home, choice, package in defaults_of(group, node):
-        found |= _set_by(home, choice, f"{prefix}{package}." if package else prefix, folders)
-    node.pop("defaults", None)
-    return found | dict(leaves(node, prefix))
+def _plugs(group: str | None, here: Path) -> list[tuple[str, Settings]]:
+    """Name and settings by dotted key of every choice of a group, or of all groups, those in `here`/conf included."""
+    return [(name, dict(leaves(node))) for name, node in plugs(group)]

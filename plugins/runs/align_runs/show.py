@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Column
 from rich.table import Table as RichTable
@@ -17,10 +18,8 @@ from align_runs.stages import is_merit, place
 from align_runs.table import STATE, Table
 
 DIGITS = 4
-GAP = 2
-"""Blanks beside a column's words."""
-STATE_WIDTH = 30
-"""Of a table that is fitted: how runs ended is folded to this."""
+ENDLESS = 100_000
+"""Letters in a line that no table fills."""
 
 
 def fit(table: Table, width: int) -> Table:
@@ -29,50 +28,48 @@ def fit(table: Table, width: int) -> Table:
     Figures by which a search would go come before others, those of late stages before those of early ones.
     """
     figures = sorted(table.figures, key=lambda name: (not is_merit(name), -place(name)))
-    widths = _widths(table, shorten([*table.settings, *table.figures]))
-    room = width - widths[table.first] - min(widths.get(STATE, 0), STATE_WIDTH)
-    chosen: set[str] = set()
+    chosen: list[str] = []
     for name in [*figures[:1], *table.settings, *figures[1:]]:
-        if widths[name] <= room or not chosen:
-            chosen.add(name)
-            room -= widths[name]
-    more = len([name for name in table.frame if name not in (table.first, STATE, *chosen)])
+        if not chosen or _width(only(table, [*chosen, name]), width) <= width:
+            chosen.append(name)
+    more = len(set(table.frame) - {table.first, STATE, *chosen})
     notes = [f"{more} more column{'s' * (more > 1)}: --columns all"] if more else []
-    settings, figures = ([name for name in names if name in chosen] for names in (table.settings, table.figures))
-    return replace(table, settings=settings, figures=figures, notes=[*table.notes, *notes])
+    return replace(only(table, chosen), notes=[*table.notes, *notes])
+
+
+def only(table: Table, names: list[str]) -> Table:
+    settings, figures = ([name for name in columns if name in names] for columns in (table.settings, table.figures))
+    return replace(table, settings=settings, figures=figures)
 
 
 def terminal(table: Table, width: int) -> Iterator[RichTable]:
     """For rich, the stage above the figure's name; one below the other where the columns are wider than `width`."""
     names = shorten([*table.settings, *table.figures])
-    widths = _widths(table, names)
-    room = width - widths[table.first]
-    parts: list[list[str]] = [[]]
+    part: list[str] = []
     for key in table.columns:
-        if parts[-1] and sum(min(widths[one], _most(one)) for one in parts[-1]) + min(widths[key], _most(key)) > room:
-            parts.append([])
-        parts[-1].append(key)
-    for part in parts:
-        yield _part(table, part, names)
+        if part and _measured(_part(table, [*part, key], names, width)) > width:
+            yield _part(table, part, names, width)
+            part = []
+        part.append(key)
+    yield _part(table, part, names, width)
 
 
-def _most(key: str) -> int:
-    return STATE_WIDTH if key == STATE else 10_000
+def _width(table: Table, width: int) -> int:
+    return _measured(_part(table, table.columns, shorten([*table.settings, *table.figures]), width))
 
 
-def _widths(table: Table, names: dict[str, str]) -> dict[str, int]:
-    """Letters that each column takes, the gap beside it included."""
-    columns = [table.first, *table.columns]
-    words = {key: [*names.get(key, key).replace(".", ".\n").split("\n"), *_cells(table, key)] for key in columns}
-    return {key: max(map(len, found)) + GAP for key, found in words.items()}
+def _measured(shown: RichTable) -> int:
+    return Console(width=ENDLESS).measure(shown).maximum
 
 
-def _part(table: Table, keys: list[str], names: dict[str, str]) -> RichTable:
-    columns = [
-        Column(escape(names.get(key, key).replace(".", ".\n")), justify="right" if _numeric(table, key) else "left")
-        for key in keys
-    ]
-    shown = RichTable(Column(table.first, no_wrap=True), *columns, box=SIMPLE, padding=0)
+def _part(table: Table, keys: list[str], names: dict[str, str], width: int) -> RichTable:
+    shown = RichTable(Column(table.first, no_wrap=True), box=SIMPLE, padding=0)
+    for key in keys:
+        shown.add_column(
+            escape(names.get(key, key).replace(".", ".\n")),
+            justify="right" if _numeric(table, key) else "left",
+            max_width=width // 4 if key == STATE else None,
+        )
     cells = [_cells(table, key) for key in (table.first, *keys)]
     for row, state in zip(zip(*cells, strict=True), table.frame[STATE], strict=True):
         shown.add_row(*map(escape, row), style=None if state == DONE else "dim")

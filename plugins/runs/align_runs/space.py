@@ -156,11 +156,10 @@ def fitted(space: Space, cfg: DictConfig) -> Space:
     setting = _setting(cfg, space.name)
     value = setting._value() if isinstance(setting, ValueNode) else None
     here = f"{space.name}={space.text}"
-    if isinstance(setting, BooleanNode) or isinstance(value, bool):
-        raise AlignError(f"{here}: the setting is true or false. Use '{space.name}=choice(true,false)'.")
-    if not _numeric(setting, value):
-        kind = "a section" if value is None else f"{value}, no number"
-        raise AlignError(f"{here}: the setting is {kind}. Use '{space.name}=choice(…)'.")
+    if not _is_number(setting, value):
+        kind = "a section" if setting is not None and not isinstance(setting, ValueNode) else f"{value}, no number"
+        options = "true,false" if isinstance(value, bool) else "…"
+        raise AlignError(f"{here}: the setting is {kind}. Use '{space.name}=choice({options})'.")
     counted = isinstance(setting, IntegerNode) or (type(value) is int and space.whole)
     if counted and not (space.whole and space.kind in ("range", "log")):
         low, high = int(space.low), int(space.high)
@@ -176,10 +175,9 @@ def _setting(cfg: DictConfig, name: str) -> Any:
     return None if found is None else found._maybe_dereference_node()
 
 
-def _numeric(setting: Any, value: Any) -> bool:
+def _is_number(setting: Any, value: Any) -> bool:
     """A setting that is not there, or null and of no type, may become a number; a rate for LoRA is one."""
     if setting is None or isinstance(setting, IntegerNode | FloatNode):
         return True
-    if not isinstance(setting, ValueNode) or isinstance(setting, StringNode):
-        return False
-    return value is None or isinstance(value, int | float) or str(value).startswith(FOR_LORA)
+    free = isinstance(setting, ValueNode) and not isinstance(setting, StringNode | BooleanNode)
+    return free and (value is None or type(value) in (int, float) or str(value).startswith(FOR_LORA))

@@ -12,7 +12,7 @@ def ends(words: list[str]) -> None:
 
 
 def refuses(words: list[str]) -> None:
-    raise AlignError("sft.batch_size=0: write 1 or more")
+    raise AlignError("sft.batch_size=0: it is no size. Use 1 or more.")
 
 
 def breaks(words: list[str]) -> None:

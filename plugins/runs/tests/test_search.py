@@ -14,18 +14,11 @@ from pathlib import Path
 
 import made_up_runs
 import pytest
-from command_line import RM, SFT, answer, stand_in, write_data
+from shell import RM, SFT, align
 
-from align.data.files import FIRST
-from align.search.process import started
+from align_runs.process import started
 
 SHORT = f"search {SFT} sft.data.eval_share=0.3 sft.batch_size=4 name=mine sampler=random"
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    write_data(tmp_path)
-    yield from stand_in(tmp_path, monkeypatch)
 
 
 def told(folder: Path) -> dict:
@@ -39,10 +32,10 @@ def card(folder: Path, number: int, stage: str = "sft") -> dict:
 @pytest.mark.slow
 def test_the_best_is_a_command_to_paste_and_a_trial_that_fails_is_told_of(here, capsys, base):
     good = (here / "demos.jsonl").read_text()
-    (here / "late.jsonl").write_text(good * (1 + FIRST // good.count("\n")) + "{}\n")  # beyond the first look
+    (here / "late.jsonl").write_text(good * 200 + "{}\n")  # beyond the first look
     words = f"{SHORT} 'sft.data.path=choice(demos.jsonl,late.jsonl)' sft.learning_rate=log(1e-4,1e-1) trials=4 "
     words = words.replace("sft.data.path=demos.jsonl ", "") + "sft.args.max_steps=3 pruner=none seed=1"
-    said = answer(capsys, words.format(base=base))
+    said = align(capsys, words.format(base=base))
     assert said.status == 0, said.err
     found = told(here)
     assert [trial["state"] for trial in found["trials"]].count("failed") in (1, 2, 3)
@@ -58,25 +51,25 @@ def test_the_best_is_a_command_to_paste_and_a_trial_that_fails_is_told_of(here, 
     command = found["best"]["command"]
     assert command in said.out and f"sft.learning_rate={best['settings']['sft.learning_rate']!r}" in command
     assert "eval_strategy" not in command and "name=" not in command
-    again = answer(capsys, shlex.join([*shlex.split(command)[1:], "name=again"]))
+    again = align(capsys, shlex.join([*shlex.split(command)[1:], "name=again"]))
     assert again.status == 0, again.err
     (run,) = (path for path in (here / "runs" / "again").iterdir() if path.name != "latest")
     assert json.loads((run / "sft" / "card.json").read_text())["eval_loss"] == best["value"]
 
     before = (here / "runs" / "mine" / "table.md").read_text()
-    more = answer(capsys, words.format(base=base))
+    more = align(capsys, words.format(base=base))
     assert more.status == 0 and "4 trials are done" in more.out and "trial 4" not in more.out
     assert (here / "runs" / "mine" / "table.md").read_text() == before and before.count("\n") == 6
-    changed = answer(capsys, words.format(base=base).replace("1e-1", "1"))
+    changed = align(capsys, words.format(base=base).replace("1e-1", "1"))
     assert changed.status == 1
-    assert "sft.learning_rate was log(1e-4,1e-1) and is log(1e-4,1)\n  write name=NAME" in changed.err
+    assert "sft.learning_rate was log(1e-4,1e-1) and is log(1e-4,1). Use name=NAME." in changed.err
 
 
 @pytest.mark.slow
 def test_a_poor_trial_is_ended_early(here, capsys, base):
     """At the second evaluation one of 4,000 steps is still warming up, where one of 8 is done."""
     words = f"{SHORT} sft.args.eval_strategy=steps sft.args.eval_steps=4 sft.args.max_steps=choice(8,4000)"
-    said = answer(capsys, f"{words} sft.learning_rate=1e-2 trials=3 seed=4".format(base=base))
+    said = align(capsys, f"{words} sft.learning_rate=1e-2 trials=3 seed=4".format(base=base))
     assert said.status == 0, said.err
     good, same, poor = told(here)["trials"]
     assert [trial["settings"]["sft.args.max_steps"] for trial in (good, same, poor)] == [8, 8, 4000]
@@ -84,7 +77,7 @@ def test_a_poor_trial_is_ended_early(here, capsys, base):
     assert list(poor["on_the_way"])[:2] == ["1", "2"]
     assert poor["on_the_way"]["2"] > good["on_the_way"]["2"]
     assert poor["reason"] == f"evaluation 2: eval_loss {poor['on_the_way']['2']:.4g}"
-    table = answer(capsys, "table runs/mine --format csv").out.splitlines()
+    table = align(capsys, "table runs/mine --format csv").out.splitlines()
     assert table[1].endswith(",done") and f"pruned in sft: {poor['reason']}" in table[3]
     steps = (here / poor["run"] / "sft" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(steps[-1])["step"] < 4000
@@ -99,7 +92,7 @@ def test_a_search_that_is_killed_ends_its_trial_and_is_taken_up_again(here, caps
         search.send_signal(signal.SIGKILL)
     wait_for(lambda: not writers(log))
     assert "100/100" not in log.read_text()
-    said = answer(capsys, words)
+    said = align(capsys, words)
     assert said.status == 0, said.err
     stopped, again, other = told(here)["trials"]
     assert [trial["state"] for trial in (stopped, again, other)] == ["stopped", "done", "done"]
@@ -128,8 +121,8 @@ def writers(file: Path) -> list[str]:
 @pytest.mark.slow
 def test_an_objective_that_runs_do_not_have_ends_the_search_after_the_first(here, capsys, base):
     words = f"{SHORT} sft.args.max_steps=1 sft.learning_rate=log(1e-4,1e-1) objective=sft.loss trials=9"
-    said = answer(capsys, words.format(base=base))
-    assert said.status == 1 and "objective=sft.loss: a run came" in said.err and "nearest: sft.eval_loss" in said.err
+    said = align(capsys, words.format(base=base))
+    assert said.status == 1 and "objective=sft.loss: a run came" in said.err and "Use one of sft.eval_loss" in said.err
     assert [trial["state"] for trial in told(here)["trials"]] == ["failed"]
 
 
@@ -140,7 +133,7 @@ def test_a_reward_model_is_evaluated_on_its_way(here, capsys, base):
         f"{RM} rm.batch_size=4 rm.args.max_steps=4 rm.norm_samples=2 rm.data.eval_share=0.5 rollout.max_new_tokens=4"
     )
     words = f"search {words} name=mine rm.learning_rate=choice(1e-2) trials=1".format(base=base)
-    said = answer(capsys, words)
+    said = align(capsys, words)
     assert said.status == 0, said.err
     (trial,) = told(here)["trials"]
     assert list(trial["on_the_way"]) == ["1", "2", "3", "4"]
@@ -159,7 +152,7 @@ def outcome(run, log) -> str | None:
     ("run", "told"),
     [
         (made_up_runs.ends, None),
-        (made_up_runs.refuses, "sft.batch_size=0: write 1 or more"),
+        (made_up_runs.refuses, "sft.batch_size=0: it is no size. Use 1 or more."),
         (made_up_runs.breaks, "MemoryError at made_up_runs.py"),
         (made_up_runs.is_killed, "ended by SIGKILL, as the system ends one that takes too much memory"),
     ],

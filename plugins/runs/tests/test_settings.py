@@ -9,11 +9,11 @@ from omegaconf import OmegaConf
 import align.cli  # noqa: F401 - registers the schemas
 from align.composing import GLOBAL
 from align.plugins import plugs
-from align.tables.figures import headlines, numbers
-from align.tables.runs import DONE, Run
-from align.tables.settings import Kind, differing, flat, plug_name
-from align.tables.show import shorten
-from align.tables.table import Table, sort, tabulate
+from align_runs.runs import DONE, Run, numbers
+from align_runs.settings import Kind, differing, flat, plug_name
+from align_runs.show import shorten
+from align_runs.stages import is_headline
+from align_runs.table import Table, sort, tabulate
 
 LORA = {"_target_": "peft.LoraConfig", "r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 
@@ -70,10 +70,12 @@ def test_a_role_counts_where_a_stage_reads_it():
     assert {"ppo.steps", "critic.learning_rate", "actor.learning_rate"} < ppo and "dpo.beta" not in ppo
 
 
-def test_a_first_look_leaves_out_lists_of_a_report():
-    calibration = {"ece": 0.1, "bins": [{"confidence": 0.6, "right": 0.5, "pairs": 3}]}
-    card = {"report": {"accuracy": 0.8, "calibration": calibration}, "rating": {"levels": [1, 2], "thresholds": [0.3]}}
-    assert headlines(list(numbers({"rm": card}))) == ["rm.report.accuracy", "rm.report.calibration.ece"]
+def test_headlines_are_figures_of_a_stage_of_which_less_or_more_is_better():
+    rm = {"eval_accuracy": 0.8, "pairs": 9, "report": {"accuracy": 0.8, "bins": [{"right": 0.5}]}, "seconds": 3}
+    ppo = {"true_score": 0.5, "true_correct": 0.5, "kl": 2.0, "length": 40, "best": {"objective": 0.1, "kl": 1.0}}
+    found = numbers({"rm": rm, "ppo": ppo, "base": {"true_score": 0.1}, "mine": {"loss": 1}, "seconds": 9})
+    headlines = ["rm.eval_accuracy", "ppo.true_score", "ppo.kl", "ppo.best.objective", "mine.loss", "seconds"]
+    assert [name for name in found if is_headline(name)] == headlines
 
 
 def test_a_plug_is_named_by_the_choice_that_it_is_most_like():
@@ -123,12 +125,9 @@ def test_a_figure_that_echoes_a_setting_is_the_setting():
 def test_a_figure_that_came_to_another_value_than_the_setting_has_a_name_of_its_own():
     made = of_runs(["kl_coef"], [0.1, 0.2], [0.4, 0.3])
     assert (made.settings, made.figures) == (["ppo.kl_coef"], [])
-    assert made.notes == ["ppo.kl_coef is as it was set; card.json has another: --columns ppo.kl_coef.card"]
+    assert made.notes == ["ppo.kl_coef is the setting; card.json has another value: --columns ppo.kl_coef.card"]
     both = of_runs(["ppo.kl_coef", "kl_coef.card"], [0.1, 0.2], [0.4, 0.3])
-    assert [[both.cell(row, name) for name in (*both.settings, *both.figures)] for row in both.rows] == [
-        [0.1, 0.4],
-        [0.2, 0.3],
-    ]
+    assert both.frame[[*both.settings, *both.figures]].to_numpy().tolist() == [[0.1, 0.4], [0.2, 0.3]]
     assert both.notes == []
     sort(both, "kl_coef.card", descending=False)
-    assert [row.label for row in both.rows] == ["1", "0"]
+    assert both.frame["run"].to_list() == ["1", "0"]

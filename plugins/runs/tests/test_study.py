@@ -7,28 +7,28 @@ import pytest
 from optuna.trial import TrialState
 
 from align.errors import AlignError
-from align.search.plan import Plan
-from align.search.space import parse, space_of
-from align.search.study import counted, held, importance, opened, pruner, sampler
+from align_runs.plan import Plan
+from align_runs.space import parse, space_of
+from align_runs.study import ended, importance, locked, opened, pruner, sampler
 
 PLAN = Plan([], [], trials=20)
-ASKED = {"objective": "sft.eval_loss", "spaces": {"a": "uniform(0,1)"}, "settings": {"seed": "0"}}
+IDENTITY = {"objective": "sft.eval_loss", "spaces": {"a": "uniform(0,1)"}, "settings": {"seed": "0"}}
 SPACE = space_of("a=uniform(0.0,1.0)", parse("a=uniform(0.0,1.0)"))
 
 
 def draw(study: optuna.Study, plan: Plan = PLAN) -> tuple[optuna.Trial, float]:
-    study.sampler = sampler(plan, 0, len(counted(study)))
+    study.sampler = sampler(plan, 0, len(ended(study)))
     trial = study.ask()
     return trial, SPACE.suggest(trial)
 
 
 def search(home, until: int, plan: Plan = PLAN) -> list[float]:
     """Trials that end, up to as many in all; what all ended ones were set to."""
-    study = opened(home, "minimize", ASKED)
-    while len(counted(study)) < until:
+    study = opened(home, "minimize", IDENTITY)
+    while len(ended(study)) < until:
         trial, value = draw(study, plan)
         study.tell(trial, (value - 0.3) ** 2)
-    return [trial.params["a"] for trial in counted(study)]
+    return [trial.params["a"] for trial in ended(study)]
 
 
 @pytest.mark.parametrize("name", ["random", "tpe"])
@@ -37,52 +37,52 @@ def test_a_search_that_was_stopped_draws_what_an_unbroken_one_draws(tmp_path, na
     for home in ("broken", "whole"):
         (tmp_path / home).mkdir()
     search(tmp_path / "broken", 5, plan)
-    draw(opened(tmp_path / "broken", "minimize", ASKED), plan)  # under way, and never told
+    draw(opened(tmp_path / "broken", "minimize", IDENTITY), plan)  # under way, and never told
     whole = search(tmp_path / "whole", 14, plan)
     assert search(tmp_path / "broken", 14, plan) == whole and len(set(whole)) == 14
-    numbers = [trial.number for trial in counted(opened(tmp_path / "broken", "minimize", ASKED))]
+    numbers = [trial.number for trial in ended(opened(tmp_path / "broken", "minimize", IDENTITY))]
     assert numbers == [0, 1, 2, 3, 4, *range(6, 15)]
 
 
 def test_a_trial_that_was_stopped_twice_is_made_once(tmp_path):
-    _, value = draw(opened(tmp_path, "minimize", ASKED))
-    opened(tmp_path, "minimize", ASKED)
-    study = opened(tmp_path, "minimize", ASKED)
+    _, value = draw(opened(tmp_path, "minimize", IDENTITY))
+    opened(tmp_path, "minimize", IDENTITY)
+    study = opened(tmp_path, "minimize", IDENTITY)
     states = [trial.state for trial in study.trials]
-    assert states == [TrialState.FAIL, TrialState.WAITING] and counted(study) == []
+    assert states == [TrialState.FAIL, TrialState.WAITING] and ended(study) == []
     assert draw(study)[1] == value
 
 
 def test_another_search_in_its_place_is_refused_with_what_changed(tmp_path):
     search(tmp_path, 1)
-    for asked, told in [
-        (ASKED | {"spaces": {"a": "uniform(0,2)"}}, r"a was uniform\(0,1\) and is uniform\(0,2\)"),
-        (ASKED | {"settings": {"seed": "1"}}, "seed was 0 and is 1"),
-        (ASKED | {"settings": {"seed": "0", "model": "x"}}, "model was not there and is x"),
-        (ASKED | {"objective": "sft.seconds"}, "objective was sft.eval_loss and is sft.seconds"),
+    for identity, told in [
+        (IDENTITY | {"spaces": {"a": "uniform(0,2)"}}, r"a was uniform\(0,1\) and is uniform\(0,2\)"),
+        (IDENTITY | {"settings": {"seed": "1"}}, "seed was 0 and is 1"),
+        (IDENTITY | {"settings": {"seed": "0", "model": "x"}}, "model was not there and is x"),
+        (IDENTITY | {"objective": "sft.seconds"}, "objective was sft.eval_loss and is sft.seconds"),
     ]:
-        with pytest.raises(AlignError, match=f"{told}\n  write name=NAME"):
-            opened(tmp_path, "minimize", asked)
-    assert len(counted(opened(tmp_path, "minimize", ASKED))) == 1
+        with pytest.raises(AlignError, match=f"{told}. Use name=NAME"):
+            opened(tmp_path, "minimize", identity)
+    assert len(ended(opened(tmp_path, "minimize", IDENTITY))) == 1
 
 
 def test_a_search_without_a_value_yet_may_be_changed(tmp_path):
-    study = opened(tmp_path, "minimize", ASKED)
+    study = opened(tmp_path, "minimize", IDENTITY)
     study.tell(draw(study)[0], state=TrialState.FAIL)
-    fresh = opened(tmp_path, "maximize", ASKED | {"objective": "sft.seconds"})
+    fresh = opened(tmp_path, "maximize", IDENTITY | {"objective": "sft.seconds"})
     assert fresh.trials == [] and fresh.direction.name == "MAXIMIZE"
 
 
 def test_one_process_at_a_time_and_only_in_a_folder_of_its_own(tmp_path):
-    with held(tmp_path / "mine"), pytest.raises(AlignError, match="another process"), held(tmp_path / "mine"):
+    with locked(tmp_path / "mine"), pytest.raises(AlignError, match="another process"), locked(tmp_path / "mine"):
         pass
     (tmp_path / "runs" / "2026-01-01_00-00-00").mkdir(parents=True)
-    with pytest.raises(AlignError, match="holds runs already"), held(tmp_path / "runs"):
+    with pytest.raises(AlignError, match="holds runs already"), locked(tmp_path / "runs"):
         pass
 
 
 def test_the_median_of_earlier_trials_prunes_from_the_second_evaluation(tmp_path):
-    study = opened(tmp_path, "minimize", ASKED)
+    study = opened(tmp_path, "minimize", IDENTITY)
     study.pruner = pruner(replace(PLAN, trials=4))
     good = study.ask()
     for number, value in enumerate([3.0, 2.0, 1.0], start=1):

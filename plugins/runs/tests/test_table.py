@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import PPO, SFT, answer, refused, stand_in, write_data
+from shell import PPO, SFT, align, refused, stand_in, write_data
 
 from align.cli import main
 
@@ -41,7 +41,7 @@ def swept(tmp_path_factory, base):
 
 
 @pytest.fixture
-def here(swept, monkeypatch):
+def many(swept, monkeypatch):
     yield from stand_in(swept, monkeypatch)
 
 
@@ -58,113 +58,134 @@ def card(run: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_a_sweep_has_a_row_a_run_with_what_differs_and_what_came_out(here, capsys):
-    found = rows(answer(capsys, "table runs/sweep --format csv").out)
-    assert [row["run"] for row in found] == [run.name for run in runs(here, "sweep")]
+def test_a_sweep_has_a_row_a_run_with_what_differs_and_what_came_out(many, capsys):
+    found = rows(align(capsys, "table runs/sweep --format csv").out)
+    assert [row["run"] for row in found] == [run.name for run in runs(many, "sweep")]
     assert list(found[0]) == ["run", "sft.learning_rate", "seed", "sft.eval_loss", "seconds", "state"]
     pairs = [(row["sft.learning_rate"], row["seed"]) for row in found]
     assert pairs == [("0.001", "0"), ("0.01", "0"), ("0.001", "1"), ("0.01", "1")]
-    assert [float(row["sft.eval_loss"]) for row in found] == [card(run)["eval_loss"] for run in runs(here, "sweep")]
+    assert [float(row["sft.eval_loss"]) for row in found] == [card(run)["eval_loss"] for run in runs(many, "sweep")]
 
 
 @pytest.mark.slow
-def test_a_terminal_shows_short_names_and_folds_wide_tables(here, capsys, monkeypatch):
+def test_a_terminal_shows_the_columns_that_fit_and_says_how_many_do_not(many, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    lines = answer(capsys, "table runs/sweep").out.splitlines()
+    lines = align(capsys, "table runs/sweep").out.splitlines()
     assert lines[1].split() == ["run", "learning_rate", "seed", "eval_loss", "seconds"]
-    first = runs(here, "sweep")[0]
+    first = runs(many, "sweep")[0]
     assert lines[3].split()[:4] == [first.name, "0.001", "0", f"{card(first)['eval_loss']:.4g}"]
     monkeypatch.setenv("COLUMNS", "45")
-    folded = answer(capsys, "table runs/sweep").out
+    *table, note = align(capsys, "table runs/sweep").out.splitlines()
+    assert table[1].split() == ["run", "seed", "eval_loss"]
+    figures = align(capsys, "table runs/sweep --columns all --format csv").out.partition("\n")[0].split(",")
+    assert note == f"{len(set(figures) - {'run', 'seed', 'sft.eval_loss', 'state'})} more columns: --columns all"
+    assert max(map(len, table)) <= 45 and "…" not in "".join(table)
+
+
+@pytest.mark.slow
+def test_without_a_terminal_a_table_fits_120_letters_and_named_columns_stay_in_a_line(many, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    first = runs(many, "sweep")[0]
+    said = align(capsys, "table runs").out
+    assert max(map(len, said.splitlines())) <= 120 and "more columns: --columns all" in said
+    said = align(capsys, "table runs --columns all").out
+    assert max(map(len, said.splitlines())) > 120 and said.count(first.name) == 1
+
+
+@pytest.mark.slow
+def test_named_columns_are_folded_on_a_terminal(many, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "45")
+    folded = align(capsys, "table runs/sweep --columns eval_loss,seconds").out
+    first = runs(many, "sweep")[0]
     assert folded.count(first.name) == 2 and "…" not in folded and max(map(len, folded.splitlines())) <= 45
 
 
 @pytest.mark.slow
-def test_methods_are_told_by_name_and_their_own_settings_are_not_compared(here, capsys):
-    found = rows(answer(capsys, "table runs/methods --format csv").out)
+def test_methods_are_shown_by_name_and_their_own_settings_are_not_compared(many, capsys):
+    found = rows(align(capsys, "table runs/methods --format csv").out)
     assert [row["sft.peft"] for row in found] == ["lora", "dora", "houlsby"]
     assert not [name for name in found[0] if name.startswith("sft.peft.")]
 
 
 @pytest.mark.slow
-def test_what_failed_or_has_no_end_is_there_and_says_so(here, capsys):
-    found = rows(answer(capsys, "table runs/fails runs/killed runs/sweep --columns sft.eval_loss --format csv").out)
+def test_what_failed_or_has_no_end_is_there_and_says_so(many, capsys):
+    found = rows(align(capsys, "table runs/fails runs/killed runs/sweep --columns sft.eval_loss --format csv").out)
     failed, killed, *others = found
     assert failed["state"].startswith("failed in ppo: ") and "colour" in failed["state"]
     assert killed["state"] == "unfinished in sft, step 3" and killed["sft.eval_loss"] == ""
     assert [row["state"] for row in others] == ["done"] * 4
-    assert "failed in ppo" in answer(capsys, "table runs/fails").out
+    assert "failed in ppo" in align(capsys, "table runs/fails").out
 
 
 @pytest.mark.slow
-def test_a_run_has_its_settings_of_stages_that_it_did_not_reach(here, capsys):
-    (row,) = rows(answer(capsys, "table runs/early --columns ppo.batch_size --format csv").out)
+def test_a_run_has_its_settings_of_stages_that_it_did_not_reach(many, capsys):
+    (row,) = rows(align(capsys, "table runs/early --columns ppo.batch_size --format csv").out)
     assert row["ppo.batch_size"] == "4" and row["state"].startswith("unfinished in sft")
 
 
 @pytest.mark.slow
-def test_runs_that_differ_in_the_seed_are_averaged(here, capsys):
-    found = rows(answer(capsys, "table runs/sweep runs/killed --over seed --format csv").out)
+def test_runs_that_differ_in_the_seed_are_averaged(many, capsys):
+    found = rows(align(capsys, "table runs/sweep runs/killed --over seed --format csv").out)
     assert [row["sft.learning_rate"] for row in found] == ["0.001", "0.01"]
     assert [row["runs"] for row in found] == ["2 of 3", "2"]
     losses = {}
-    for run in runs(here, "sweep"):
+    for run in runs(many, "sweep"):
         losses.setdefault(card(run)["learning_rate"], []).append(card(run)["eval_loss"])
     for row in found:
         expected = losses[float(row["sft.learning_rate"])]
         assert float(row["sft.eval_loss.mean"]) == pytest.approx(np.mean(expected), rel=1e-12)
         assert float(row["sft.eval_loss.deviation"]) == pytest.approx(np.std(expected, ddof=1), rel=1e-9)
         assert row["sft.eval_loss.count"] == "2"
-    assert "±" in answer(capsys, "table runs/sweep --over seed").out
+    assert "±" in align(capsys, "table runs/sweep --over seed").out
 
 
 @pytest.mark.slow
-def test_a_group_that_mixes_other_settings_says_so(here, capsys):
-    said = answer(capsys, "table runs/sweep runs/methods --group sft.peft --columns eval_loss").out
+def test_a_group_that_mixes_other_settings_says_so(many, capsys):
+    said = align(capsys, "table runs/sweep runs/methods --group sft.peft --columns eval_loss").out
     assert "the runs of a row differ in sft.learning_rate, seed" in said
     assert [line.split()[:2] for line in said.splitlines()[3:6]] == [["5", "lora"], ["1", "dora"], ["1", "houlsby"]]
-    assert "differ in" not in answer(capsys, "table runs/sweep --group learning_rate --over seed").out
+    assert "differ in" not in align(capsys, "table runs/sweep --group learning_rate --over seed").out
 
 
 @pytest.mark.slow
-def test_rows_are_sorted_by_a_figure_and_those_without_it_come_last(here, capsys):
+def test_rows_are_sorted_by_a_figure_and_those_without_it_come_last(many, capsys):
     words = "table runs/killed runs/sweep --format csv --sort eval_loss"
-    losses = [float(row["sft.eval_loss"]) for row in rows(answer(capsys, words).out)[:4]]
+    losses = [float(row["sft.eval_loss"]) for row in rows(align(capsys, words).out)[:4]]
     assert losses == sorted(losses) and len(set(losses)) == 4
-    down = rows(answer(capsys, f"{words} --descending").out)
+    down = rows(align(capsys, f"{words} --descending").out)
     assert [float(row["sft.eval_loss"]) for row in down[:4]] == losses[::-1] and down[4]["sft.eval_loss"] == ""
 
 
 @pytest.mark.slow
-def test_one_run_goes_by_many_names_and_is_one_row(here, capsys):
-    newest = runs(here, "sweep")[-1]
+def test_one_run_goes_by_many_names_and_is_one_row(many, capsys):
+    newest = runs(many, "sweep")[-1]
     words = f"table runs/sweep/latest runs/sweep/latest/sft 'runs/sweep/*' {newest} --format csv"
-    assert {row["run"] for row in rows(answer(capsys, words).out)} == {run.name for run in runs(here, "sweep")}
-    only = rows(answer(capsys, "table runs/sweep/latest/sft runs/killed --format csv").out)
+    assert {row["run"] for row in rows(align(capsys, words).out)} == {run.name for run in runs(many, "sweep")}
+    only = rows(align(capsys, "table runs/sweep/latest/sft runs/killed --format csv").out)
     assert [row["run"] for row in only] == ["sweep", "killed"] and only[0]["state"] == "done"
 
 
 @pytest.mark.slow
-def test_columns_are_chosen_by_name_ending_or_pattern(here, capsys):
-    found = rows(answer(capsys, "table runs/sweep --columns stage@sft.batch_size,eval_loss,*.seconds --format csv").out)
+def test_columns_are_chosen_by_name_ending_or_pattern(many, capsys):
+    found = rows(align(capsys, "table runs/sweep --columns stage@sft.batch_size,eval_loss,*.seconds --format csv").out)
     names = ["sft.learning_rate", "seed", "sft.batch_size", "sft.eval_loss", "sft.seconds"]
     assert list(found[0]) == ["run", *names, "state"] and {row["sft.batch_size"] for row in found} == {"4"}
-    assert rows(answer(capsys, "table runs/sweep --columns all --format csv").out)[0]["sft.rows"] == "7"
+    assert rows(align(capsys, "table runs/sweep --columns all --format csv").out)[0]["sft.rows"] == "7"
 
 
 @pytest.mark.slow
-def test_files_are_written_by_their_suffix(here, capsys, tmp_path):
+def test_files_are_written_by_their_suffix(many, capsys, tmp_path):
     from matplotlib.image import imread
 
     for name in ("t.md", "t.csv", "t.png"):
-        assert answer(capsys, f"table runs/sweep --to {tmp_path / name}").status == 0
+        assert align(capsys, f"table runs/sweep --to {tmp_path / name}").status == 0
     head, rule, *lines = (tmp_path / "t.md").read_text().splitlines()
     assert (
         head == "| run | learning_rate | seed | eval_loss | seconds |" and set(rule) == set("|:- ") and len(lines) == 4
     )
     assert len(rows((tmp_path / "t.csv").read_text())) == 4
     assert imread(tmp_path / "t.png").std() > 0.05  # something is drawn
-    assert answer(capsys, f"table runs/fails --to {tmp_path / 'none.png'}").status == 1
+    assert align(capsys, f"table runs/fails --to {tmp_path / 'none.png'}").status == 1
     assert not (tmp_path / "none.png").exists()
 
 
@@ -172,27 +193,35 @@ def test_files_are_written_by_their_suffix(here, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("runs/sweeep", ["there is no folder runs/sweeep", "nearest: runs/sweep"]),
-        ("runs/none*", ["there is no folder runs/none*"]),
-        ("demos.jsonl", ["there is no run in demos.jsonl", "runs/NAME"]),
-        ("", ["required: runs", "write align table RUNS"]),
-        ("runs/sweep --columns sft.evalloss", ["--columns sft.evalloss is no column", "nearest: sft.eval_loss"]),
-        ("runs/sweep --columns ppo.*", ["--columns ppo.* is no column"]),
-        ("runs/sweep --sort learning_rat", ["--sort learning_rat", "nearest: sft.learning_rate"]),
-        ("runs/sweep --over seeds", ["--over seeds", "nearest: seed"]),
-        ("runs/sweep --group epochs", ["--group epochs", "one of: sft.learning_rate, seed"]),
-        ("runs/sweep --columns path", ["several columns", "sft.path, sft.data.path, data.path"]),
+        ("runs/sweeep", ["runs/sweeep: there is no such folder", "Use runs/sweep."]),
+        ("runs/none*", ["runs/none*: there is no such folder"]),
+        ("demos.jsonl", ["demos.jsonl: it holds no run", "runs/NAME"]),
+        ("", ["required: RUNS", "Use align table RUNS"]),
+        (
+            "runs/sweep --columns sft.evalloss",
+            ["sft.evalloss: these runs have no such column", "Use sft.eval_loss"],
+        ),
+        ("runs/sweep --columns ppo.*", ["--columns ppo.*: these runs have no such column"]),
+        ("runs/sweep --sort learning_rat", ["--sort learning_rat", "Use sft.learning_rate"]),
+        ("runs/sweep --over seeds", ["--over seeds", "Use seed."]),
+        ("runs/sweep --group epochs", ["--group epochs", "Use sft.learning_rate or seed."]),
+        ("runs/sweep --columns path", ["several columns", "sft.path, sft.data.path or data.path"]),
         ("runs/sweep --format html", ["invalid choice: 'html'"]),
         ("runs/sweep --to t.pdf", ["--to t.pdf", ".png"]),
         ("runs/sweep --format csv --to t.md", ["--format csv --to t.md"]),
-        ("runs/sweep --to nowhere/t.md", ["nowhere/t.md lies in no folder"]),
+        ("runs/sweep --to nowhere/t.md", ["nowhere/t.md: its folder is not there"]),
     ],
 )
-def test_bad_words_are_refused(here, capsys, words, told):
+def test_bad_words_are_refused(many, capsys, words, told):
     refused(capsys, f"table {words}", told)
 
 
 @pytest.mark.slow
-def test_a_picture_without_matplotlib_is_refused_with_what_to_install(here, capsys, monkeypatch):
+def test_a_picture_without_matplotlib_is_refused_with_what_to_install(many, capsys, monkeypatch):
     monkeypatch.setattr("align.installed.installed", lambda package: package != "matplotlib")
     refused(capsys, "table runs/sweep --to t.png", ["matplotlib is not installed", "align[bench]", "--to t.md"])
+
+
+def test_help_is_its_own(capsys):
+    said = align(capsys, "table --help")
+    assert said.status == 0 and said.out.startswith("usage: align table RUNS") and "--over" in said.out

@@ -4,22 +4,15 @@ import shlex
 
 import optuna
 import pytest
-from command_line import SFT, refused, stand_in, write_data
+from shell import SFT, align, refused
 
-import align.cli  # noqa: F401 - registers the schemas
-from align.search.command import planned
+from align_runs.plan import planned
 
 TINY = "experiment=tiny debug=default"
 MIXED = "stages=sft model={base} data@sft.data=mixture " + " ".join(
     f"+data@sft.data.parts.{name}=prompt_completion sft.data.parts.{name}.path=demos.jsonl"
     for name in ("topic", "mood")
 )
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    write_data(tmp_path)
-    yield from stand_in(tmp_path, monkeypatch)
 
 
 def search(words: str):
@@ -55,24 +48,25 @@ def test_a_setting_that_a_choice_lacks_is_searched_with_the_others_only():
         (f"{TINY} evaluate.judge=null watch=judge watch.judge.fn=kind_words.kind_words", "ppo.best.judge", "maximize"),
         (f"{TINY} evaluate.judge=null ppo.eval_every=0", "ppo.reward", "maximize"),
         (f"{TINY} objective=ppo.kl", "ppo.kl", "minimize"),
+        (f"{TINY} objective=ppo.true_polite direction=maximize", "ppo.true_polite", "maximize"),
         (f"{TINY} objective=ppo.length direction=maximize", "ppo.length", "maximize"),
     ],
 )
 def test_the_objective_is_the_held_out_score_of_the_last_stage_that_trains(words, figure, direction):
-    wanted = search(f"{words} seed=range(1,3)").wanted
+    wanted = search(f"{words} seed=range(1,3)").objective
     assert (wanted.figure, wanted.direction) == (figure, direction)
 
 
 def test_trials_are_judged_on_rows_that_are_not_the_test(here):
-    assert "evaluate.split=eval" in search(f"{TINY} seed=range(1,3)").extra
-    assert search(f"{TINY} seed=range(1,3) evaluate.split=test").extra == []
+    assert "evaluate.split=eval" in search(f"{TINY} seed=range(1,3)").added
+    assert search(f"{TINY} seed=range(1,3) evaluate.split=test").added == []
 
 
 def test_a_search_adds_evaluations_for_its_pruner_and_says_why_it_cannot():
     sft = f"{TINY} stages=[pretrain,sft] evaluate.judge=null seed=range(1,3)"
-    assert search(sft).extra == ["sft.args.eval_strategy=steps", "sft.args.eval_steps=0.125"]
-    assert search(f"{sft} sft.args.eval_steps=5").extra == ["sft.args.eval_strategy=steps"]
-    assert search(f"{sft} sft.args.eval_strategy=epoch").extra == []
+    assert search(sft).added == ["sft.args.eval_strategy=steps", "sft.args.eval_steps=0.125"]
+    assert search(f"{sft} sft.args.eval_steps=5").added == ["sft.args.eval_strategy=steps"]
+    assert search(f"{sft} sft.args.eval_strategy=epoch").added == []
     assert search(f"{TINY} seed=range(1,3) ppo.eval_every=0").unpruned == "ppo.eval_every=0"
     assert "at the end alone" in search(f"{TINY} stages=[pretrain] seed=range(1,3)").unpruned
 
@@ -82,42 +76,46 @@ def test_a_trials_command_holds_what_is_fixed_added_and_drawn():
     words = found.words(["sft.epochs=2"], 7, "onednn")
     assert words[:2] == TINY.split() and words[-2:] == ["runs='its here/mine'", "name=trial_7"]
     assert {"seed=3", "cpu_linear=onednn", "sft.epochs=2", "evaluate.split=eval"} < set(words)
-    assert found.line(["sft.epochs=2"]) == f"align {TINY} 'runs=its here' seed=3 sft.epochs=2" and found.seed == 3
+    assert found.command(["sft.epochs=2"]) == f"align {TINY} 'runs=its here' seed=3 sft.epochs=2" and found.seed == 3
 
 
 WRONG = [
     ("nothing to search", TINY, ["nothing to search", "sft.learning_rate=log(1e-4,1e-1)"]),
-    ("no trials", "seed=range(1,3) trials=0", ["trials=0", "1 or more"]),
+    ("no trials", "seed=range(1,3) trials=0", ["trials=0: it is no number", "1 or more"]),
     ("part of a trial", "seed=range(1,3) trials=2.5", ["trials=2.5", "whole number"]),
-    ("slip of the hand", "seed=range(1,3) trails=3", ["trails", "nearest: trials"]),
+    ("slip of the hand", "seed=range(1,3) trails=3", ["trails", "Use trials"]),
     ("unknown sampler", "seed=range(1,3) sampler=tpee", ["sampler=tpee", "tpe, random"]),
     ("sampler without its package", f"{TINY} seed=range(1,3) sampler=gp", ["sampler=gp", "pip install scipy"]),
     ("unknown pruner", "seed=range(1,3) pruner=mean", ["pruner=mean", "median, hyperband, none"]),
     ("unknown direction", "seed=range(1,3) direction=up", ["direction=up", "minimize, maximize"]),
-    ("flag", "-m seed=range(1,3)", ["-m", "no flags"]),
+    ("flag", "-m seed=range(1,3)", ["-m", "no flags but --help"]),
     ("grid", f"{TINY} seed=1,2", ["several values", "seed=choice(1,2)"]),
     ("twice", f"{TINY} sft.epochs=2 sft.epochs=range(1,4)", ["sft.epochs is given twice"]),
-    ("name in search", f"{TINY} name=choice(a,b)", ["name=choice(a,b)", "search's own"]),
+    ("name in search", f"{TINY} name=choice(a,b)", ["name=choice(a,b)", "belongs to the search"]),
     ("stages in search", f"{TINY} stages=choice(sft,rm)", ["stages", "same in every trial"]),
     ("log through 0", f"{TINY} sft.learning_rate=log(0,1)", ["sft.learning_rate=log(0,1)", "above 0"]),
     ("unknown key", f"{TINY} sft.learnig_rate=log(1e-4,1)", ["sft.learnig_rate", "nearest: sft.learning_rate"]),
     ("unknown key of a plug", f"{TINY} sft.peft.rr=range(1,4)", ["sft.peft.rr", "nearest: sft.peft.r"]),
     ("unknown option", f"{TINY} peft@sft.peft=choice(lora,lorra)", ["lorra", "nearest: lora"]),
-    ("range of plugs", f"{TINY} peft@sft.peft=log(1,3)", ["peft@sft.peft is a plug", "choice("]),
+    ("range of plugs", f"{TINY} peft@sft.peft=log(1,3)", ["it is a plug", "Use 'peft@sft.peft=choice("]),
     ("value for a plug", f"{TINY} sft.peft=choice(lora,dora)", ["write peft@sft.peft=lora"]),
     ("end out of range", f"{TINY} sft.batch_size=range(0,4)", ["sft.batch_size=0", "1 or more"]),
     ("upper end out of range", f"{TINY} rm.learning_rate=log(1e-4,2)", ["rm.learning_rate=2", "at most 1"]),
     ("option out of range", f"{TINY} precision=choice(fp32,fp8)", ["precision=fp8", "bf16"]),
-    ("no number", f"{TINY} sft.path=log(1,4)", ["sft.path=log(1,4)", "it is auto, no number"]),
+    ("no number", f"{TINY} sft.path=log(1,4)", ["sft.path=log(1,4)", "is auto, no number"]),
     ("truth", f"{TINY} reward.normalize=uniform(0,1)", ["reward.normalize", "choice(true,false)"]),
     ("parts of a whole number", f"{TINY} sft.peft.r=uniform(4,16)", ["sft.peft.r", "range(4,17)"]),
     ("nothing to start from", "stages=sft sft.epochs=range(1,4)", ["sft.path", "model=FOLDER"]),
-    ("objective of no stage", f"{TINY} seed=range(1,3) objective=dpo.eval_loss", ["dpo is no stage", "ppo.true_score"]),
+    (
+        "objective of no stage",
+        f"{TINY} seed=range(1,3) objective=dpo.eval_loss",
+        ["no stage dpo", "ppo.true_score"],
+    ),
     ("objective without direction", f"{TINY} seed=range(1,3) objective=ppo.length", ["direction=minimize"]),
     (
         "measure that is searched",
         f"{TINY} evaluate.judge=null ppo.kl_coef=log(1e-2,1)",
-        ["ppo.best.objective", "write objective=ppo.reward"],
+        ["ppo.best.objective", "Use objective=ppo.reward"],
     ),
     (
         "part that a mixture lacks",
@@ -129,7 +127,7 @@ WRONG = [
         "stages=sft model={base} sft.data.path=choice(demos.jsonl,demo.jsonl)",
         ["sft.data.path=demo.jsonl"],
     ),
-    ("no rows held out", f"{SFT} sft.epochs=range(1,4) sft.data.eval_share=0", ["no rows are held out", "eval_share"]),
+    ("no rows held out", f"{SFT} sft.epochs=range(1,4) sft.data.eval_share=0", ["eval_share=0 holds out no rows"]),
 ]
 
 
@@ -137,3 +135,8 @@ WRONG = [
 def test_bad_words_are_refused_before_anything_is_made(here, capsys, words, told):
     refused(capsys, f"search {words.replace('{base}', 'nowhere')}", told)
     assert not (here / "runs").exists()
+
+
+def test_help_is_its_own(capsys):
+    said = align(capsys, "search seed=range(1,3) --help")
+    assert said.status == 0 and said.out.startswith("usage: align search") and "pruner=median" in said.out

@@ -24,8 +24,7 @@ LAYERS = [
     {"answering", "looking"},
     {"build"},
     {"explain", "plugins"},
-    {"composing", "export", "help", "methods", "tables"},
-    {"search"},
+    {"composing", "export", "help", "methods"},
     {"cli"},
     {"__init__", "__main__"},
 ]
@@ -53,6 +52,12 @@ def test_imports_point_down(file):
         assert HEIGHT[part] <= HEIGHT[own], f"{own} imports {part}"
 
 
+def test_aligns_own_commands_are_all_that_knows_the_runs_plugin():
+    """It is found by its entry points, as a third party's commands are."""
+    for file in PACKAGE.rglob("*.py"):
+        assert "align_runs" not in file.read_text(), file
+
+
 def fresh_modules(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(' '.join(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -66,7 +71,10 @@ def test_the_ppo_stage_needs_only_torch_transformers_and_peft():
     assert not loaded & {"trl", "deepspeed", "vllm", "hydra", "datasets"}
 
 
-@pytest.mark.parametrize("module", ["align", "align.cli", "align.build", "align.config", "align.stages.pipeline"])
+CLI = ["align", "align.cli", "align.build", "align.config", "align.stages.pipeline"]
+
+
+@pytest.mark.parametrize("module", [*CLI, "align_runs.table", "align_runs.search"])
 def test_the_command_line_imports_no_torch(module):
     assert "torch" not in fresh_modules(f"import {module}")
 

@@ -109,8 +109,8 @@ def plug_name(group: str, node: Settings) -> str:
     target, given = str(node["_target_"]), dict(leaves(node))
     best: tuple[int, int, str] | None = None
     for name, plug in _plugs(group, Path.cwd()) or _plugs(None, Path.cwd()):
-        if plug.get("_target_") == target and set(plug) <= set(given):
-            far = sum(given[key] != value for key, value in plug.items()) + len(given) - len(plug)
+        if plug.get("_target_") == target and (target.startswith("align.") or set(plug) <= set(given)):
+            far = len([key for key in {**plug, **given} if key not in plug or given.get(key) != plug[key]])
             best = min(best or (far, len(name), name), (far, len(name), name))
     return best[2] if best else target.rpartition(".")[2].removesuffix("Config")
 

@@ -76,9 +76,10 @@ def test_a_terminal_shows_the_columns_that_fit_and_says_how_many_do_not(many, ca
     assert lines[3].split()[:4] == [first.name, "0.001", "0", f"{card(first)['eval_loss']:.4g}"]
     monkeypatch.setenv("COLUMNS", "45")
     *table, note = align(capsys, "table runs/sweep").out.splitlines()
-    assert table[1].split() == ["run", "seed", "eval_loss"]
+    assert table[1].split() == ["run", "learning_rate", "eval_loss"]
     figures = align(capsys, "table runs/sweep --columns all --format csv").out.partition("\n")[0].split(",")
-    assert note == f"{len(set(figures) - {'run', 'seed', 'sft.eval_loss', 'state'})} more columns: --columns all"
+    shown = {"run", "sft.learning_rate", "sft.eval_loss", "state"}
+    assert note == f"{len(set(figures) - shown)} more columns: --columns all"
     assert max(map(len, table)) <= 45 and "…" not in "".join(table)
 
 

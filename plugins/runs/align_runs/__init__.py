@@ -1,1 +1,1 @@
-"""Many runs at once: `align table` sets them side by side, `align search` looks for the best settings."""
+"""Many runs at once: the command `table` sets them side by side, `search` looks for the best settings."""

@@ -11,6 +11,6 @@ def run(overrides: list[str]) -> dict:
 
     Raises align.errors.AlignError (a ValueError) or Hydra's own errors on bad input.
     """
-    from align.cli import run as run_command
+    from align.cli.main import run as run_command
 
     return run_command(["run", *overrides]) or {}

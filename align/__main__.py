@@ -1,5 +1,5 @@
 """`python -m align` is `align`."""
 
-from align.cli import main
+from align.cli.main import main
 
 main()

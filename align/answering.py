@@ -77,7 +77,7 @@ def judge_maker(build: Build, judge: DictConfig, key: str) -> Callable[..., Any]
 
     def make_judge(inputs: dict[str, str], out: Path, report: StageReport, tokenizer: Any) -> Any:
         from align.rewards.parts import check_reachable
-        from align.roles.seating import Setting
+        from align.roles.placement import Setting
 
         check_reachable(check_reward(judge, key))
         setting = Setting(

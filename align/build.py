@@ -20,14 +20,14 @@ from align.members import learned, model_paths
 from align.nodes import as_dataclass, call, call_or_keep, peft, plain_values, sources, target_of
 from align.preflight import check_roles, optimizer_steps
 from align.rewarding import check_members, check_reward, make_reward, reward_nodes
-from align.stages.lineage import measured_linear
+from align.stages.fingerprint import measured_linear
 from align.stages.pipeline import Sources
 
 if TYPE_CHECKING:
     import torch
 
+    from align.ppo.step import PPO
     from align.report.report import StageReport
-    from align.stages.ppo import PPO
 
 STAGES = {
     "pretrain": config.Pretrain, "sft": config.SFT, "rm": config.RM,
@@ -139,7 +139,7 @@ class Build:
     @cached_property
     def linear(self) -> Any:
         """The kernel of the linear layers of all models, chosen once a run; `auto` keeps what was measured before."""
-        from align.engine.cpu_linear import CpuLinear
+        from align.engine.linear import CpuLinear
 
         cfg = self.cfg
         paths = {"sft": cfg.sft.path, "rm": cfg.rm.path, "ppo": cfg.actor.path}
@@ -211,10 +211,10 @@ class Build:
         """Loads the roles, then the rollout engine, then the reward; the loop of them."""
         import torch
 
+        from align.ppo.step import PPO
         from align.rewards.parts import check_reachable
-        from align.roles.seating import Seating, Setting
+        from align.roles.placement import Seating, Setting
         from align.roles.tokenizer import stop_ids
-        from align.stages.ppo import PPO
         from align.types import Sampling
 
         check_reachable(check_reward(self.cfg.reward, "reward"))

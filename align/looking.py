@@ -9,9 +9,9 @@ from omegaconf import DictConfig
 from align.checks import absent
 from align.config import RewardFunction
 from align.data.source import look
+from align.imports import resolve
 from align.nodes import call, refusal, sources
 from align.rewarding import reward_nodes
-from align.rewards.resolve import resolve
 
 if TYPE_CHECKING:
     from align.build import Build

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from align.checks import absent
 from align.config import FileData
 from align.errors import AlignError
-from align.rewards.place import import_failed_at
+from align.imports import import_failed_at
 
 APART = ("path", "peft", "zero", "data", "judge")
 """What a role, a stage or a watch is given apart from its own scalars."""

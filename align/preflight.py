@@ -200,7 +200,7 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
     from align.roles.loading import look
     from align.roles.start import check_adapter
     from align.roles.tokenizer import load_tokenizer
-    from align.rollout.auto import check_rollout
+    from align.rollout.choice import check_rollout
 
     cfg, folders = build.cfg, {}
     rewards = check_named(build, cfg.reward, "reward")
@@ -239,7 +239,7 @@ def check_folders(build: Build, inputs: dict[str, str]) -> None:
 def check_named(build: Build, node: DictConfig, key: str) -> list[tuple[str, Folder]]:
     """The reward models that a reward and those inside it name, by the reward's key; each is one, and fits its base."""
     from align.roles.folder import SCORE, inspect
-    from align.roles.trial import check_fits
+    from align.roles.start import check_fits
 
     found = []
     for name, one in reward_nodes(node, key):
@@ -266,7 +266,7 @@ def why_folder_apart(cfg: DictConfig, actor: Folder, key: str, folder: Folder) -
     """Why the critic or the reward model in `folder` cannot sit on the base of the one in `actor` ('' if it can)."""
     from peft import PeftConfig
 
-    from align.roles.joining import why_settings_apart
+    from align.roles.placement import why_settings_apart
 
     mine, base = peft(cfg.actor.peft, "actor.peft"), actor.base or actor.path
     if actor.base and cfg.actor.adapter == "new":

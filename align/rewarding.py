@@ -16,7 +16,7 @@ from align.rewards.typed import chosen_at, told_at
 
 if TYPE_CHECKING:
     from align.build import Build
-    from align.roles.seating import Seating, Setting
+    from align.roles.placement import Seating, Setting
 
 REWARDS_BY_NAME, REWARDS_ALONE = ("terms", "cases"), ("score", "condition")
 """Where a reward holds others, or one."""
@@ -123,7 +123,7 @@ def make_reward(
 
     The terms of one reward are asked about the same rollouts: their models apart from the actor share a bench.
     """
-    from align.roles.bench import Bench
+    from align.roles.shared_rewards import Bench
 
     benches: dict[str, Bench] = {}
 

@@ -59,7 +59,7 @@ def measure(fixtures: Path, point: dict) -> dict:
     from fixtures import make
     from ppo_step import build, prompts
 
-    import align.stages.ppo  # noqa: F401
+    import align.ppo.step  # noqa: F401
 
     folder = make(fixtures)
     path = models(folder, point)

@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def prompts(texts: list[str], tokenizer) -> list:
-    from align.stages.rollouts import Row
+    from align.ppo.rollouts import Row
 
     return [Row(number, text, tokenizer(text)["input_ids"]) for number, text in enumerate(texts)]
 
@@ -41,12 +41,12 @@ def build(path: str, seed: int, steps: int):
 
     from align import config
     from align.advantages.gae import GAE
+    from align.ppo.step import PPO
     from align.rewards.function import FunctionReward
-    from align.roles.seating import Seating
+    from align.roles.placement import Seating
     from align.roles.specs import Actor, Critic, Reference
     from align.roles.tokenizer import load_tokenizer
     from align.rollout.hf import HFRollout
-    from align.stages.ppo import PPO
     from align.types import Sampling
 
     setting = plain_setting(max_grad_norm=0.0)  # TRL does not clip gradients, whatever its own says

@@ -76,25 +76,25 @@ def lora(task: str | None = None, base: str | None = None):
 def step(args: argparse.Namespace, folder: Path) -> None:
     from ppo_step import plain_setting, prompts
 
+    import align.ppo.step
     import align.roles.specs
-    import align.stages.ppo
     from align import config
     from align.advantages.gae import GAE
+    from align.ppo.step import PPO
     from align.rewards.model import ModelReward
-    from align.roles.seating import Seating
+    from align.roles.placement import Seating
     from align.roles.tokenizer import load_tokenizer
     from align.rollout.hf import HFRollout
-    from align.stages.ppo import PPO
     from align.types import Sampling
 
     if args.rollout == "vllm":
-        from align.surroundings import prepare as before_vllm
+        from align.library_variables import prepare as before_vllm
 
         before_vllm()
         import vllm.v1.engine.core  # imports like the others: vLLM puts them off until it starts
         import vllm.v1.worker.cpu_model_runner  # noqa: F401
 
-        from align.rollout.vllm import VLLMRollout
+        from align.rollout.vllm.rollout import VLLMRollout
     meter = Meter()
     setting = plain_setting(gradient_checkpointing=args.checkpointing)
     specs, policy, judge = align.roles.specs, str(folder / "policy"), str(folder / "reward")

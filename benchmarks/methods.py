@@ -87,7 +87,7 @@ def share(method: str, base: Path) -> float:
     """Of all parameters of the language model, those that train."""
     from transformers import AutoConfig
 
-    from align.methods import count
+    from align.cli.methods import count
 
     if method == "none":
         return 1.0
@@ -102,7 +102,7 @@ def route(method: str) -> str:
 
 
 def config_of(method: str):
-    from align import methods
+    from align.cli import methods
 
     return methods.method(method, [f"token_indices={TOKENS}"] if method == "trainable_tokens" else [])
 

@@ -79,20 +79,20 @@ def measure(fixtures: Path, point: dict) -> None:
     from memory import lora
     from rich.console import Console
 
-    import align.stages.sft
+    import align.stages.sft.stage
     from align import config
     from align.data.files import FileData
     from align.report.report import Report
 
     if point["side"] == "plain":
-        align.stages.one_pass.use_fast_loras = lambda model: 0
+        align.stages.sft.side_by_side.use_fast_loras = lambda model: 0
     count = point["adapters"]
     options = config.SFT(batch_size=point["rows"], args={"max_steps": point["steps"]}, parallel_adapters=count)
     data = FileData("prompt_completion", str(demonstrations(fixtures)))
-    stage = align.stages.sft.SFT(options, data, lora(), point["seed"], torch.device("cpu"), torch.float32)
+    stage = align.stages.sft.stage.SFT(options, data, lora(), point["seed"], torch.device("cpu"), torch.float32)
     meter = Meter()
     for name in ("train", "train_together"):
-        meter.wrap(align.stages.sft, name, "train")
+        meter.wrap(align.stages.sft.stage, name, "train")
     with tempfile.TemporaryDirectory() as folder:
         report = Report(console=Console(file=io.StringIO()))
         with report.stage("sft", Path(folder)) as stage_report:

@@ -39,7 +39,7 @@ def main() -> None:
     import peft
     import transformers  # noqa: F401  (before the meter's base)
 
-    import align.stages.ppo  # noqa: F401
+    import align.ppo.step  # noqa: F401
 
     meter = Meter()
     folder = make(Path(args.fixtures))
@@ -67,7 +67,7 @@ def main() -> None:
 
 def prompts(folder: Path) -> list:
     """The fixtures' prompts as rows of a data set."""
-    from align.stages.rollouts import Row
+    from align.ppo.rollouts import Row
 
     ids = json.loads((folder / "prompts.json").read_text())
     return [Row(number, "", prompt) for number, prompt in enumerate(ids)]
@@ -78,7 +78,7 @@ def plain_setting(**more):
     import torch
 
     from align.engine.plain import PlainEngine
-    from align.roles.seating import Setting
+    from align.roles.placement import Setting
 
     engine = lambda module, rates, norm, zero: PlainEngine(module, rates, norm)
     return Setting(torch.device("cpu"), torch.float32, engine, Path(tempfile.mkdtemp()), **more)
@@ -93,12 +93,12 @@ def build(
     from align import config
     from align.advantages.gae import GAE
     from align.engine.linear import choose_linear, use_fast_linears
+    from align.ppo.step import PPO
     from align.rewards.model import ModelReward
-    from align.roles.seating import Seating
+    from align.roles.placement import Seating
     from align.roles.specs import Actor, Critic, Reference
     from align.roles.tokenizer import load_tokenizer
     from align.rollout.hf import HFRollout
-    from align.stages.ppo import PPO
     from align.types import Sampling
 
     setting = plain_setting(max_grad_norm=0.0)

@@ -54,11 +54,11 @@ def measure(engine: str, fixtures: Path) -> dict:
     from memory import lora
     from ppo_step import plain_setting, prompts
 
-    from align.roles.seating import Seating
+    from align.roles.placement import Seating
     from align.roles.specs import Actor
     from align.roles.tokenizer import load_tokenizer
     from align.rollout.hf import HFRollout
-    from align.rollout.vllm import VLLMRollout
+    from align.rollout.vllm.rollout import VLLMRollout
     from align.types import Sampling
 
     path = str(fixtures / "34m" / "policy")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from align.cli import main
+from align.cli.main import main
 
 COLUMNS = 100
 SFT = "stages=sft model={base} sft.data.path=demos.jsonl"

@@ -3,7 +3,7 @@
 # ruff: noqa: E402
 import os
 
-from align.surroundings import prepare
+from align.library_variables import prepare
 
 prepare()  # before torch, vLLM and DeepSpeed read the environment
 os.environ.setdefault(

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-import align.cli  # noqa: F401 - registers the schemas
+import align.cli.main  # noqa: F401 - registers the schemas
 from align.checks import check
 from align.errors import AlignError
 

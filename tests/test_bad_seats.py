@@ -9,9 +9,9 @@ from command_line import LEARNED, PPO, RM, SFT, refused, stand_in, write_data
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
-import align.cli  # noqa: F401 - registers the schemas
+import align.cli.main  # noqa: F401 - registers the schemas
 from align.build import Build
-from align.composing import check_composition
+from align.cli.compose import check_composition
 
 SHARED = f"{LEARNED} reward=model reward.path={{reward}} reward.backbone=shared"
 RM_TERM = "+reward@reward.terms.{0}=model reward.terms.{0}.path=apart reward.terms.{0}.backbone=shared"

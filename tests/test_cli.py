@@ -9,7 +9,7 @@ import pytest
 from command_line import PPO, SFT, TINY, answer, stand_in, write_data
 
 import align
-from align.cli import flags_first
+from align.cli.main import flags_first
 from align.errors import AlignError
 
 TASKS = Path(__file__).resolve().parent.parent / "examples" / "rewards" / "tasks.jsonl"
@@ -168,7 +168,7 @@ def test_yaml_of_ones_own_is_found(here, capsys, folder, flag):
 )
 def test_answers_that_need_no_torch_import_none(arguments, tmp_path):
     code = (
-        "import sys\nfrom align.cli import main\ntry:\n    main(sys.argv[1:])\nfinally:\n"
+        "import sys\nfrom align.cli.main import main\ntry:\n    main(sys.argv[1:])\nfinally:\n"
         "    heavy = {'torch', 'transformers', 'peft', 'trl', 'datasets', 'vllm'} & set(sys.modules)\n"
         "    print('heavy:', sorted(heavy))"
     )

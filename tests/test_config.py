@@ -10,12 +10,12 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-import align.cli  # noqa: F401 - registers the schemas
+import align.cli.main  # noqa: F401 - registers the schemas
 from align.build import Build
 from align.checks import NONE
-from align.composing import ROOT, check_composition
+from align.cli.compose import ROOT, check_composition
+from align.cli.errors import explain
 from align.errors import AlignError, AlignWarning
-from align.explain import explain
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXPERIMENTS = [None, *sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))]
@@ -162,7 +162,7 @@ def test_a_yaml_with_the_name_of_one_of_ours_is_refused_when_it_is_chosen(tmp_pa
 
 
 def test_plugins_and_align_have_no_plug_of_the_same_name():
-    from align.plugins import plugs
+    from align.cli.plugins import plugs
 
     names = [(group, name) for group, name, *_ in plugs()]
     assert len(names) == len(set(names))

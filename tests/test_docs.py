@@ -23,8 +23,8 @@ from omegaconf import OmegaConf
 
 from align.build import Build
 from align.checks import check
-from align.cli import COMMANDS, VALUED, plugin_commands
-from align.composing import check_composition
+from align.cli.compose import check_composition
+from align.cli.main import COMMANDS, VALUED, plugin_commands
 from align_runs.plan import planned
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -187,7 +187,7 @@ def test_commands_are_found_in_pages_yaml_and_modules():
     places = [command.place for command in ALL]
     for start in ("README.md", "examples/rewards/README.md", "plugins/kind_words/README.md", "conf/config.yaml"):
         assert any(place.startswith(start) for place in places), start
-    assert "align/stages/sft.py" in places and "align/data/help_desk.py" in places
+    assert "align/stages/sft/stage.py" in places and "align/data/help_desk.py" in places
 
 
 @pytest.mark.parametrize("wrong", ["ppo.kl_koef=1", "reward=fnn", "ppo.steps=0", "stages=[sft]", "-m seed=1,-1"])

@@ -17,9 +17,9 @@ from transformers import (
     Glm4MoeForCausalLM,
 )
 
-from align.cli import main
+from align.cli.export import export, policy_of, rounded_away
+from align.cli.main import main
 from align.errors import AlignError
-from align.export import export, policy_of, rounded_away
 from align.roles.alone import load_roles
 from align.roles.folder import CAUSAL, inspect
 from align.roles.loading import load_frozen

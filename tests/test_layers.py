@@ -9,11 +9,12 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "align"
 LAYERS = [
-    {"ops", "types", "config", "errors", "surroundings", "installed"},
+    {"ops", "types", "config", "errors", "library_variables", "installed", "imports"},
     {"data", "peft"},
     {"engine"},
     {"roles"},
     {"rollout", "rewards", "advantages", "policy_losses", "report"},
+    {"ppo"},
     {"stages"},
     {"checks"},
     {"nodes"},
@@ -23,8 +24,6 @@ LAYERS = [
     {"preflight"},
     {"answering", "looking"},
     {"build"},
-    {"explain", "plugins"},
-    {"composing", "export", "help", "methods"},
     {"cli"},
     {"__init__", "__main__"},
 ]
@@ -66,24 +65,17 @@ def fresh_modules(statement: str) -> set[str]:
 
 @pytest.mark.slow
 def test_the_ppo_stage_needs_only_torch_transformers_and_peft():
-    loaded = fresh_modules("import align.stages.ppo")
+    loaded = fresh_modules("import align.ppo.step")
     assert "torch" in loaded
     assert not loaded & {"trl", "deepspeed", "vllm", "hydra", "datasets"}
 
 
-CLI = ["align", "align.cli", "align.build", "align.config", "align.stages.pipeline"]
+CLI = ["align", "align.cli.main", "align.build", "align.config", "align.stages.pipeline"]
 
 
 @pytest.mark.parametrize("module", [*CLI, "align_runs.table", "align_runs.search"])
 def test_the_command_line_imports_no_torch(module):
     assert "torch" not in fresh_modules(f"import {module}")
-
-
-def test_files_stay_under_300_lines():
-    root = PACKAGE.parent
-    for folder in ("align", "tests", "plugins", "tools", "examples", "benchmarks"):
-        for file in (root / folder).rglob("*.py"):
-            assert len(file.read_text().splitlines()) <= 300, file
 
 
 @pytest.mark.parametrize("file", sorted((PACKAGE / "config").glob("*.py")), ids=lambda f: f.stem)

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from align.surroundings import without_network
+from align.library_variables import without_network
 
 
 @pytest.fixture(autouse=True)

@@ -52,7 +52,7 @@ class HelpDesk:
 
 @dataclass
 class Sampled:
-    _target_: str = "align.data.sampled.Sampled"
+    _target_: str = "align.data.files.Sampled"
     path: str = "auto"
     """A folder of the stage `preferences`; auto: this run's."""
 

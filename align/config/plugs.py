@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 @dataclass
 class Rollout:
-    _target_: str = "align.rollout.auto.choose"
+    _target_: str = "align.rollout.choice.choose"
     engine: str = MISSING
     """auto (vLLM where it is installed and serves this actor, else transformers), vllm or hf."""
     fallback: str = "hf"
@@ -31,7 +31,7 @@ class Rollout:
 
 @dataclass
 class Watch:
-    _target_: str = "align.stages.watch.Watch"
+    _target_: str = "align.ppo.watch.Watch"
     judge: Any = None
     """A reward that knows better than the run's own, of what `ppo.eval_every` samples: reward@watch.judge=http."""
     patience: int = 2

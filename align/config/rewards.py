@@ -41,7 +41,7 @@ class RewardSum:
     """Rewards by name: +reward@reward.terms.polite=kind_words"""
     weights: dict[str, Any] = field(default_factory=open_node)
     """Weight of each term, 1 where none is given: a number, or points of a weight that moves over PPO's steps,
-    [[0,1.0],[50,0.2]] or [cosine,[0,1.0],[50,0.2]] (align/rewards/weight.py)."""
+    [[0,1.0],[50,0.2]] or [cosine,[0,1.0],[50,0.2]] (align/rewards/sum.py)."""
     normalize: str = "none"
     """batch or running: before its weight, each term is divided by its deviation over the batch, or over all so far."""
 
@@ -63,9 +63,9 @@ class RewardEnsemble(RewardModel):
 
 @dataclass
 class RewardHTTP:
-    _target_: str = "align.rewards.http_reward.HTTPReward"
+    _target_: str = "align.rewards.http.HTTPReward"
     url: str = MISSING
-    """Where a batch is posted as JSON; what is sent and comes back: align/rewards/http_reward.py. `$NAME` stands for
+    """Where a batch is posted as JSON; what is sent and comes back: align/rewards/http.py. `$NAME` stands for
     an environment variable."""
     timeout: float = 60.0
     """Seconds for one request, from the connection to the last byte of the answer."""
@@ -80,14 +80,14 @@ class RewardHTTP:
 
 @dataclass
 class RewardLLMJudge:
-    _target_: str = "align.rewards.llm_judge.LLMJudge"
+    _target_: str = "align.rewards.judge.LLMJudge"
     url: str = MISSING
     """Where an OpenAI-compatible server's chat/completions lies. `$NAME` stands for an environment variable."""
     model: str = MISSING
     """The judge, by the name that the server has for it."""
     template: str | None = None
     """A file with a jinja template of the question, given prompt, completion, messages, low, high and the data set's
-    columns; unset: the one in align/rewards/judge_question.py."""
+    columns; unset: the one in align/rewards/judge.py."""
     scale: list[float] = field(default_factory=lambda: [1.0, 10.0])
     """The worst and the best grade, which become scores of 0 and 1; another number is no grade."""
     pattern: str | None = None
@@ -145,14 +145,14 @@ class RewardFormat:
 
 @dataclass
 class RewardJSON:
-    _target_: str = "align.rewards.json_schema.JSONReward"
+    _target_: str = "align.rewards.format.JSONReward"
     schema: Any = MISSING
     """A file with a JSON schema, or the schema itself."""
 
 
 @dataclass
 class RewardOverlong:
-    _target_: str = "align.rewards.overlong.Overlong"
+    _target_: str = "align.rewards.penalties.Overlong"
     buffer: int = MISSING
     """The last tokens before `max_length`, over which the penalty grows from 0 to -1 (Yu et al. 2025, eq. 13)."""
     max_length: int = "${rollout.max_new_tokens}"  # type: ignore[assignment]
@@ -161,7 +161,7 @@ class RewardOverlong:
 
 @dataclass
 class RewardRepetition:
-    _target_: str = "align.rewards.repetition.Repetition"
+    _target_: str = "align.rewards.penalties.Repetition"
     ngram_size: int = 3
     """Tokens in a row that count as said again."""
     max_penalty: float = -1.0

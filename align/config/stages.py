@@ -39,7 +39,7 @@ class Pretrain:
 
 @dataclass
 class SFT:
-    _target_: str = "align.stages.sft.SFT"
+    _target_: str = "align.stages.sft.stage.SFT"
     path: str = "auto"
     """Model to start from, a folder or a hub name; auto: this run's pretrained model, else `model`."""
     adapter: str = "auto"
@@ -98,7 +98,7 @@ class Preferences:
 class BestOf(SFT):
     """As SFT, on the best answer to each prompt."""
 
-    _target_: str = "align.stages.sft.BestOf"
+    _target_: str = "align.stages.sft.stage.BestOf"
     path: str = "auto"
     """Model to start from; auto: this run's newest policy, else `model`."""
     data: Any = None
@@ -107,7 +107,7 @@ class BestOf(SFT):
 
 @dataclass
 class RM:
-    _target_: str = "align.stages.rm.RM"
+    _target_: str = "align.stages.rm.stage.RM"
     path: str = "auto"
     """Model to start from; auto: this run's fine-tuned model, else its pretrained one, else `model`."""
     adapter: str = "auto"
@@ -182,7 +182,7 @@ class KTO(Direct):
 
 @dataclass
 class PPO:
-    _target_: str = "align.stages.ppo_stage.PPOStage"
+    _target_: str = "align.stages.ppo.PPOStage"
     data: Any = None
     """Where prompts come from: data@ppo.data=prompts."""
     steps: int = 100
@@ -261,7 +261,7 @@ class PPO:
 
 @dataclass
 class Evaluate:
-    _target_: str = "align.stages.evaluate.Evaluate"
+    _target_: str = "align.stages.evaluate.stage.Evaluate"
     samples: int = 256
     """Completions scored, a policy."""
     judge: str | None = None

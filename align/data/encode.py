@@ -8,7 +8,7 @@ from __future__ import annotations
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from align.data.preferring import check_preferring
+from align.data.formats import check_preferring
 from align.errors import AlignError
 
 Prompt = str | list[dict]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from align.data.columns import renamed
 from align.data.formats import Meant, check_columns, meanings, shape, understand
 from align.data.reading import Placed, on_hub, read_rows
-from align.data.renaming import renamed
-from align.data.source import LIKE, Split
+from align.data.source import LIKE, Source, Split
 from align.errors import AlignError
 
 FIRST = 100
@@ -150,3 +150,49 @@ def _split(train: list[Meant], held_out: list[Meant], purpose: str) -> Split:
         columns = dict.fromkeys(column for row in rows + others for column in row)
         rows, others = ([{name: row.get(name) for name in columns} for row in part] for part in (rows, others))
     return Split(train=rows, eval=others, test=list(others))
+
+
+RANKINGS, HELD_OUT = "rankings.jsonl", "held_out.jsonl"
+AUTO = "auto"
+
+
+class Sampled:
+    """A Source of a preferences stage's folder; `auto`: of this run, which is to write it yet."""
+
+    def __init__(self, path: str = AUTO) -> None:
+        self.path = path
+
+    def check(self, purpose: str) -> None:
+        if self.path != AUTO:
+            self._files(purpose).check(purpose)
+
+    def look(self, purpose: str) -> None:
+        if self.path != AUTO:
+            self._files(purpose).look(purpose)
+
+    def load(self, purpose: str, seed: int) -> Split:
+        return self._files(purpose).load(purpose, seed)
+
+    def _files(self, purpose: str) -> FileData:
+        folder = Path(self.path).expanduser()
+        if not (folder / RANKINGS).is_file():
+            raise AlignError(
+                f"{purpose}.data.path={self.path}: there is no {RANKINGS} in it\n  write {purpose}.data.path="
+                "runs/NAME/latest/preferences, a folder of that stage"
+            )
+        held_out = folder / HELD_OUT
+        several = len((folder / RANKINGS).read_text(encoding="utf-8").splitlines()) > 1
+        share = 0.05 if several and not held_out.exists() else 0.0
+        return FileData(
+            "rankings", str(folder / RANKINGS), eval_path=str(held_out) if held_out.exists() else None, eval_share=share
+        )
+
+
+def unwritten(data: Source | list[Source]) -> bool:
+    """This run's stage `preferences` is still to write the data."""
+    return isinstance(data, Sampled) and data.path == AUTO
+
+
+def located(data: Source, inputs: dict[str, str]) -> Source:
+    """The data, from where this run's stage `preferences` has written them where they come from there."""
+    return Sampled(inputs["samples"]) if "samples" in inputs else data

@@ -8,8 +8,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from align.peft.adalora import whole_ranks
 from align.peft.prompts import prompted, save_encoder
+from align.peft.stateful import whole_ranks
 
 
 def save_model(model: PreTrainedModel | PeftModel, directory: Path) -> None:

@@ -1,7 +1,7 @@
 """How a PEFT method's policy reaches vLLM: one function, one table (PEFT 0.21, vLLM 0.32).
 
 adapter     LoRA as vLLM knows it, handed over as it is
-converted   an adapter that equals a LoRA to rounding (align.peft.conversion), handed over as that LoRA
+converted   an adapter that equals a LoRA to rounding (align.peft.merging), handed over as that LoRA
 embeddings  virtual tokens, handed over as embeddings that stand before each prompt's
 merged      the adapter's weights merged into the base's, layer by layer, and all of them copied
 generate    not at all: transformers writes the rollouts
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from peft import LoraConfig, PeftConfig
 
 from align.errors import AlignError
-from align.peft.conversion import other_than_lora, rank_of
+from align.peft.merging import other_than_lora, rank_of
 from align.peft.quantized import wanted
 
 ADAPTER, CONVERTED, EMBEDDINGS = "adapter", "converted", "embeddings"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from align.errors import AlignError, AlignWarning
-from align.rewards.answers import row_name
+from align.rewards.function import row_name
 from align.rewards.parts import check_rows, named
 from align.types import Reward, RewardState, Rollout, Scored, Texts
 

@@ -3,18 +3,26 @@
 Shapes: B completions.
 """
 
+from __future__ import annotations
+
+import asyncio
+import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+import math
+import threading
+import warnings
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
-from align.errors import AlignError
-from align.rewards.answers import row_name, scores_of
-from align.rewards.place import defined_at, failed_at
-from align.rewards.resolve import called, resolve
-from align.rewards.signature import check_call, check_takes
-from align.rewards.waiting import wait
+import numpy as np
+import torch
+from torch import Tensor
+
+from align.errors import AlignError, AlignWarning
+from align.imports import called, defined_at, failed_at, resolve
 from align.types import RewardState, Rollout, Scored, Texts
 
 # Given in place of the real ones when a row is tried again, so that nothing is logged twice.
@@ -114,3 +122,95 @@ def _name(fn: Callable) -> str:
     while isinstance(fn, functools.partial):
         fn = fn.func
     return getattr(fn, "__name__", type(fn).__name__)
+
+
+def check_takes(fn: Callable, given: Iterable[str], args: Iterable[str], here: str) -> None:
+    """Nothing, if `fn` takes the keywords that TRL gives and those of `args`; ValueError if not.
+
+    Warns of an argument that only **kwargs takes, if its name is almost that of one that `fn` has.
+    """
+    signature = _signature(fn)
+    if signature is None:
+        return
+    for group, name, remedy in ((given, "fn", "; end its arguments with **kwargs, as TRL's do"), (args, "args", "")):
+        try:
+            signature.bind_partial(**dict.fromkeys(group))
+        except TypeError as error:
+            raise ValueError(f"{name} does not fit {here}: {error}{remedy}") from None
+    for name in set(args) - signature.parameters.keys():
+        if near := difflib.get_close_matches(name, signature.parameters, n=1, cutoff=0.75):
+            warnings.warn(f"{here}: only **kwargs takes args.{name}; is it {near[0]}?", AlignWarning, stacklevel=3)
+
+
+def check_call(fn: Callable, keywords: dict, columns: Iterable[str], here: str) -> None:
+    """Nothing, if `fn` can be called with `keywords`; AlignError, with the columns there are, if not."""
+    signature = _signature(fn)
+    if signature is None:
+        return
+    try:
+        signature.bind(**keywords)
+    except TypeError as error:
+        have = ", ".join(sorted(columns)) or "none beside the prompt"
+        raise AlignError(f"{here}: {error}; columns of the data set: {have}; others come from its args") from None
+
+
+def _signature(fn: Callable) -> inspect.Signature | None:
+    try:
+        return inspect.signature(fn)
+    except ValueError:  # a builtin that does not say what it takes
+        return None
+
+
+def scores_of(result: Any, rollout: Rollout, here: str) -> Tensor:
+    """float32, shape (completions,), on the rollout's device; NaN where `result` has None.
+
+    Raises AlignError, beginning with `here`, unless `result` is a list of one finite number or None a completion.
+    """
+    if not isinstance(result, list):
+        raise AlignError(f"{here} returned {type(result).__name__} {result!r:.60}, not a list of numbers")
+    if len(result) != len(rollout):
+        raise AlignError(f"{here} returned {len(result)} scores for {len(rollout)} completions")
+    numbers = [_number(score, f"{here}, {row_name(rollout, row)}") for row, score in enumerate(result)]
+    return torch.tensor(numbers, dtype=torch.float32, device=rollout.row_B.device)
+
+
+def row_name(rollout: Rollout, row: int) -> str:
+    return f"row {row} of the batch (row {int(rollout.row_B[row])} of the data set)"
+
+
+def _number(score: Any, here: str) -> float:
+    if score is None:
+        return math.nan
+    if isinstance(score, (torch.Tensor, np.generic)) and score.ndim == 0:
+        score = score.item()
+    if not isinstance(score, Real):
+        raise AlignError(f"{here}: returned {type(score).__name__} {score!r:.60}, not a number or None")
+    try:
+        number = float(score)
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not abs(number) <= torch.finfo(torch.float32).max:
+        raise AlignError(f"{here}: returned {score!s:.60}, not a finite number; None is how to say no opinion")
+    return number
+
+
+def wait(awaitable: Awaitable) -> Any:
+    """What `awaitable` gives, worked out on our own loop: a notebook's is running already."""
+
+    async def result():
+        return await awaitable
+
+    future = asyncio.run_coroutine_threadsafe(result(), _loop())
+    try:
+        return future.result()
+    except BaseException:  # Ctrl-C: nobody waits any more
+        future.cancel()
+        raise
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """One event loop for all rewards and all steps, so that a function may keep its client between calls."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="align-rewards", daemon=True).start()
+    return loop

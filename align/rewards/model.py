@@ -13,9 +13,9 @@ from align.config import Zero
 from align.config.choices import REWARD_BACKBONES
 from align.errors import AlignError
 from align.rewards.typed import chosen_at
-from align.roles.bench import Bench, Seat
 from align.roles.folder import SCORE, inspect
-from align.roles.seating import Seating, Setting
+from align.roles.placement import Seating, Setting
+from align.roles.shared_rewards import Bench, Seat
 from align.roles.tokenizer import load_tokenizer
 from align.types import RewardState, Rollout, Scored, Texts
 

@@ -11,14 +11,14 @@ import torch
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
 
-from align.engine.cpu_linear import CpuLinear
+from align.engine.linear import CpuLinear
 from align.engine.plain import PlainEngine
 from align.roles.backbone import Backbone
 from align.roles.folder import CAUSAL, inspect
 from align.roles.loading import load_frozen
+from align.roles.placement import Seating, Setting
 from align.roles.policy import TrainedPolicy
 from align.roles.roles import Roles
-from align.roles.seating import Seating, Setting
 from align.roles.specs import Actor, Critic, Reference
 from align.roles.tokenizer import load_tokenizer, stop_ids
 

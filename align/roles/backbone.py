@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 
 from align import ops
 from align.engine.linear import matmul_of
+from align.peft.adapters import routable, routed, use_adapter
 from align.peft.prompts import inputs_of
 from align.peft.stateful import extra_loss, on_step
-from align.peft.switch import routable, routed, use_adapter
 from align.roles.modules import plain, read_score, to_left
 
 ACTOR, REFERENCE, CRITIC, REWARD = "actor", "reference", "critic", "reward"

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from align.peft.adalora import whole_ranks
 from align.peft.prompts import prompted, save_encoder
+from align.peft.stateful import whole_ranks
 from align.roles.backbone import ACTOR, CRITIC, Backbone
 from align.roles.modules import plain
 

@@ -5,6 +5,7 @@ Shapes: B rows, N columns, L tokens of the longest row, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from align.peft.prompts import inputs_of
+from align.types import Rollout
 
 
 def plain(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -71,3 +73,43 @@ def read_score(head: nn.Module, hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
 def score_head(model: PreTrainedModel | PeftModel) -> nn.Module:
     """The head of a sequence-classification model: `score` in decoder-only models, as transformers names it."""
     return plain(model).score
+
+
+BATCH = {"cpu": 8, "cuda": 64}
+"""Rows of a pass; more of them leave a CPU's cache (docs/log.md)."""
+
+
+def score_rollout(
+    module: Callable[[Tensor, Tensor], Tensor],
+    rollout: Rollout,
+    batch_size: int | None = None,
+    columns: tuple[int, ...] = (),
+) -> Tensor:
+    """score_B of a rollout's own tokens, never of re-tokenised text; score_BK of a module that gives `columns` (K,)."""
+    device = rollout.prompt_ids_BP.device
+    batch_size = batch_size or BATCH.get(device.type, BATCH["cuda"])
+    scores = torch.zeros(len(rollout), *columns, device=device)
+    with torch.no_grad():
+        for rows in by_length(rollout.length_B(), batch_size):
+            part = rollout[rows].trim()
+            scores[rows] = module(part.input_ids_BN(), part.mask_BN())
+    return scores
+
+
+def by_length(length_B: Tensor, size: int, tokens: int | None = None) -> Iterator[Tensor]:
+    """Row numbers in groups of like length, so that little padding is computed; the longest first.
+
+    A group has at most `size` rows and, padded to its longest, at most `tokens` tokens, but one row at least. What
+    the first group leaves free has room for every other, and if memory is short, it is so at once.
+    """
+    order = length_B.argsort(descending=True, stable=True)
+    if tokens is None:
+        yield from order.split(size)
+        return
+    lengths, first = length_B[order].tolist(), 0
+    for last in range(1, len(lengths)):
+        rows = last - first + 1
+        if rows > size or rows * lengths[first] > tokens:
+            yield order[first:last]
+            first = last
+    yield order[first:]

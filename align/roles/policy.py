@@ -13,13 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from align.peft.adalora import whole_ranks
+from align.peft.adapters import use_adapter
 from align.peft.checkpointing import no_recomputing
-from align.peft.conversion import save_as_lora
 from align.peft.folder import save_adapter
-from align.peft.merging import merged_tensors
+from align.peft.merging import merged_tensors, save_as_lora
 from align.peft.prompts import opening
-from align.peft.switch import use_adapter
+from align.peft.stateful import whole_ranks
 from align.roles.backbone import ACTOR
 from align.roles.group import Group
 from align.roles.modules import plain
@@ -69,7 +68,7 @@ class TrainedPolicy:
             save_adapter(self.model, directory)
 
     def save_as_lora(self, directory: Path) -> None:
-        """The trained adapter as the LoRA that it equals (align.peft.conversion)."""
+        """The trained adapter as the LoRA that it equals (align.peft.merging)."""
         with self.engine.gathered():
             save_as_lora(self.model, directory)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from align.engine.schedule import Schedule
-from align.roles.batching import by_length
+from align.engine.plain import Schedule
 from align.roles.critic import save_critic
 from align.roles.group import OWNER, Group
+from align.roles.modules import by_length
 from align.roles.policy import TrainedPolicy
 from align.types import Experience, Rollout, Scores
 

@@ -14,15 +14,15 @@ from torch import Tensor
 from align.config import Zero
 from align.config.choices import CRITIC_BACKBONES
 from align.errors import AlignError
-from align.peft.add import REFERENCE as COPY
-from align.peft.add import add_frozen_copy, computes_nothing_yet
+from align.peft.adapters import REFERENCE as COPY
+from align.peft.adapters import add_frozen_copy, computes_nothing_yet
 from align.peft.stateful import planned
 from align.roles.backbone import ACTOR, CRITIC, REFERENCE
 from align.roles.critic import saved_score, take_score, value_head
 from align.roles.folder import CAUSAL, SCORE
 from align.roles.loading import load_frozen, look
 from align.roles.modules import plain
-from align.roles.seating import Plan, Seating, Setting
+from align.roles.placement import Plan, Seating, Setting
 from align.roles.start import Start, start
 
 

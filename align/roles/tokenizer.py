@@ -8,8 +8,8 @@ from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from align.errors import AlignError
+from align.library_variables import without_network
 from align.roles.folder import base_home, tokenizer_home
-from align.surroundings import without_network
 
 
 def copy_tokenizer(path: str, folder: Path) -> None:

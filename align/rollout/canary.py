@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from align.peft.adapters import use_adapter
 from align.peft.prompts import inputs_of
-from align.peft.switch import use_adapter
 from align.types import Policy, RolloutEngine, Sampling
 
 LENGTHS = (3, 3, 40, 40)

@@ -25,10 +25,10 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from align import config
 from align.data.encode import fitting_marked, fitting_pairs
-from align.data.preferring import check_preferring
-from align.data.sampled import located, unwritten
+from align.data.files import located, unwritten
+from align.data.formats import check_preferring
 from align.data.source import Source
-from align.engine.cpu_linear import CpuLinear
+from align.engine.linear import CpuLinear
 from align.errors import AlignError
 from align.peft.folder import save_model
 from align.peft.prompts import prompted
@@ -40,9 +40,18 @@ from align.roles.folder import CAUSAL, inspect
 from align.roles.loading import load_frozen
 from align.roles.start import check_adapter, start
 from align.roles.tokenizer import load_tokenizer
-from align.stages.tasks import tell_tasks
-from align.stages.trl_arguments import check_arguments, check_held_out, check_metric
-from align.stages.trl_bridge import arguments, dataset, dtypes_kept, loraplus, steps_of, train
+from align.stages.trl import (
+    arguments,
+    check_arguments,
+    check_held_out,
+    check_metric,
+    dataset,
+    dtypes_kept,
+    loraplus,
+    steps_of,
+    tell_tasks,
+    train,
+)
 
 OURS = {"beta": "beta", "loss_type": "loss"}
 """TRL's arguments that both stages have by a name of their own."""

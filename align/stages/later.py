@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from align.data.encode import check_dialogues
-from align.data.sampled import unwritten
+from align.data.files import unwritten
 from align.data.source import LIKE, PURPOSES
 from align.roles.tokenizer import load_tokenizer
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import AlignError
-from align.stages.lineage import fingerprints
+from align.stages.fingerprint import fingerprints
 
 STAGES = ("pretrain", "sft", "rm", "preferences", "best_of", "dpo", "kto", "ppo", "evaluate")
 POLICIES = ("ppo", "kto", "dpo", "best_of", "sft", "pretrain")

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from align import config
 from align.data.source import Source
-from align.engine.cpu_linear import CpuLinear
+from align.engine.linear import CpuLinear
 from align.errors import AlignError
 from align.report.report import StageReport
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from align.engine import cpu_linear, linear
-from align.engine.cpu_linear import CpuLinear
-from align.engine.linear import OneDNNLinear
+from align.engine import linear
+from align.engine import linear as cpu_linear
+from align.engine.linear import CpuLinear, OneDNNLinear
 
 
 def model() -> torch.nn.Module:

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from align.engine.linear import use_fast_linears
 from align.engine.lora import FastLora, _Lora, use_fast_loras
-from align.peft.switch import routed, use_adapter
+from align.peft.adapters import routed, use_adapter
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 IDS = torch.randint(3, 300, (4, 11), generator=torch.Generator().manual_seed(0))

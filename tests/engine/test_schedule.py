@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from align.engine.schedule import Schedule
+from align.engine.plain import Schedule
 from align.errors import AlignError
 
 

@@ -8,12 +8,12 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
-import align.cli  # noqa: F401 - registers the schemas
+import align.cli.main  # noqa: F401 - registers the schemas
 from align.build import Build
-from align.composing import check_composition
+from align.cli.compose import check_composition
+from align.ppo.step import PPO
 from align.report.report import Report
 from align.roles.tokenizer import load_tokenizer
-from align.stages.ppo import PPO
 
 WORDS = (
     "stages=ppo ppo.data.path=prompts.jsonl reward=fn reward.fn=composed.even rollout=hf rollout.max_new_tokens=12 "

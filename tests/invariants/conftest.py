@@ -12,11 +12,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from align import config
 from align.advantages.gae import GAE
 from align.engine.plain import PlainEngine
-from align.roles.seating import Seating, Setting
+from align.ppo.rollouts import as_rows
+from align.ppo.step import PPO
+from align.roles.placement import Seating, Setting
 from align.roles.specs import Actor, Critic, Reference
 from align.rollout.hf import HFRollout
-from align.stages.ppo import PPO
-from align.stages.rollouts import as_rows
 from align.types import Sampling
 
 PROMPTS = [

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from align.ppo.rollouts import Row
+from align.ppo.step import PPO
 from align.roles.roles import Roles
-from align.stages.ppo import PPO
-from align.stages.rollouts import Row
 from align.types import Rollout, Scored
 
 RATE = 3e-3

@@ -4,8 +4,8 @@ import pytest
 import torch
 from runs import SETUPS, check_alike, check_same_tokens, play, trained
 
+from align.ppo.rollouts import write
 from align.roles.modules import plain
-from align.stages.rollouts import write
 
 
 def calls_of_a_layer(ppo, role: str = "actor") -> list[bool]:

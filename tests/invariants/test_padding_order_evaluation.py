@@ -7,8 +7,8 @@ import pytest
 import torch
 from runs import FAR, RATE, SETUPS, check_identical, check_same_numbers, play, trained
 
-from align.stages.held_out import evaluate, save
-from align.stages.rollouts import as_rows
+from align.ppo.held_out import evaluate, save
+from align.ppo.rollouts import as_rows
 from align.types import Experience, Rollout
 
 WANT = {"logp", "ref_logp", "value", "entropy"}

@@ -7,9 +7,9 @@ from runs import all_finite, play
 from safetensors.torch import load_file
 
 from align import ops
-from align.peft.switch import use_adapter
+from align.peft.adapters import use_adapter
+from align.ppo.held_out import save
 from align.roles.modules import plain, to_left
-from align.stages.held_out import save
 
 bf16_here = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 pytestmark = pytest.mark.skipif(not bf16_here, reason="this CPU has no bf16 instructions")

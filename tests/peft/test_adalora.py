@@ -9,8 +9,7 @@ from sharing import rollout, train
 from transformers import AutoModelForCausalLM
 
 from align.errors import AlignError
-from align.peft.adalora import AdaLora, adalora
-from align.peft.stateful import planned
+from align.peft.stateful import AdaLora, adalora, planned
 from align.roles.alone import load_roles
 
 SETTINGS = {"init_r": 6, "target_r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}

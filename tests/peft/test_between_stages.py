@@ -10,7 +10,7 @@ from sharing import rollout, train
 from align.engine.plain import PlainEngine
 from align.errors import AlignError
 from align.roles.alone import load_roles
-from align.roles.seating import Seating, Setting
+from align.roles.placement import Seating, Setting
 from align.roles.specs import Actor, Critic
 
 STAY = [*PLUGIN, "prompt", "p_tuning", "prefix", "p_tuning_v2"]

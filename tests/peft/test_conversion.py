@@ -13,7 +13,7 @@ from sharing import rollout, train, weights
 from transformers import AutoModelForCausalLM
 
 from align.peft import routes
-from align.peft.conversion import rank_of, save_as_lora
+from align.peft.merging import rank_of, save_as_lora
 from align.roles.alone import load_roles
 from align.types import Policy
 

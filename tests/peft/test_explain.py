@@ -5,9 +5,9 @@ import re
 import pytest
 from methods import METHODS, SETTINGS
 
-from align.cli import main
+from align.cli.main import main
+from align.cli.methods import explain
 from align.errors import AlignError
-from align.methods import explain
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -13,9 +13,9 @@ from sharing import rollout, train, weights
 from transformers import AutoModelForCausalLM
 
 from align.peft import routes
+from align.peft.adapters import use_adapter
 from align.peft.merging import merged_tensors
 from align.peft.quantized import computing_in
-from align.peft.switch import use_adapter
 from align.roles.alone import load_roles
 from align.roles.roles import Roles
 from align.rollout.hf import HFRollout, pad_left

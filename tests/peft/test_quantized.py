@@ -15,10 +15,9 @@ from torch import nn
 from align.errors import AlignError
 from align.peft.quantized import check_wanted, dequantized, is_quantized, on_quantized, plain_tensors, told_by
 from align.peft.routes import route
-from align.roles.adapter import for_task
 from align.roles.alone import load_roles
 from align.roles.folder import CAUSAL, SCORE, inspect
-from align.roles.loading import load_frozen, load_merged, load_plain, save_quantized
+from align.roles.loading import for_task, load_frozen, load_merged, load_plain, save_quantized
 from align.roles.start import start
 
 IDS = torch.arange(3, 43).view(2, 20)

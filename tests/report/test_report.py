@@ -5,8 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from align.report.clock import Clock
-from align.report.report import Report, pace
+from align.report.report import Clock, Report, pace
 from align.report.tracker import flat
 
 
@@ -67,7 +66,7 @@ def test_nested_settings_become_dotted_keys():
 
 def test_a_clock_adds_up_a_phase(monkeypatch):
     ticks = iter([0.0, 1.0, 3.0, 4.0, 5.0, 10.0])
-    monkeypatch.setattr("align.report.clock.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("align.report.report.time.perf_counter", lambda: next(ticks))
     clock = Clock()
     for _ in range(2):
         with clock("generate"):

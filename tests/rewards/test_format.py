@@ -6,9 +6,8 @@ import pytest
 from test_function_reward import STATE, rollout
 
 from align.errors import AlignError
-from align.rewards.format import FormatReward
-from align.rewards.json_schema import JSONReward
-from align.stages.text_metrics import format_check
+from align.rewards.format import FormatReward, JSONReward
+from align.stages.evaluate.answers import format_check
 from align.types import Texts
 
 ANSWER = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}

@@ -3,8 +3,8 @@
 import pytest
 
 from align.errors import AlignError
-from align.rewards import grade
-from align.rewards.grade import Grade
+from align.rewards import judge as grade
+from align.rewards.judge import Grade
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from test_function_reward import STATE, rollout
 
 from align.errors import AlignError
 from align.rewards import server as wire
-from align.rewards.http_reward import HTTPReward
+from align.rewards.http import HTTPReward
 from align.rewards.parts import check_reachable
 from align.rewards.sum import SumReward
 from align.types import Texts

@@ -11,8 +11,7 @@ from test_function_reward import rollout
 
 from align.errors import AlignError
 from align.rewards import server as wire
-from align.rewards.judge_question import BUILT_IN
-from align.rewards.llm_judge import LLMJudge
+from align.rewards.judge import BUILT_IN, LLMJudge
 from align.rewards.parts import check_reachable, check_rows
 from align.rewards.sum import SumReward
 from align.types import RewardState, Texts

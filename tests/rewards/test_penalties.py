@@ -4,8 +4,7 @@ import pytest
 import torch
 from test_function_reward import STATE, rollout
 
-from align.rewards.overlong import Overlong
-from align.rewards.repetition import Repetition
+from align.rewards.penalties import Overlong, Repetition
 from align.types import Texts
 
 

@@ -9,9 +9,9 @@ from sharing import DEFAULT, RATE, lora, reward_model
 from align.engine.plain import PlainEngine
 from align.rewards.ensemble import EnsembleReward
 from align.rewards.model import ModelReward
-from align.roles.bench import Bench
+from align.roles.placement import Seating, Setting
 from align.roles.roles import Roles
-from align.roles.seating import Seating, Setting
+from align.roles.shared_rewards import Bench
 from align.roles.specs import Actor, Critic, Reference
 
 

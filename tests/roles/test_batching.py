@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.roles.batching import by_length
+from align.roles.modules import by_length
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 

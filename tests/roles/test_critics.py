@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from align.engine.plain import PlainEngine
 from align.errors import AlignError
-from align.roles.seating import Seating, Setting
+from align.roles.placement import Seating, Setting
 from align.roles.specs import Actor, Critic
 
 

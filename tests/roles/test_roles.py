@@ -10,13 +10,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from align.engine.plain import PlainEngine
 from align.errors import AlignError
-from align.peft.add import add_frozen_copy
-from align.peft.switch import use_adapter
+from align.peft.adapters import add_frozen_copy, use_adapter
 from align.roles.alone import load_roles
 from align.roles.backbone import Backbone
 from align.roles.critic import save_critic, saved_score, take_score, value_head
 from align.roles.modules import ScoreModule, to_left
-from align.roles.seating import Seating, Setting
+from align.roles.placement import Seating, Setting
 from align.roles.specs import Actor, Critic
 from align.roles.start import start
 from align.rollout.hf import pad_left

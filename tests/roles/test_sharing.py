@@ -5,7 +5,7 @@ import torch
 from sharing import RATE, WANT, close, lora, moved, rollout, train, weights
 
 from align.config import Zero
-from align.peft.switch import routed
+from align.peft.adapters import routed
 from align.types import RewardState, Texts
 
 

@@ -20,12 +20,12 @@ from align import config
 from align.advantages.gae import GAE
 from align.config import Zero
 from align.engine.plain import PlainEngine
+from align.ppo.rollouts import Row
+from align.ppo.step import PPO
 from align.rewards.model import ModelReward
-from align.roles.seating import Seating, Setting
+from align.roles.placement import Seating, Setting
 from align.roles.specs import Actor, Critic, Reference
 from align.rollout.hf import HFRollout
-from align.stages.ppo import PPO
-from align.stages.rollouts import Row
 from align.types import Rollout, Sampling
 
 pytestmark = pytest.mark.deepspeed

@@ -9,7 +9,7 @@ from transformers import BloomConfig, BloomForCausalLM
 from align import config
 from align.errors import AlignError
 from align.roles.alone import load_roles
-from align.rollout import auto
+from align.rollout import choice as auto
 
 LLAMA = {"hidden_size": 128, "num_attention_heads": 4, "max_position_embeddings": 100}
 

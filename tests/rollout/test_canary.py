@@ -16,7 +16,7 @@ from sharing import train
 
 from align.errors import StaleRolloutError
 from align.roles.alone import load_roles
-from align.rollout.vllm_engine import Settings
+from align.rollout.vllm.engine import Settings
 
 pytestmark = pytest.mark.vllm
 pytest.importorskip("vllm")
@@ -30,7 +30,7 @@ def cached(*args, **more):
 @pytest.fixture(scope="module")
 def made(base):
     """made(method or None) -> roles, and an engine with a prefix cache that serves their actor."""
-    from align.rollout import vllm
+    from align.rollout.vllm import rollout as vllm
 
     patch, engines = pytest.MonkeyPatch(), []
     patch.setattr(vllm, "Settings", cached)

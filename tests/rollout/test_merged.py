@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from align.peft.switch import use_adapter
+from align.peft.adapters import use_adapter
 from align.rollout import merged as module
 from align.rollout.merged import merged
 

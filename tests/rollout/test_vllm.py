@@ -88,7 +88,7 @@ def tampered(base, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def engines(tampered, lora_model) -> Engines:
-    from align.rollout.vllm import VLLMRollout
+    from align.rollout.vllm.rollout import VLLMRollout
 
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
@@ -258,7 +258,7 @@ def test_an_actor_at_stage_3_is_rolled_out_whole_by_both_engines(engines, lora_m
 
 
 def test_after_close_the_process_group_lives_and_a_second_engine_serves(engines, capfd):
-    from align.rollout.vllm import VLLMRollout
+    from align.rollout.vllm.rollout import VLLMRollout
 
     before = engines.vllm.generate(PROMPTS, KEYS, sampling())
     process = Process.now()

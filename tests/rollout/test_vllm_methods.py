@@ -22,11 +22,11 @@ from align.peft.routes import check_servable, lora_rank
 from align.roles.alone import load_roles
 from align.roles.roles import Roles
 from align.rollout.hf import pad_left
-from align.rollout.vllm_engine import Settings
+from align.rollout.vllm.engine import Settings
 from align.types import Generation, Rollout, Sampling
 
 if TYPE_CHECKING:
-    from align.rollout.vllm import VLLMRollout
+    from align.rollout.vllm.rollout import VLLMRollout
 
 pytestmark = pytest.mark.vllm
 pytest.importorskip("vllm")
@@ -50,7 +50,7 @@ def made(name: str, base: str) -> Roles:
 @pytest.fixture(scope="module")
 def engines():
     """engines(base) -> one engine for all merged policies on that base."""
-    from align.rollout.vllm import VLLMRollout
+    from align.rollout.vllm.rollout import VLLMRollout
 
     started = {}
 
@@ -105,7 +105,7 @@ def test_after_each_update_the_engine_is_the_trainer(engines, base_of, name):
 @pytest.fixture
 def started(base, monkeypatch):
     """started(roles, **options) -> an engine with vLLM's prefix cache, on the trainer's own weights."""
-    from align.rollout import vllm
+    from align.rollout.vllm import rollout as vllm
 
     engines = []
     monkeypatch.setattr(vllm, "Settings", lambda *args, **more: Settings(*args, **more, prefix_caching=True))
@@ -184,7 +184,7 @@ def test_what_it_cannot_serve_is_refused_or_left_to_transformers(name):
 @pytest.mark.parametrize(("name", "mode"), [("qlora", "adapter"), ("miss", "converted"), ("p_tuning", "embeddings")])
 def test_a_quantised_base_is_served_as_what_it_stands_for(base, tmp_path, name, mode):
     """The plain weights once, then the adapter alone after each update; also by a new engine."""
-    from align.rollout.vllm import VLLMRollout
+    from align.rollout.vllm.rollout import VLLMRollout
 
     torch.manual_seed(0)
     config = on_quantized(method(name), "nf4")

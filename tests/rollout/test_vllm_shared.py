@@ -97,7 +97,7 @@ def trained(policy: TrainedPolicy) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(("method", "zero"), [("lora", None), ("lora", 2), ("full", None), ("full", 2)])
 def test_the_engine_serves_the_policy_after_each_of_20_updates(folders, tying, method, zero, tmp_path):
     """Training is bit for bit that of weights of its own; a new engine in between stands on them, too."""
-    from align.rollout.vllm import VLLMRollout
+    from align.rollout.vllm.rollout import VLLMRollout
 
     alone = make_policy(folders[tying], method, zero)
     policy = make_policy(folders[tying], method, zero)
@@ -135,7 +135,7 @@ def test_the_engine_serves_the_policy_after_each_of_20_updates(folders, tying, m
 
 
 def test_a_parted_view_is_found_and_mended(folders):
-    from align.rollout.vllm import VLLMRollout
+    from align.rollout.vllm.rollout import VLLMRollout
 
     policy = make_policy(folders["untied"], "full", None)
     engine = VLLMRollout(folders["untied"], policy, 32, batch_size=4, kv_cache_mib=8)
@@ -151,7 +151,7 @@ def test_a_parted_view_is_found_and_mended(folders):
 
 
 def test_a_copy_of_all_weights_is_made_anew_at_each_sync(folders):
-    from align.rollout.vllm import VLLMRollout
+    from align.rollout.vllm.rollout import VLLMRollout
 
     policy = make_policy(folders["tied"], "full", None)
     engine = VLLMRollout(folders["tied"], policy, 32, batch_size=4, kv_cache_mib=8, share_weights=False)
@@ -169,7 +169,7 @@ def test_a_copy_of_all_weights_is_made_anew_at_each_sync(folders):
 
 
 def test_stage_3_falls_back_to_a_copy_or_is_refused(folders):
-    from align.rollout.vllm import VLLMRollout
+    from align.rollout.vllm.rollout import VLLMRollout
 
     policy = make_policy(folders["untied"], "full", 3)
     with pytest.raises(AlignError, match=r"rollout\.share_weights=true: .*ZeRO stage 3"):
@@ -186,7 +186,7 @@ def test_stage_3_falls_back_to_a_copy_or_is_refused(folders):
 
 def test_one_base_in_memory(folders):
     """Every weight of vLLM's model lies in the trainer's storages."""
-    from align.rollout.vllm import VLLMRollout
+    from align.rollout.vllm.rollout import VLLMRollout
 
     policy = make_policy(folders["untied"], "lora", None)
     engine = VLLMRollout(folders["untied"], policy, 32, batch_size=4, kv_cache_mib=8)
@@ -200,7 +200,7 @@ def test_one_base_in_memory(folders):
 
 def test_a_folder_of_weights_is_not_read_when_they_are_shared(folders, tmp_path):
     """The engine needs the config alone."""
-    from align.rollout.vllm import VLLMRollout
+    from align.rollout.vllm.rollout import VLLMRollout
 
     policy = make_policy(folders["untied"], "full", None)
     (tmp_path / "config.json").write_text(Path(folders["untied"], "config.json").read_text())

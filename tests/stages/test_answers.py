@@ -13,13 +13,24 @@ from transformers import AutoModelForCausalLM
 
 import align
 from align.data.files import FileData
-from align.engine.cpu_linear import CpuLinear
+from align.engine.linear import CpuLinear
 from align.errors import AlignError
 from align.roles.alone import load_policy
-from align.stages.answers import Questions, answer_figures, as_questions, label_logp, with_examples
-from align.stages.forgetting import general_texts, text_loss
-from align.stages.sft import Task
-from align.stages.text_metrics import distinct, exact_match, f1, format_check, self_bleu
+from align.stages.evaluate.answers import (
+    Questions,
+    answer_figures,
+    as_questions,
+    distinct,
+    exact_match,
+    f1,
+    format_check,
+    general_texts,
+    label_logp,
+    self_bleu,
+    text_loss,
+    with_examples,
+)
+from align.stages.sft.stage import Task
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import torch
 from compare_weights import same, weights
 
 from align.errors import AlignError
-from align.stages.rollouts import as_rows, further
-from align.stages.scored_rollout import joined
+from align.ppo.rollouts import as_rows, further
+from align.ppo.sampling import joined
 from align.types import Scored
 
 SAMPLES = 2

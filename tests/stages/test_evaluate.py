@@ -5,9 +5,9 @@ import torch
 
 from align import config
 from align.errors import AlignError
+from align.ppo.rollouts import texts_of
 from align.roles.modules import plain
-from align.stages.evaluate import Evaluate, kl, load_judge
-from align.stages.rollouts import texts_of
+from align.stages.evaluate.stage import Evaluate, kl, load_judge
 
 
 def stage(judge: str) -> Evaluate:

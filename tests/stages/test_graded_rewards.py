@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 
 from align import config
 from align.data.files import FileData
-from align.data.graded import as_pairs
+from align.data.formats import as_pairs
 from align.errors import AlignError
 from align.report.report import Report
-from align.stages.graded_trainer import Ordinal, Plan, collated, plan, soft_pairs, with_targets
-from align.stages.rm import RM
+from align.stages.rm.graded import Ordinal, Plan, collated, plan, soft_pairs, with_targets
+from align.stages.rm.stage import RM
 
 CPU = torch.device("cpu")
 WORDS = [" red", " kite flies", " seven old sailors", " rain"]

@@ -9,7 +9,7 @@ from command_line import PPO, SFT, stand_in, write_data
 import align
 from align import ops
 from align.engine import linear
-from align.stages.lineage import measured_linear
+from align.stages.fingerprint import measured_linear
 
 RUNS = {
     "ppo": f"{PPO} ppo.steps=2 ppo.batch_size=4 evaluate.samples=2 evaluate.show=0 actor.learning_rate=1e-2",

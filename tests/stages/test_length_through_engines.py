@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from methods import method
 
-from align.stages.ppo import PPO
+from align.ppo.step import PPO
 
 STEPS = 12
 ENDS = tuple(range(150))
@@ -24,7 +24,7 @@ def lengths(ppo: PPO, rows: list) -> list[float]:
 @pytest.mark.parametrize("name, rate", [("lora", 6e-3), ("dora", 6e-3), ("none", 2e-3)])
 def test_responses_grow_as_long(make_ppo, rows, base, name, rate):
     pytest.importorskip("vllm")
-    from align.rollout.vllm import VLLMRollout
+    from align.rollout.vllm.rollout import VLLMRollout
 
     def served(actor):
         return VLLMRollout(base, actor, 40, batch_size=64, kv_cache_mib=16)

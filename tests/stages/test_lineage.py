@@ -1,6 +1,6 @@
 """Fingerprints change with the bytes of a model, and with nothing else."""
 
-from align.stages.lineage import fingerprint, fingerprints
+from align.stages.fingerprint import fingerprint, fingerprints
 
 
 def test_a_fingerprint_follows_the_bytes(tmp_path):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import align
 from align.report.report import Report
-from align.stages.one_by_one import train_members
+from align.stages.rm.stage import train_members
 
 SHORT = [
     "device=cpu", "precision=fp32", "cpu_linear=torch", "rm.data.path=pairs.jsonl", "rm.data.eval_share=0.4",

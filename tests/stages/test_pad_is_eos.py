@@ -15,9 +15,9 @@ from align.data.source import Split
 from align.report.report import Report
 from align.roles.modules import ScoreModule
 from align.stages import sft as sft_stage
-from align.stages.pairs import score_ids
-from align.stages.rm import RM
-from align.stages.sft import SFT
+from align.stages.rm.report import score_ids
+from align.stages.rm.stage import RM
+from align.stages.sft.stage import SFT
 
 WORDS = "red kite harbour sailors ropes rain seven old quiet".split()
 CPU = torch.device("cpu")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from align.rewards.model import score_scale
-from align.stages.evaluated import answers_table, results_table
-from align.stages.pairs import compare, score_ids, swapped
+from align.stages.evaluate.stage import answers_table, results_table
+from align.stages.rm.report import compare, score_ids, swapped
 from align.types import Texts
 
 

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from align.ppo.held_out import STATE_FILE, evaluate, save
 from align.rewards.parts import learned
 from align.rewards.sum import SumReward
-from align.stages.held_out import STATE_FILE, evaluate, save
 from align.types import Scored
 
 

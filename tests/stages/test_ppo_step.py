@@ -7,8 +7,8 @@ from torch import nn
 
 from align.advantages.gae import GAE
 from align.errors import AlignError
-from align.peft.switch import use_adapter
-from align.stages.rollouts import as_rows
+from align.peft.adapters import use_adapter
+from align.ppo.rollouts import as_rows
 from align.types import Scored
 
 

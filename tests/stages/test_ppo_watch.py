@@ -9,7 +9,7 @@ from command_line import PPO, answer, refused, stand_in, write_rows
 from safetensors.torch import load_file
 
 from align.errors import AlignError
-from align.stages.watch import Watch, check_watched, standard_errors
+from align.ppo.watch import Watch, check_watched, standard_errors
 from align.types import Scored
 
 NAN = math.nan

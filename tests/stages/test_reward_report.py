@@ -13,10 +13,8 @@ from align.data.source import Split
 from align.errors import AlignError
 from align.report.report import Report
 from align.rewards.model import ModelReward
-from align.stages.pairs import judge
-from align.stages.reward_plot import plot
-from align.stages.reward_report import Judged, agreement, calibration, report_of, said
-from align.stages.rm import RM
+from align.stages.rm.report import Judged, agreement, calibration, judge, plot, report_of, said
+from align.stages.rm.stage import RM
 
 CPU = torch.device("cpu")
 

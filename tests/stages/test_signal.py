@@ -7,7 +7,7 @@ import torch
 from command_line import PPO, answer, refused, stand_in, write_data
 
 from align.errors import AlignError
-from align.stages.signal import SILENT_STEPS, Signal
+from align.ppo.reward_signal import SILENT_STEPS, Signal
 from align.types import Scored
 
 NAN = math.nan

@@ -12,8 +12,8 @@ from trl import DPOConfig, KTOConfig, RewardConfig, SFTConfig
 
 import align
 from align.errors import AlignError
-from align.stages.learned_turns import check_template
-from align.stages.trl_arguments import REPORTED
+from align.stages.sft.learned_turns import check_template
+from align.stages.trl import REPORTED
 
 BASE = "stages=[sft] data@sft.data=prompt_completion sft.data.path=demos.jsonl sft.batch_size=4 sft.learning_rate=1e-2"
 
@@ -97,7 +97,7 @@ def test_what_nobody_could_learn_is_told_before_the_model_loads(here, base, caps
     (here / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     if "=text" in words:
         (here / "demos.jsonl").write_text('{"text": "a red kite"}\n{"text": "rain"}\n' * 4)
-    monkeypatch.setattr("align.stages.sft.start", lambda *args, **options: pytest.fail("a model loads"))
+    monkeypatch.setattr("align.stages.sft.stage.start", lambda *args, **options: pytest.fail("a model loads"))
     refused(capsys, f"model={base} {BASE} +sft.args.{words}", said)
 
 

@@ -1,6 +1,6 @@
 """Settings to a configuration, checked as a run would check it, without a model. No torch.
 
-Every call into align's own composition stands here.
+Every name of align's command line, composition and checks that this package uses is imported here, and nowhere else.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-import align.cli  # noqa: F401 - it registers the schemas with Hydra
 from align.build import Build
 from align.checks import absent
-from align.composing import GLOBAL, composed
+from align.cli.compose import GLOBAL
+from align.cli.compose import composed as compose
+from align.cli.errors import explain
+from align.cli.main import run  # it registers the schemas with Hydra, too
+from align.cli.plugins import plugs as listed
+from align.library_variables import on_cpu, prepare
 from align.looking import first_look
-from align.plugins import plugs as listed
-from align.stages.pipeline import ENDED, check_place, write_end
+from align.stages.pipeline import ENDED, check_place
+from align.stages.pipeline import write_end as end_run
 
 __all__ = [
-    "ENDED", "absent", "check", "check_folder", "compose", "end_run", "has_learned_reward", "plugs", "stages_of_run",
+    "ENDED", "absent", "check", "check_folder", "compose", "end_run", "explain", "has_learned_reward", "on_cpu",
+    "plugs", "prepare", "run", "stages_of_run",
 ]  # fmt: skip
-
-
-def compose(words: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
-    """The configuration that the settings make, and the choice of every group. Raises as a run does."""
-    return composed(words)
 
 
 def plugs(group: str | None) -> list[tuple[str, dict[str, Any]]]:
@@ -69,8 +69,3 @@ def check(cfg: DictConfig, seen: set[str]) -> None:
 def check_folder(folder: Path) -> None:
     """Raises AlignError if runs cannot be made in the folder; makes nothing."""
     check_place(folder.parent, folder.name)
-
-
-def end_run(run: Path, stage: str, how: str, why: str) -> None:
-    """Leave a note in a run's folder of how it ended."""
-    write_end(run, stage, how, why)

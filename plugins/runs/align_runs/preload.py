@@ -2,11 +2,9 @@
 
 from importlib import import_module
 
-from align.surroundings import prepare
+from align_runs.compose import prepare
+from align_runs.stages import MODULES
 
 prepare()  # before torch reads the environment
-
-from align_runs.stages import MODULES  # noqa: E402
-
 for name in MODULES:
     import_module(name)

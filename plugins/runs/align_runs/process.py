@@ -17,8 +17,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from align.explain import explain
-from align.surroundings import on_cpu
+from align_runs.compose import explain, on_cpu
 
 PRELOADED = ["align_runs.preload"]
 POLL = 0.2

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from align.config.choices import MEASURED
 from align.errors import AlignError
 from align.installed import require
-from align_runs.compose import check_folder, end_run
+from align_runs.compose import check_folder, end_run, run
 from align_runs.plan import CPU_LINEAR, EXAMPLE, Objective, Search, planned
 from align_runs.process import Run, started
 from align_runs.runs import DONE, cards, stages_of
@@ -57,7 +57,6 @@ def search(words: list[str]) -> None:
     found = planned(words)
     check_folder(found.home)
 
-    from align.cli import run
     from align_runs.progress import Progress
     from align_runs.study import check_sampler, ended, locked, opened, pruner
 

@@ -51,8 +51,10 @@ STAGES = {
 }
 """Kinds of stages in the order in which they run. The stage `evaluate` puts its figures under the policies' names."""
 OTHER = Stage()
-MODULES = ("align.stages.evaluate", "align.stages.ppo_stage", "align.stages.pretrain", "align.stages.rm",
-           "align.stages.sft")  # fmt: skip
+MODULES = (
+    "align.stages.evaluate.stage", "align.stages.ppo", "align.stages.pretrain", "align.stages.rm.stage",
+    "align.stages.sft.stage",
+)  # fmt: skip
 """What stages import when they run: imported once for all trials of a search."""
 
 

@@ -3,7 +3,7 @@
 # ruff: noqa: E402
 import os
 
-from align.surroundings import prepare
+from align.library_variables import prepare
 
 prepare()  # before torch reads the environment
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that spin while they wait slow a busy machine down tenfold

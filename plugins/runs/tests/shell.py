@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from align.cli import main
+from align.cli.main import main
 
 SCREEN = 24
 SFT = "stages=sft model={base} sft.data.path=demos.jsonl"

@@ -63,6 +63,6 @@ def test_a_command_that_cannot_be_is_left_out_with_a_warning(install, capsys, en
 
 def test_listing_commands_imports_neither_torch_nor_pandas():
     heavy = "{'torch', 'pandas', 'optuna'} & {*sys.modules}"
-    code = f"import sys; from align.cli import main; main(['--help']); print({heavy})"
+    code = f"import sys; from align.cli.main import main; main(['--help']); print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("set()\n"), done.stdout + done.stderr

@@ -6,9 +6,8 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-import align.cli  # noqa: F401 - registers the schemas
-from align.composing import GLOBAL
-from align.plugins import plugs
+from align.cli.compose import GLOBAL
+from align.cli.plugins import plugs
 from align_runs.runs import DONE, Run, numbers
 from align_runs.settings import Kind, differing, flat, plug_name
 from align_runs.show import shorten

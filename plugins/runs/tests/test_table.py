@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from shell import PPO, SFT, align, refused, stand_in, write_data
 
-from align.cli import main
+from align.cli.main import main
 
 SHORT = f"{SFT} sft.batch_size=4 sft.args.max_steps=3 sft.data.eval_share=0.5"
 

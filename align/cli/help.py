@@ -1,0 +1,78 @@
+"""`align --help`: commands, examples, every choice of every group. Imports no plug."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from importlib.metadata import EntryPoint
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+
+from align.cli.plugins import plugs
+
+COMMANDS = """\
+align [run] [FLAGS] [SETTINGS]    one run: some of pretrain, sft, rm, preferences, best_of, dpo, kto, ppo, evaluate
+align plugins [GROUP]             every choice below, where it comes from and how it is used
+align plugins --explain METHOD    what a PEFT method trains, how vLLM serves it, who can share a base (model=FOLDER)
+align export RUN --to DIR --merge a policy and its adapter as one plain model (--dtype fp32|bf16|fp16)
+"""
+EXAMPLES = """\
+examples
+  align experiment=tiny
+  align stages=[sft] model=FOLDER data@sft.data=prompt_completion sft.data.path=demos.jsonl
+  align stages=ppo actor.path=FOLDER ppo.data.path=prompts.jsonl reward=fn reward.fn=my_rewards.brevity
+  align experiment=tiny peft@actor.peft=none ppo.kl_coef=0.02
+  align -m experiment=tiny seed=1,2,3
+"""
+FLAGS = """\
+flags
+  --cfg job [--resolve] [-p actor]   the configuration that the settings make, or one node of it; runs nothing
+  -m, --multirun                     a run for each combination: seed=1,2 'ppo.kl_coef=range(0,3)' 'experiment=glob(*)'
+  --config-dir DIR                   yaml files of your own (those in ./conf are found without it)
+  --info searchpath                  where yaml files are looked for; --hydra-help: all flags
+"""
+
+
+def print_help(added: dict[str, EntryPoint]) -> None:
+    """Print it; `added` are the commands of plugins."""
+    print(COMMANDS, end="")
+    for name, entry in added.items():
+        print(f"{f'align {name}':33} {command_help(entry)}")
+    print()
+    print(EXAMPLES)
+    print("choices (align --cfg job shows all other settings)")
+    for keys, names in choices():
+        print(textwrap.fill(f"{keys}= {' '.join(names)}", 110, initial_indent="  ", subsequent_indent=" " * 6))
+    print()
+    print(FLAGS, end="")
+
+
+def command_help(entry: EntryPoint) -> str:
+    """The first line of the docstring of a command's function, read from its file: nothing is imported but packages."""
+    file = find_spec(entry.module).origin
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == entry.attr]
+    return next(iter((ast.get_docstring(functions[0]) or "").splitlines()), "") if functions else ""
+
+
+def choices() -> list[tuple[str, list[str]]]:
+    """What stands before the `=`, and every name that may stand after it."""
+    names: dict[str, list[str]] = {}
+    for group, name, _, _ in plugs():
+        names.setdefault(group, []).append(name)
+    keys: dict[str, list[str]] = {}
+    defaults = yaml.safe_load((files("align.conf") / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    for entry in defaults:
+        key = next(iter(entry)) if isinstance(entry, dict) else entry
+        group, _, package = key.partition("@")
+        keys.setdefault(group, []).append(package)
+    found = []
+    for group in sorted(names, key=lambda group: (group != "experiment", group)):
+        packages = keys.get(group, [])
+        owners = [package.removesuffix(f".{group}") for package in packages if package.endswith(f".{group}")]
+        key = f"{group}@{{{','.join(owners)}}}.{group}" if owners and "" not in packages else group
+        found.append((key, sorted(set(names[group]))))
+    return found

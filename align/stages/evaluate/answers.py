@@ -1,0 +1,343 @@
+"""Answers to held-out demonstrations against their references, after none or some examples in the context.
+
+    align stages=[evaluate] actor.path=FOLDER data@sft.data=prompt_completion sft.data.path=FILE evaluate.shots=[0,4]
+
+The model that fine-tuning started from answers after each number of examples in `evaluate.shots`, which are rows that
+fine-tuning learns from; later policies after none, which is what they were trained for. Decoding is greedy.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from align import config
+from align.data.encode import answer_ids, completion_as, prompt_ids, shared_length, text_of
+from align.data.files import FileData
+from align.data.mixture import TASK
+from align.data.source import Source, Split
+from align.errors import AlignError
+from align.installed import require
+from align.ppo.rollouts import Row, texts_of, write
+from align.rewards.format import FormatReward, JSONReward
+from align.roles.modules import by_length
+from align.roles.policy import TrainedPolicy
+from align.rollout.hf import HFRollout
+from align.types import Rollout, Sampling
+
+BETWEEN = "\n\n"
+"""Between examples of text; a model that goes on with another question stops counting there."""
+MOST_LABELS = 50
+
+
+def check_answers(options: config.Evaluate) -> None:
+    """Raises AlignError for shots, metrics and formats that cannot be."""
+    shots, metrics = options.shots, options.metrics
+    if not isinstance(shots, list) or any(isinstance(k, bool) or not isinstance(k, int) or k < 0 for k in shots):
+        raise AlignError(f"evaluate.shots={shots}: write a list of numbers of examples, such as [0,4]")
+    unknown = [name for name in metrics if name not in NAMED] if isinstance(metrics, list) else [metrics]
+    if unknown:
+        raise AlignError(f"evaluate.metrics: there is no {unknown[0]}\n  write some of [{','.join(NAMED)}]")
+    if "format" in metrics and options.pattern is None and options.schema is None:
+        raise AlignError(
+            "evaluate.metrics: format has nothing to check by\n  write evaluate.pattern=REGEX or schema=FILE"
+        )
+    format_check(options.pattern, options.schema)
+    if options.diversity:
+        require("sacrebleu", "evaluate.diversity=true", "evaluate.diversity=false")
+
+
+@dataclass
+class Questions:
+    """Held-out demonstrations of one kind, and rows to take examples and labels from."""
+
+    rows: list[dict]
+    examples: list[dict]
+    metrics: list[str]
+    pattern: str | None = None
+    schema: str | None = None
+
+    def asked(self, shots: int, seed: int) -> list[str | list[dict]]:
+        """The prompts with `shots` examples before each, of its own task, the same for all questions of a task.
+
+        None before those of a task that is not trained on. Raises AlignError where a task has fewer.
+        """
+        chosen: dict[str | None, list[dict]] = {}
+        for task in {row.get(TASK) for row in self.rows}:
+            own = [row for row in self.examples if row.get(TASK) == task]
+            if own and len(own) < shots:
+                raise AlignError(
+                    f"evaluate.shots={shots}: there are {len(own)} rows to take examples from\n  write fewer"
+                )
+            chosen[task] = random.Random(f"{seed}/shots/{task}").sample(own, min(shots, len(own)))
+        return [with_examples(row["prompt"], chosen[row.get(TASK)]) for row in self.rows]
+
+
+def as_questions(rows: list[dict]) -> list[dict]:
+    """Demonstrations as `prompt` and `completion`; of messages the assistant's last turn is what was asked for.
+
+    Raises AlignError for text alone, and for messages that end otherwise or are an answer alone.
+    """
+    found = []
+    for row in rows:
+        if "messages" in row:
+            *prompt, last = row["messages"]
+            if last["role"] != "assistant" or not prompt:
+                raise AlignError(
+                    "evaluate.shots: a row of sft.data is no question with its answer; it ends with the "
+                    f"{last['role']}'s {last['content']!r:.60}\n"
+                    "  write messages that end with an answer of the assistant, or evaluate.shots=[]"
+                )
+            row = {**{name: value for name, value in row.items() if name != "messages"}, "prompt": prompt}
+            row["completion"] = [last]
+        elif "completion" not in row:
+            raise AlignError(
+                "evaluate.shots: the rows of sft.data are text, with no question and no answer\n"
+                "  write data@sft.data=prompt_completion or conversational, or evaluate.shots=[]"
+            )
+        found.append(row)
+    return found
+
+
+def with_examples(prompt: str | list[dict], examples: list[dict]) -> str | list[dict]:
+    """The prompt behind examples: text after text with a blank line between, or turn after turn."""
+    if not isinstance(prompt, str):
+        return [turn for row in examples for turn in (*row["prompt"], *row["completion"])] + prompt
+    return BETWEEN.join([*(row["prompt"] + row["completion"] for row in examples), prompt])
+
+
+def answer_figures(
+    policy: TrainedPolicy, questions: Questions, shots: int, tokenizer: PreTrainedTokenizerBase,
+    stop_ids: tuple[int, ...], max_new_tokens: int, batch_size: int, seed: int,
+) -> dict[str, float]:  # fmt: skip
+    """The metrics' means over all questions, and over each task's (`f1/topic`).
+
+    Raises AlignError where a prompt with its examples does not fit the model.
+    """
+    prompts = questions.asked(shots, seed)
+    rows = [Row(i, prompt, prompt_ids(prompt, tokenizer)) for i, prompt in enumerate(prompts)]
+    check_room(policy, rows, shots, max_new_tokens)
+    engine = HFRollout(tokenizer.pad_token_id, batch_size)
+    engine.attach(policy)
+    rollout = write(engine, rows, Sampling(1.0, max_new_tokens, stop_ids, greedy=True), seed=seed, purpose="answers")
+    answers = [text_of(one).partition(BETWEEN)[0] for one in texts_of(rollout, tokenizer).completions]
+    found = {name: _scores(name, questions, answers) for name in questions.metrics if name != "accuracy"}
+    if "accuracy" in questions.metrics:
+        found["accuracy"] = _accuracy(policy, questions, prompts, tokenizer, batch_size)
+    tasks = list(dict.fromkeys(row[TASK] for row in questions.rows if TASK in row))
+    figures = {name: sum(values) / len(values) for name, values in found.items()}
+    for task in tasks:
+        own = [i for i, row in enumerate(questions.rows) if row.get(TASK) == task]
+        figures |= {f"{name}/{task}": sum(values[i] for i in own) / len(own) for name, values in found.items()}
+    return figures
+
+
+def check_room(policy: TrainedPolicy, rows: list[Row], shots: int, max_new_tokens: int) -> None:
+    config = policy.model.config
+    room = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    longest = max(len(row.ids) for row in rows) + max_new_tokens
+    if room and longest > room:
+        raise AlignError(
+            f"evaluate.shots={shots}: prompt, examples and answer take up to {longest} tokens, and the model has "
+            f"{room} positions\n  write fewer shots, or a smaller rollout.max_new_tokens ({max_new_tokens})"
+        )
+
+
+def _scores(metric: str, questions: Questions, answers: list[str]) -> list[float]:
+    references = [text_of(row["completion"]) for row in questions.rows]
+    if metric == "format":
+        check = format_check(questions.pattern, questions.schema)
+        return [check(answer) for answer in answers]
+    compare = {"exact_match": exact_match, "f1": f1}[metric]
+    return [compare(answer, reference) for answer, reference in zip(answers, references, strict=True)]
+
+
+def labels_of(questions: Questions) -> dict[str | None, list[str]]:
+    """The different answers to each task, that accuracy chooses among.
+
+    Raises AlignError where there is one alone, or more than MOST_LABELS.
+    """
+    labels: dict[str | None, list[str]] = {}
+    for row in (*questions.examples, *questions.rows):
+        known = labels.setdefault(row.get(TASK), [])
+        if text_of(row["completion"]) not in known:
+            known.append(text_of(row["completion"]))
+    for task, known in labels.items():
+        if not 1 < len(known) <= MOST_LABELS:
+            count = f"every answer is {known[0]!r:.60}" if len(known) == 1 else f"there are {len(known)} different ones"
+            raise AlignError(
+                f"evaluate.metrics: accuracy chooses among the answers{f' to {task}' if task else ''} as labels, 2 to "
+                f"{MOST_LABELS} of them, and {count}\n  write exact_match or f1 instead"
+            )
+    return labels
+
+
+@torch.no_grad()
+def _accuracy(
+    policy: TrainedPolicy, questions: Questions, prompts: list, tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> list[float]:
+    """1 where the right one of the task's labels is the likeliest, by the sum of its tokens' log-probabilities."""
+    labels = labels_of(questions)
+    asked = [
+        (i, label, {"prompt": prompts[i], "completion": completion_as(prompts[i], label)})
+        for i, row in enumerate(questions.rows)
+        for label in labels[row.get(TASK)]
+    ]
+    wholes = answer_ids([one for _, _, one in asked], "completion", tokenizer)
+    ids = [one[:-1] if one[-1] == tokenizer.eos_token_id else one for one in wholes]
+    starts = [prompt_ids(prompt, tokenizer) for prompt in prompts]
+    begun = [shared_length(starts[i], one) for (i, _, _), one in zip(asked, ids, strict=True)]
+    logp = label_logp(policy, ids, begun, batch_size)
+    best: dict[int, tuple[float, str]] = {}
+    for (i, label, _), value in zip(asked, logp, strict=True):
+        best[i] = max(best.get(i, (-torch.inf, "")), (value, label))
+    return [float(best[i][1] == text_of(row["completion"])) for i, row in enumerate(questions.rows)]
+
+
+def label_logp(policy: TrainedPolicy, ids: list[list[int]], begun: list[int], batch_size: int) -> list[float]:
+    """Nats of each sequence from its `begun`-th token on."""
+    length_B = torch.tensor([len(one) for one in ids])
+    found = torch.zeros(len(ids))
+    with policy.generating():
+        for part in by_length(length_B, batch_size):
+            width = int(length_B[part].max())
+            ids_BN = torch.tensor([ids[i] + [0] * (width - len(ids[i])) for i in part.tolist()], device=policy.device)
+            mask_BN = torch.arange(width)[None] < length_B[part][:, None]
+            logits_BNV = policy.model(input_ids=ids_BN, attention_mask=mask_BN.long().to(policy.device)).logits
+            logits_BNV = logits_BNV[:, -width:].float()  # behind virtual tokens
+            logp_BN = logits_BNV[:, :-1].log_softmax(-1).gather(2, ids_BN[:, 1:, None]).squeeze(2).cpu()
+            begun_B = torch.tensor([begun[i] for i in part.tolist()])
+            answer_BN = mask_BN[:, 1:] & (torch.arange(1, width)[None] >= begun_B[:, None])
+            found[part] = (logp_BN * answer_BN).sum(1)
+    return found.tolist()
+
+
+NAMED = ("exact_match", "f1", "accuracy", "format")
+MOST_FOR_BLEU = 100
+
+
+def exact_match(answer: str, reference: str) -> float:
+    """1 where both are the same, letter for letter, but for white space around them; nothing else is normalised.
+
+    Stricter than SQuAD's measure of that name, which compares what `f1` counts.
+    """
+    return float(answer.strip() == reference.strip())
+
+
+def f1(answer: str, reference: str) -> float:
+    """Harmonic mean of precision and recall of words, as SQuAD has it (Rajpurkar et al. 2016, arXiv 1606.05250, 6.1).
+
+    Words are what its evaluation script counts: in lower case, without ASCII punctuation and the articles a, an, the.
+    An answer and a reference without a word agree, as in SQuAD 2.0's.
+
+    >>> f1("The red kite.", "a red, red kite")
+    0.8
+    """
+    given, wanted = Counter(_words(answer)), Counter(_words(reference))
+    if not given or not wanted:
+        return float(given == wanted)
+    shared = sum((given & wanted).values())
+    return 2 * shared / (sum(given.values()) + sum(wanted.values()))
+
+
+def format_check(pattern: str | None, schema: str | None) -> Callable[[str], float]:
+    """1 for an answer that the regular expression matches as a whole, and that is JSON by the schema in a file.
+
+    Raises AlignError for a pattern or a schema that is none.
+    """
+    if schema is not None:
+        require("jsonschema", f"evaluate.schema={schema}", "evaluate.pattern=REGEX")
+    try:
+        form = None if pattern is None else FormatReward(pattern)
+        data = None if schema is None else JSONReward(schema)
+    except ValueError as error:
+        raise AlignError(f"evaluate.{error}") from error
+
+    def check(answer: str) -> float:
+        formed = form is None or form.fits(answer, "evaluate.pattern")
+        return float(formed and (data is None or data.fits(answer)))
+
+    return check
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Share of different n-grams of words among all (Li et al. 2016, arXiv 1510.03055, section 5).
+
+    >>> distinct(["a b a b", "a b"], 2)
+    0.5
+    """
+    grams = [gram for text in texts for gram in _grams(text.split(), n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def self_bleu(texts: Sequence[str]) -> float:
+    """Mean BLEU of each text with all others as its references, from 0 to 1 (Zhu et al. 2018, arXiv 1802.01886).
+
+    1: all say the same. By sacrebleu, sentences smoothed; of the first hundred texts.
+    """
+    from sacrebleu.metrics import BLEU
+
+    bleu, texts = BLEU(effective_order=True), list(texts)[:MOST_FOR_BLEU]
+    if len(texts) < 2:
+        return 0.0
+    scores = [bleu.sentence_score(one, texts[:i] + texts[i + 1 :]).score for i, one in enumerate(texts)]
+    return sum(scores) / len(scores) / 100
+
+
+def _words(text: str) -> list[str]:
+    """As `normalize_answer` of SQuAD's evaluate-v1.1.py, split."""
+    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+def _grams(words: list[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+LONGEST = 512
+
+
+def general_texts(source: Source, seed: int, held_out: Callable[[Split], list[dict]]) -> list[str]:
+    """The texts of `evaluate.general`: all of a file's, and of what is made on the spot those that are `held_out`.
+
+    Raises AlignError for what is wrong with it, under that key; a source knows the purpose `pretrain`.
+    """
+    try:
+        split = source.load("pretrain", seed)
+    except AlignError as error:
+        raise AlignError(str(error).replace("pretrain.data", "evaluate.general")) from error
+    whole = isinstance(source, FileData) and source.eval_path is None
+    return [row["text"] for row in ([*split.train, *split.eval] if whole else held_out(split))]
+
+
+def text_loss(policy: TrainedPolicy, texts: list[str], tokenizer: PreTrainedTokenizerBase, batch_size: int) -> float:
+    """Nats a token of texts as they are, each from its second token on, up to 512 of them.
+
+    Raises AlignError where no text has two tokens.
+    """
+    ids = [one[:LONGEST] for one in tokenizer(texts)["input_ids"]]
+    ids = [one for one in ids if len(one) > 1]
+    if not ids:
+        raise AlignError("evaluate.general: no text has two tokens, so that none has a loss\n  write longer texts")
+    total = sum(label_logp(policy, ids, [1] * len(ids), batch_size))
+    return -total / sum(len(one) - 1 for one in ids)
+
+
+def diversity(rollout: Rollout, texts: list[str]) -> dict[str, float]:
+    """distinct-1 and -2, self-BLEU (0 to 1, the higher the more alike), and entropy in nats a token.
+
+    The entropy is the mean of -log p of the sampled tokens, an estimate without bias at temperature 1.
+    """
+    mask_BT = rollout.response_mask_BT
+    entropy = -float((rollout.logp_BT * mask_BT).sum() / mask_BT.sum().clamp(min=1))
+    return {
+        "distinct_1": distinct(texts, 1), "distinct_2": distinct(texts, 2), "self_bleu": self_bleu(texts),
+        "entropy": entropy,
+    }  # fmt: skip

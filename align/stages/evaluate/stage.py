@@ -1,0 +1,321 @@
+"""Stage `evaluate`: the policies of a run on the same held-out prompts, side by side.
+
+    align stages=[evaluate] data@ppo.data=prompts ppo.data.path=FILE actor.path=runs/NAME/latest/ppo
+
+Each policy writes `samples` completions at temperature 1, with the same keys. They are scored by the judge
+where one is named (`evaluate.judge`, a rule that no training path calls), by the reward model, and by the run's whole
+reward where that is more.
+KL is k1 in nats a sequence, of each policy's own completions against the fine-tuned model's. completions.jsonl has
+what they wrote.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Column, Table
+from transformers import PreTrainedTokenizerBase
+
+from align import config, ops
+from align.data.encode import fitting_pairs, fitting_prompts, text_of
+from align.data.files import located
+from align.data.formats import as_pairs
+from align.data.source import Source, Split
+from align.engine.linear import CpuLinear
+from align.errors import AlignError
+from align.ppo.rollouts import Row, row_of, texts_of, write
+from align.report.report import StageReport
+from align.roles.alone import load_policy
+from align.roles.folder import CAUSAL, SCORE, inspect
+from align.roles.loading import load_frozen
+from align.roles.modules import ScoreModule, by_length, score_rollout
+from align.roles.policy import TrainedPolicy
+from align.roles.tokenizer import load_tokenizer, stop_ids
+from align.rollout.hf import HFRollout
+from align.stages.evaluate.answers import (
+    Questions,
+    answer_figures,
+    as_questions,
+    check_answers,
+    diversity,
+    general_texts,
+    labels_of,
+    text_loss,
+)
+from align.stages.pipeline import LATER
+from align.stages.rm.report import compare, swapped
+from align.types import Reward, RewardState, Rollout, Sampling, Texts
+
+POLICIES = ("base", "sft", *LATER)
+
+
+@dataclass
+class Evaluate:
+    options: config.Evaluate
+    data: Source | None
+    """Prompts to complete; None where no policy is to write completions."""
+    demonstrations: Source | None
+    """Questions with reference answers."""
+    general: Source | None
+    """Text whose loss is taken."""
+    pairs: Source | None
+    """Where held-out pairs for the reward model come from."""
+    make_reward: Callable[[dict[str, str], Path, StageReport, PreTrainedTokenizerBase], Reward | None]
+    """The run's own reward; None where a reward model's score is all of it."""
+    max_pair_tokens: int
+    """Longer held-out pairs are left out, as in the training of the reward model."""
+    max_new_tokens: int
+    longest_prompt: Callable[[list[str]], int]
+    """The most tokens of a prompt that the policies in these folders take."""
+    seed: int
+    device: torch.device
+    ppo_steps: int = 0
+    """Steps of PPO after which the reward is taken, where it changes with them."""
+    linear: CpuLinear = field(default_factory=CpuLinear)
+
+    def check(self, inputs: dict[str, str]) -> None:
+        for source, purpose in ((self.data, "ppo"), (self.demonstrations, "sft")):
+            if source is not None:
+                source.check(purpose)
+        self._general()
+        load_judge(self.options.judge)
+        check_answers(self.options)
+        if self.demonstrations is not None:
+            questions = self._questions()
+            questions.asked(max(self.options.shots), self.seed)
+            if "accuracy" in questions.metrics:
+                labels_of(questions)
+        if self.options.split not in ("eval", "test"):
+            raise AlignError(f"evaluate.split={self.options.split}: write eval or test")
+        for name in POLICIES:
+            if name in inputs:
+                inspect(inputs[name], "actor.path", CAUSAL)
+        if self.data is not None:
+            self.longest_prompt([inputs[name] for name in POLICIES if name in inputs])
+
+    def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
+        names = [name for name in POLICIES if name in inputs]
+        tokenizer = load_tokenizer(inputs[names[-1]], "evaluate")
+        rows = self._rows([inputs[name] for name in names], tokenizer) if self.data else []
+        model = self._reward_model(inputs) if self.data else None
+        reward = self.make_reward(inputs, out, report, tokenizer) if rows else None
+        questions, general = self._questions(), self._general()
+        results: dict[str, dict[str, float]] = {}
+        texts: dict[str, Texts] = {}
+        reference: TrainedPolicy | None = None
+        for name in names:
+            policy = self._policy(inputs[name])
+            results[name] = {}
+            if rows:
+                rollout = self._write(policy, rows, tokenizer, inputs[name])
+                texts[name] = texts_of(rollout, tokenizer)
+                write_completions(out / COMPLETIONS, name, texts[name], rollout.finished_B.tolist())
+                results[name] = self._judge(rollout, texts[name], reward, model)
+                if reference is not None:
+                    results[name]["kl"] = kl(policy, reference, rollout)
+            if general:
+                results[name]["general_loss"] = text_loss(policy, general, tokenizer, self.options.batch_size)
+            asked = self.options.shots if name == names[0] else [0]
+            for shots in asked if questions else []:
+                told = results.setdefault(f"{name}, {shots} shots" if shots else name, {})
+                told |= self._answer(policy, questions, shots, tokenizer, inputs[name])
+            if name == "sft":
+                reference = policy
+        for name, figures in results.items():
+            report.metrics(0, {f"{name}/{key}": value for key, value in figures.items()})
+        results = {name: figures for name, figures in results.items() if figures}
+        facts = {"policies": results, "samples": self.options.samples, "split": self.options.split}
+        if model is not None and self.pairs is not None:
+            facts |= self._judge_reward(model, tokenizer, located(self.pairs, inputs))
+        report.write_card(inputs=inputs, cpu_linear=self.linear.facts(), **facts)
+        self._tell(report, results, texts, facts)
+
+    def _tell(self, report: StageReport, results: dict, texts: dict[str, Texts], facts: dict[str, Any]) -> None:
+        title = f"{self.options.samples} completions a policy, held-out prompts; KL to sft in nats a completion"
+        report.print(results_table(results, title if texts else "held-out questions"))
+        if "reward_accuracy" in facts:
+            swap = facts["swap_accuracy"]
+            report.say(
+                f"reward model on held-out pairs: accuracy {facts['reward_accuracy']:.3f}"
+                + ("" if swap is None else f", swap test {swap:.3f}")
+            )
+        if self.options.show and texts:
+            report.print(answers_table(texts, self.options.show))
+
+    def _questions(self) -> Questions | None:
+        """The held-out demonstrations, where answers to them are asked for."""
+        if self.demonstrations is None:
+            return None
+        split = self.demonstrations.load("sft", self.seed)
+        rows = self._part(split)
+        if not rows:
+            raise AlignError(
+                "evaluate.shots: sft.data has no held-out rows\n  write sft.data.eval_share=0.05, or evaluate.shots=[]"
+            )
+        rows, examples = as_questions(rows), as_questions(split.train)
+        options = self.options
+        return Questions(rows, examples, list(options.metrics), options.pattern, options.schema)
+
+    def _general(self) -> list[str]:
+        if self.general is None:
+            return []
+        return general_texts(self.general, self.seed, self._part)
+
+    def _part(self, split: Split) -> list[dict]:
+        """The held-out rows that decide."""
+        return (split.test if self.options.split == "test" else split.eval) or split.eval
+
+    def _answer(
+        self, policy: TrainedPolicy, questions: Questions, shots: int, tokenizer: PreTrainedTokenizerBase, path: str
+    ) -> dict[str, float]:
+        return answer_figures(
+            policy, questions, shots, tokenizer, stop_ids(path, tokenizer), self.max_new_tokens,
+            self.options.batch_size, self.seed,
+        )  # fmt: skip
+
+    def _rows(self, policies: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+        """Held-out prompts, round and round until there are `samples` of them."""
+        rows = self._part(self.data.load("ppo", self.seed))
+        if not rows:
+            raise AlignError("ppo.data: no held-out prompts to evaluate on: write ppo.data.eval_share=0.05")
+        fitting, _ = fitting_prompts(rows, tokenizer, self.longest_prompt(policies), "ppo")
+        fitting = [row_of(number, row, ids) for number, row, ids in fitting]
+        return [fitting[i % len(fitting)] for i in range(self.options.samples)]
+
+    def _policy(self, path: str) -> TrainedPolicy:
+        return load_policy(path, "actor.path", self.device, self.linear)
+
+    def _reward_model(self, inputs: dict[str, str]) -> ScoreModule | None:
+        if "rm" not in inputs:
+            return None
+        model = load_frozen(inspect(inputs["rm"], "reward.path", SCORE))
+        self.linear.apply(model)
+        return ScoreModule(model).to(self.device)
+
+    def _write(self, policy: TrainedPolicy, rows: list[Row], tokenizer: PreTrainedTokenizerBase, path: str) -> Rollout:
+        engine = HFRollout(tokenizer.pad_token_id, self.options.batch_size)
+        engine.attach(policy)
+        sampling = Sampling(1.0, self.max_new_tokens, stop_ids(path, tokenizer))
+        return write(engine, rows, sampling, seed=self.seed, purpose="evaluate").to(self.device)
+
+    def _judge(
+        self, rollout: Rollout, texts: Texts, reward: Reward | None, model: ScoreModule | None
+    ) -> dict[str, float]:
+        figures = {
+            "length": float(rollout.response_mask_BT.sum(1).float().mean()),
+            "finished": float(rollout.finished_B.float().mean()),
+        }
+        if self.options.diversity:
+            figures |= diversity(rollout, [text_of(one) for one in texts.completions])
+        if reward is not None:
+            figures["score"] = float(reward(rollout, texts, RewardState(self.ppo_steps)).score_B.nanmean())
+        if model is not None:
+            figures["reward"] = float(score_rollout(model, rollout).mean())
+        if judge := load_judge(self.options.judge):
+            figures |= {f"true_{part}": mean for part, mean in self._true(judge, rollout, texts).items()}
+        return figures
+
+    def _true(self, judge: Callable, rollout: Rollout, texts: Texts) -> dict[str, float]:
+        """Means of what the judge says of each completion, by part."""
+        parts = []
+        for prompt, completion, finished in zip(
+            texts.prompts, texts.completions, rollout.finished_B.tolist(), strict=True
+        ):
+            try:
+                parts.append(judge(prompt, completion, finished))
+            except Exception as error:  # whatever a user's function raises
+                raise AlignError(
+                    f"evaluate.judge={self.options.judge} fails on the prompt {str(prompt)[:80]!r}: "
+                    f"{type(error).__name__}: {error}\n  write evaluate.judge=null, or a judge of these prompts"
+                ) from error
+        return {part: round(sum(p[part] for p in parts) / len(parts), 6) for part in parts[0]}
+
+    def _judge_reward(self, model: ScoreModule, tokenizer: PreTrainedTokenizerBase, pairs: Source) -> dict[str, float]:
+        split = pairs.load("rm", self.seed)
+        test = self.options.split == "test" and bool(split.test)
+        held_out = as_pairs(split.test if test else split.eval)
+        if not held_out:  # ratings, none of which share a prompt
+            return {}
+        pairs, _ = fitting_pairs(held_out, tokenizer, self.max_pair_tokens, "rm")
+        swaps = (split.test_swaps if test else split.eval_swaps) or swapped(pairs)
+        return {
+            "reward_accuracy": compare(model, pairs, tokenizer, self.device).accuracy,
+            "swap_accuracy": compare(model, swaps, tokenizer, self.device).accuracy if swaps else None,
+        }
+
+
+@torch.no_grad()
+def kl(policy: TrainedPolicy, reference: TrainedPolicy, rollout: Rollout) -> float:
+    """k1 in nats a sequence: the mean log-ratio of the two policies on the first one's completions."""
+    total = 0.0
+    for rows in by_length(rollout.length_B(), 64):
+        part = rollout[rows].trim()
+        total += float(ops.kl(policy.logp_BT(part), reference.logp_BT(part), "k1").sum())
+    return total / len(rollout)
+
+
+def load_judge(name: str | None) -> Callable[[object, object, bool], dict[str, float]] | None:
+    """The function `module.name(prompt, completion, finished) -> {"score": …, part: …}`."""
+    if name is None:
+        return None
+    module, _, function = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise AlignError(f"evaluate.judge={name} cannot be imported: {error}\n  write module.function") from error
+
+
+COMPLETIONS = "completions.jsonl"
+UNJUDGED = ("score", "reward", "kl", "length", "finished")
+"""Figures of completions, in the order of their columns, behind the judge's and before all others."""
+TITLES = {"true_score": "true score", "kl": "KL", "length": "tokens", "finished": "ended"}
+WIDEST = 80
+"""Characters of a table with a column a figure; a wider one has a row a figure."""
+
+
+def results_table(results: dict[str, dict[str, float]], title: str | None = None) -> Table:
+    """A row a policy, a column a figure: the judge's first, then reward, KL, tokens and share that ended.
+
+    The other way round where the columns would be too many for a terminal.
+    """
+    names = dict.fromkeys(name for figures in results.values() for name in figures)
+    judged = [name for name in names if name.startswith("true_")]
+    others = [name for name in names if name not in judged and name not in UNJUDGED]
+    figures = [*judged, *(name for name in UNJUDGED if name in names), *others]
+    titles = [TITLES.get(name, name.removeprefix("true_").replace("_", " ")) for name in figures]
+    cells = [[f"{told[name]:.2f}" if name in told else "" for name in figures] for told in results.values()]
+    heads, lines, corner = titles, dict(zip(results, cells, strict=True)), "policy"
+    if max(map(len, results), default=0) + sum(len(title) + 1 for title in titles) > WIDEST:
+        heads, corner = list(results), ""
+        lines = {name: list(column) for name, column in zip(titles, zip(*cells, strict=True), strict=True)}
+    table = Table(corner, *[Column(head, justify="right") for head in heads], box=SIMPLE, padding=0, title=title)
+    for name, row in lines.items():
+        table.add_row(name, *row)
+    return table
+
+
+def answers_table(texts: dict[str, Texts], show: int) -> Table:
+    """Prompts from all over the held-out ones, with what each policy answered."""
+    first = next(iter(texts.values()))
+    table = Table("prompt", *texts, show_lines=True)
+    distinct = sorted({str(prompt): i for i, prompt in reversed(list(enumerate(first.prompts)))}.values())
+    for i in distinct[:: max(len(distinct) // show, 1)][:show]:
+        answers = [str(text.completions[i]).strip() for text in texts.values()]
+        table.add_row(escape(str(first.prompts[i])), *map(escape, answers))
+    return table
+
+
+def write_completions(file: Path, policy: str, texts: Texts, finished: list[bool]) -> None:
+    """Adds a policy's completions to a file, a line each: policy, prompt, completion, finished (ended by itself)."""
+    with file.open("a", encoding="utf-8") as stream:
+        for prompt, completion, ended in zip(texts.prompts, texts.completions, finished, strict=True):
+            line = {"policy": policy, "prompt": prompt, "completion": completion, "finished": ended}
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,0 +1,252 @@
+"""Stage `sft`: supervised fine-tuning by TRL's SFTTrainer, in full or with a PEFT method.
+
+align stages=[sft] model=FOLDER data@sft.data=prompt_completion sft.data.path=demos.jsonl
+
+Several adapters at once, in one pass each step, by seed, rate or data set:
+
+align stages=[sft] model=FOLDER sft.data.path=demos.jsonl sft.learning_rate=[1e-4,3e-4,1e-3]
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from align import config
+from align.data.encode import fitting_examples
+from align.data.files import located, unwritten
+from align.data.mixture import by_task
+from align.data.source import Source
+from align.engine.linear import CpuLinear
+from align.errors import AlignError
+from align.peft.adapters import add_trained, use_adapter
+from align.peft.folder import save_adapter, save_model
+from align.peft.rates import check_loraplus
+from align.peft.stateful import NONE, hooks_of, planned
+from align.report.report import StageReport
+from align.roles.folder import CAUSAL, inspect
+from align.roles.start import Start, check_adapter, start
+from align.roles.tokenizer import load_tokenizer
+from align.stages.sft.learned_turns import check_rows, check_template
+from align.stages.sft.side_by_side import Member, check_method, check_run, learner, members, train_together
+from align.stages.trl import (
+    arguments,
+    check_arguments,
+    check_held_out,
+    check_metric,
+    dataset,
+    dtypes_kept,
+    loraplus,
+    steps_of,
+    tell_tasks,
+    train,
+)
+
+
+@dataclass
+class Task:
+    """What one adapter, or the whole model, learns from, and how."""
+
+    member: Member
+    args: SFTConfig
+    rows: list[dict]
+    held_out: list[dict]
+    left_out: int
+
+    def trainer(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> SFTTrainer:
+        tasks = {name: dataset(rows) for name, rows in by_task(self.held_out).items()}
+        held_out = tasks or (dataset(self.held_out) if self.held_out else None)
+        return SFTTrainer(
+            model, self.args, train_dataset=dataset(self.rows), eval_dataset=held_out, processing_class=tokenizer
+        )
+
+    def facts(self) -> dict[str, Any]:
+        tasks = {name: len(rows) for name, rows in by_task(self.rows).items()}
+        return {"rows": len(self.rows), "left_out": self.left_out, **({"tasks": tasks} if tasks else {})}
+
+    def held_out_loss(self, trainer: SFTTrainer) -> dict[str, float]:
+        """Nats a token on held-out rows: of each task, and of those that are trained on (each by its rows)."""
+        found = trainer.evaluate()
+        sizes = {name: len(rows) for name, rows in by_task(self.held_out).items()}
+        if not sizes:
+            return {"eval_loss": found["eval_loss"]}
+        losses = {name: found[f"eval_{name}_loss"] for name in sizes}
+        trained = {name: sizes[name] for name in by_task(self.rows) if name in sizes} or sizes
+        mean = sum(losses[name] * size for name, size in trained.items()) / sum(trained.values())
+        return {"eval_loss": mean, **{f"eval_loss_{name}": loss for name, loss in losses.items()}}
+
+
+@dataclass
+class SFT:
+    options: config.SFT
+    data: Source | list[Source]
+    """A list: an adapter for each."""
+    peft: PeftConfig | None
+    seed: int
+    device: torch.device
+    dtype: torch.dtype
+    linear: CpuLinear = field(default_factory=CpuLinear)
+    name: str = "sft"
+
+    def check(self, inputs: dict[str, str]) -> None:
+        check_arguments(SFTConfig, self.options.args, self.name)
+        check_loraplus(self.options.loraplus_lr_ratio, self.peft, self.name)
+        check_packing(self.options.args, self.peft, self.name)
+        found = members(self.options, self.data, self.seed, self.name)
+        if len(found) > 1:
+            check_method(self.options, found, self.peft, self.name)
+        args = self._arguments(found[0], Path("unused"))
+        for source in {id(member.data): member.data for member in found}.values():
+            source.check(self.name)
+        if not unwritten(self.data):
+            self._check_data(args, found)
+        if "path" in inputs:
+            check_adapter(
+                inspect(inputs["path"], f"{self.name}.path", CAUSAL), self.name, self.peft, self.options.adapter
+            )
+            load_tokenizer(inputs["path"], f"{self.name}.path")
+            check_template(self.options.args, inputs["path"], self.name)
+
+    def _check_data(self, args: SFTConfig, found: list[Member]) -> None:
+        if len(found) > 1:
+            check_run(args, found, self.name)
+        if self.options.early_stopping:
+            check_early_stopping(found, self.name)
+        masked = args.assistant_only_loss or args.completion_only_loss
+        chosen = args.metric_for_best_model or args.save_strategy == "best"
+        for one in found if masked or chosen or args.eval_strategy != "no" else []:
+            split = one.data.load(self.name, one.seed)
+            check_rows(self.options.args, split.train + split.eval, self.name)
+            check_held_out(args, split.eval, self.name)
+            check_metric(args, self.name, by_task(split.eval))
+
+    def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
+        tokenizer = load_tokenizer(inputs["path"], f"{self.name}.path")
+        found = members(self.options, located(self.data, inputs), self.seed, self.name)
+        tasks = [self._task(member, tokenizer, out) for member in found]
+        for count in dict.fromkeys(task.left_out for task in tasks if task.left_out):
+            longest = f"{self.name}.max_length={self.options.max_length}"
+            report.say(f"{count} rows left out: no token of the answer within {longest}")
+        first = tasks[0]
+        if unwritten(self.data):  # and written now
+            self._check_data(first.args, found)
+        check_template(self.options.args, inputs["path"], self.name)  # of a model that this run has made
+        method = planned(self.peft, steps_of(first.args, len(first.rows)), self.name)
+        torch.manual_seed(found[0].seed)
+        begun = start(
+            inputs["path"], key=self.name, head=CAUSAL, peft=method, adapter=self.options.adapter, out=out,
+            dtype=self.dtype, kinds=(CAUSAL,),
+        )  # fmt: skip
+        seats = ["default", *(f"adapter_{i}" for i in range(1, len(tasks)))]
+        for seat, task in zip(seats[1:], tasks[1:], strict=True):
+            add_trained(begun.model, seat, task.member.seed, begun.fresh)
+        self.linear.apply(begun.model, report.say)
+        report.write_card(cpu_linear=self.linear.facts())
+        tell_tasks(first.rows, report)
+        sizes = dict.fromkeys(f"{len(task.rows)} rows, {len(task.held_out)} held out" for task in tasks)
+        together = f" ({len(tasks)} side by side)" if len(tasks) > 1 else ""
+        report.say(f"{begun.said}{together}; {'; '.join(sizes)}")
+        with dtypes_kept(begun.model):
+            trainers = [task.trainer(begun.model, tokenizer) for task in tasks]
+        facts = {"start": begun.said, "base": begun.base}
+        if len(tasks) == 1:
+            facts |= _train_one(trainers[0], first, begun, out, report)
+            tokenizer.save_pretrained(out)
+        else:
+            facts |= _train_many(
+                dict(zip(seats, trainers, strict=True)), tasks, begun, tokenizer, out, report, self.name
+            )
+        report.write_card(inputs=inputs, **facts)
+
+    def _task(self, member: Member, tokenizer: PreTrainedTokenizerBase, out: Path) -> Task:
+        split, longest = member.data.load(self.name, member.seed), self.options.max_length
+        rows, left_out = fitting_examples(split.train, tokenizer, longest, self.name)
+        held_out, _ = fitting_examples(split.eval, tokenizer, longest, self.name) if split.eval else ([], 0)
+        return Task(member, self._arguments(member, out), rows, held_out, left_out)
+
+    def _arguments(self, member: Member, out: Path) -> SFTConfig:
+        bf16 = self.dtype == torch.bfloat16
+        return arguments(SFTConfig, self.name, member.options, out, member.seed, self.device, bf16)
+
+
+def check_early_stopping(found: list[Member], key: str) -> None:
+    """Raises AlignError where there is no one held-out loss to stop by."""
+    split = found[0].data.load(key, found[0].seed) if len(found) == 1 else None
+    if split is None or not split.eval or by_task(split.eval):
+        why = "adapters side by side" if split is None else "several tasks" if split.eval else "no held-out rows"
+        raise AlignError(f"{key}.early_stopping wants one held-out loss, and there are {why}\n  leave it out")
+
+
+BestOf = partial(SFT, name="best_of")
+"""Fine-tuning on the best answer to each prompt, as `preferences` ranked them: what is best of K, learned."""
+
+
+def check_packing(args: dict[str, Any], method: PeftConfig | None, key: str) -> None:
+    """Raises AlignError for rows laid end to end that nothing cuts (TRL 1.16 refuses them late), and for a method that
+    plans by optimizer steps where packing makes their number unknown."""
+    if args.get("padding_free") and not args.get("packing"):
+        raise AlignError(
+            f"{key}.args.padding_free=true: {key}.max_length cuts no row then\n  write +{key}.args.packing=true as well"
+        )
+    if args.get("packing") and hooks_of(method) is not NONE and args.get("max_steps", -1) <= 0:
+        raise AlignError(
+            f"{key}.args.packing=true: {method.peft_type.value} plans by the number of optimizer steps, which packing "
+            f"changes\n  write +{key}.args.max_steps=N as well, or leave packing out"
+        )
+
+
+def _train_one(trainer: SFTTrainer, task: Task, begun: Start, out: Path, report: StageReport) -> dict[str, Any]:
+    """Trains, evaluates and saves what a run has alone; facts for its card."""
+    trainer.optimizer = loraplus(begun.model, task.args, task.member.options.loraplus_lr_ratio)
+    if patience := task.member.options.early_stopping:
+        trainer.add_callback(EarlyStoppingCallback(patience))
+    train(trainer, report)
+    facts = {"learning_rate": task.args.learning_rate, **task.facts()}
+    if task.held_out:
+        losses = task.held_out_loss(trainer)
+        by_name = ", ".join(f"{name.removeprefix('eval_loss_')} {v:.3f}" for name, v in list(losses.items())[1:])
+        report.say(f"held-out loss {losses['eval_loss']:.3f} nats a token{f' ({by_name})' if by_name else ''}")
+        facts |= losses
+    save_model(begun.model, out)
+    return facts
+
+
+def _train_many(
+    trainers: dict[str, SFTTrainer], tasks: list[Task], begun: Start, tokenizer: PreTrainedTokenizerBase, out: Path,
+    report: StageReport, key: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Trains the adapters, by their names in the model, in one pass; saves each, and the best at the root of `out`."""
+    model: PeftModel = begun.model
+    learners = [
+        learner(model, f"adapter_{i}", seat, trainer, tasks[i].member.options.loraplus_lr_ratio, key)
+        for i, (seat, trainer) in enumerate(trainers.items())
+    ]
+    train_together(model, learners, report)
+    told = []
+    for one, task in zip(learners, tasks, strict=True):
+        with use_adapter(model, one.seat):
+            losses = task.held_out_loss(one.trainer)
+        loss, folder = losses["eval_loss"], out / one.name
+        save_adapter(model, folder, one.seat)
+        tokenizer.save_pretrained(folder)
+        report.metrics(one.steps, {f"{one.name}/eval_loss": loss})
+        report.say(f"{one.name} ({task.member.differs}): held-out loss {loss:.3f} nats a token")
+        options = task.member.options
+        told.append(
+            {"name": one.name, "seed": task.member.seed, "learning_rate": options.learning_rate, **task.facts()}
+            | {"differs": task.member.differs, **losses}
+        )
+    best = min(told, key=lambda one: math.inf if math.isnan(one["eval_loss"]) else one["eval_loss"])
+    shutil.copytree(out / best["name"], out, dirs_exist_ok=True)
+    report.say(f"{best['name']} is the best and the stage's result, in {out}; the others lie beside it")
+    own = ("name", "seed", "learning_rate", "differs")
+    return {"adapters": told, "best": best["name"], **{key: value for key, value in best.items() if key not in own}}

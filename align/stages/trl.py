@@ -1,0 +1,290 @@
+"""Settings, logs and checks shared by the stages that TRL trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import datasets
+import torch
+from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from trl import DPOConfig, DPOTrainer, KTOConfig, RewardConfig, RewardTrainer, SFTConfig
+
+from align.data.mixture import by_task
+from align.errors import AlignError
+from align.peft.stateful import extra_loss, on_step
+from align.report.report import StageReport
+
+
+def arguments(
+    cls: type[TrainingArguments], key: str, options: Any, out: Path, seed: int, device: torch.device, bf16: bool
+) -> Any:
+    """TRL's config from our options, with `args` on top; batches are rows an optimizer step."""
+    ours = {
+        "output_dir": str(out / "trainer"),
+        "learning_rate": options.learning_rate,
+        "num_train_epochs": options.epochs,
+        "max_length": options.max_length,
+        "per_device_train_batch_size": options.batch_size,
+        "per_device_eval_batch_size": options.batch_size,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "adam_beta2": 0.95,
+        "max_grad_norm": 1.0,
+        "bf16": bf16,
+        "use_cpu": device.type == "cpu",
+        "gradient_checkpointing": device.type != "cpu",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": device.type != "cpu",
+        "seed": seed,
+    }
+    asked = f"{key}.args.load_best_model_at_end=true"
+    if getattr(options, "early_stopping", None):
+        asked = f"{key}.early_stopping={options.early_stopping}"
+        ours |= {"eval_strategy": "epoch", "save_strategy": options.args.get("eval_strategy", "epoch")}
+        ours |= {"save_total_limit": 1, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+    settings = {**ours, **options.args}
+    check_best(settings, asked, key)
+    if settings.get("load_best_model_at_end"):  # each evaluation is saved: transformers saves every 500 steps
+        settings = {"save_steps": settings.get("eval_steps") or settings["logging_steps"], **settings}
+    try:
+        return cls(**settings)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise AlignError(f"{key}.args: trl.{cls.__name__} refuses them: {reason}") from error
+
+
+def loraplus(model: PeftModel, args: TrainingArguments, ratio: float | None) -> torch.optim.Optimizer | None:
+    """AdamW by LoRA+, with the arguments' settings; None, for the trainer's own, where no ratio is given."""
+    if ratio is None:
+        return None
+    return create_loraplus_optimizer(
+        model, torch.optim.AdamW, lr=args.learning_rate, loraplus_lr_ratio=ratio,
+        betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon, weight_decay=args.weight_decay,
+    )  # fmt: skip
+
+
+@contextmanager
+def dtypes_kept(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """What trains has the same tensors afterwards: TRL (1.16) rounds an adapter on quantised weights to bfloat16."""
+    before = [(p, p.data) for p in model.parameters() if p.requires_grad]
+    yield
+    for parameter, data in before:
+        parameter.data = data
+
+
+class ReportCallback(TrainerCallback):
+    """Hands the trainer's logs to the stage's report."""
+
+    def __init__(self, report: StageReport, tell: Any) -> None:
+        self.report = report
+        self.tell = tell
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kw: Any
+    ) -> None:
+        values = {name: value for name, value in (logs or {}).items() if name != "epoch"}
+        self.report.metrics(state.global_step, values)
+        if "loss" in values:
+            accuracy = f"  accuracy {float(values['accuracy']):.3f}" if "accuracy" in values else ""
+            self.tell(state.global_step, f"loss {float(values['loss']):.3f}{accuracy}")
+
+
+class MethodCallback(TrainerCallback):
+    """Tells the adapter's method of every optimizer step, while the gradients are there."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+        self.model = model
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        on_step(self.model, "default", state.global_step + 1)
+
+
+def add_extra_loss(trainer: Trainer) -> None:
+    """The adapter's method adds its own loss to the trainer's, once an optimizer step; not in evaluation."""
+    plain_loss = trainer.compute_loss
+
+    def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        found = plain_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        extra = extra_loss(trainer.model, "default") if trainer.model.training else None
+        if extra is None:
+            return found
+        if num_items_in_batch is not None:  # else the trainer divides
+            extra = extra / trainer.current_gradient_accumulation_steps
+        return (found[0] + extra, found[1]) if return_outputs else found + extra
+
+    trainer.compute_loss = compute_loss
+
+
+def weigh_pairs(trainer: RewardTrainer | DPOTrainer) -> None:
+    """Accuracy and margin of held-out pairs are means over pairs; TRL (1.16) means over batches, of any size."""
+    plain_loss = trainer.compute_loss
+
+    def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        pairs = len(inputs["input_ids"]) // 2
+        found = plain_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        if not trainer.model.training:
+            for means in trainer._metrics["eval"].values():  # the last is this batch's: once for each pair
+                means += means[-1:] * (pairs - 1)
+        return found
+
+    trainer.compute_loss = compute_loss
+
+
+def steps_of(args: TrainingArguments, rows: int) -> int:
+    """Optimizer steps that training on `rows` makes, on one device."""
+    return steps_of_batches(args, math.ceil(rows / args.per_device_train_batch_size))
+
+
+def steps_of_batches(args: TrainingArguments, batches: int) -> int:
+    """Optimizer steps of as many batches an epoch."""
+    an_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+    return args.max_steps if args.max_steps > 0 else math.ceil(an_epoch * args.num_train_epochs)
+
+
+def train(trainer: Trainer, report: StageReport) -> None:
+    """Trains, with the stage's progress bar and metrics in the place of TRL's own."""
+    trainer.remove_callback(PrinterCallback)
+    args = trainer.args
+    add_extra_loss(trainer)
+    if isinstance(trainer, RewardTrainer | DPOTrainer):
+        weigh_pairs(trainer)
+    with report.steps(steps_of_batches(args, len(trainer.get_train_dataloader()))) as tell:
+        trainer.add_callback(ReportCallback(report, tell))
+        trainer.add_callback(MethodCallback(trainer.model))
+        trainer.train()
+    trainer.model.eval()
+    remove_if_empty(Path(args.output_dir))
+
+
+def remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):  # no checkpoint was asked for
+        folder.rmdir()
+
+
+def dataset(rows: list[dict]) -> datasets.Dataset:
+    """Rows as a data set in memory."""
+    datasets.disable_progress_bars()
+    return datasets.Dataset.from_list(rows)
+
+
+OURS = {
+    "learning_rate": "learning_rate", "num_train_epochs": "epochs", "max_length": "max_length",
+    "per_device_train_batch_size": "batch_size", "output_dir": "the run's folder", "seed": "seed",
+}  # fmt: skip
+EVALUATES = ("steps", "epoch")
+REPORTED: dict[type[TrainingArguments], tuple[str, ...]] = {
+    SFTConfig: ("loss", "entropy", "mean_token_accuracy", "aux_loss"),
+    RewardConfig: ("loss", "accuracy", "margin", "mean_reward", "min_reward", "max_reward"),
+    DPOConfig: (
+        "loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen",
+        "logps/rejected", "logits/chosen", "logits/rejected", "entropy", "mean_token_accuracy", "aux_loss",
+    ),
+    KTOConfig: (
+        "loss", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected",
+        "logits/chosen", "logits/rejected", "kl", "entropy", "aux_loss",
+    ),
+}  # fmt: skip
+"""What TRL's trainers (1.16) say of held-out rows, each behind `eval_`."""
+
+
+def check_arguments(cls: type[TrainingArguments], given: dict[str, Any], key: str) -> None:
+    """Refuses arguments that TRL's config class does not have, those that are ours by another name, and values that are
+    no switch or number where there must be one."""
+    known = {f.name for f in dataclasses.fields(cls) if f.init}
+    types = get_type_hints(cls)
+    for name, value in given.items():
+        if name in OURS:
+            where = OURS[name] if name in ("output_dir", "seed") else f"{key}.{OURS[name]}"
+            raise AlignError(f"{key}.args.{name} is set by {where}: write that instead")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            raise AlignError(
+                f"{key}.args.{name}: {cls.__module__.split('.')[0]}.{cls.__name__} has no such argument\n"
+                f"  nearest: {', '.join(near) or 'none'}"
+            )
+        if wanted := _instead(types[name], value):
+            shown = value if isinstance(value, str) else json.dumps(value)
+            raise AlignError(f"{key}.args.{name}={shown}: write {wanted}")
+
+
+def _instead(annotation: Any, value: Any) -> str | None:
+    """What to write for a value that is not of its field's type; None for one that is, or if several types serve.
+
+    Hydra reads `no` and `off` as strings, which Python takes for true.
+    """
+    types = set(get_args(annotation) or [annotation])
+    if value is None and type(None) in types:
+        return None
+    match [one for one in types if one is not type(None)]:
+        case [one] if one is bool and not isinstance(value, bool):
+            return "true or false"
+        case [one] if one is int and (isinstance(value, bool) or not isinstance(value, int)):
+            return "a whole number"
+        case [one] if one is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+            return "a number"
+    return None
+
+
+def check_best(settings: dict[str, Any], asked: str, key: str) -> None:
+    """Raises AlignError where `load_best_model_at_end`, which `asked` for, has no saved evaluations to choose among."""
+    evaluated, saved = (settings.get(name, "no") for name in ("eval_strategy", "save_strategy"))
+    if not settings.get("load_best_model_at_end") or (evaluated in EVALUATES and saved in (evaluated, "best")):
+        return
+    when = next((one for one in (evaluated, saved) if one in EVALUATES), "epoch")
+    raise AlignError(
+        f"{asked}: the best is of the evaluations that are saved, and with eval_strategy={evaluated} and "
+        f"save_strategy={saved} there are none\n"
+        f"  write +{key}.args.eval_strategy={when} +{key}.args.save_strategy={when}, or leave it out"
+    )
+
+
+def check_metric(args: TrainingArguments, key: str, tasks: Iterable[str] = ()) -> None:
+    """Raises AlignError where `metric_for_best_model` is no figure of held-out rows; each of `tasks` has its own."""
+    if (asked := args.metric_for_best_model) is None:
+        if args.save_strategy == "best":
+            raise AlignError(
+                f"{key}.args.save_strategy=best: by which figure?\n  write +{key}.args.metric_for_best_model=eval_loss"
+            )
+        return
+    parts = [f"eval_{task}" for task in tasks] or ["eval"]
+    known = [f"{part}_{name}" for part in parts for name in REPORTED[type(args)]]
+    name = asked if asked.startswith("eval_") else f"eval_{asked}"
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0)
+        raise AlignError(
+            f"{key}.args.metric_for_best_model={asked}: nothing that {key} tells of held-out rows has that name\n"
+            f"  write another, nearest: {', '.join(near)}"
+        )
+
+
+def check_held_out(args: TrainingArguments, held_out: list, key: str) -> None:
+    """Raises AlignError where `eval_strategy` asks for held-out rows and there are none."""
+    if args.eval_strategy != "no" and not held_out:
+        raise AlignError(
+            f"{key}.args.eval_strategy={args.eval_strategy.value}: no rows are held out\n"
+            f"  write {key}.data.eval_share=0.05, or leave it out"
+        )
+
+
+def tell_tasks(rows: list[dict], report: StageReport) -> None:
+    """A line a task on how many of the rows are its own, and `tasks` in card.json; nothing for rows of no mixture."""
+    counts = {name: len(own) for name, own in by_task(rows).items()}
+    for name, count in counts.items():
+        report.say(f"task {name}: {count} of {len(rows)} rows")
+    if counts:
+        report.write_card(tasks=counts)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column
 from rich.table import Table as RichTable
@@ -18,8 +17,8 @@ from align_runs.stages import is_merit, place
 from align_runs.table import STATE, Table
 
 DIGITS = 4
-ENDLESS = 100_000
-"""Letters in a line that no table fills."""
+GAP, EDGES = 1, 2
+"""Blanks between columns, and at both ends of a line."""
 
 
 def fit(table: Table, width: int) -> Table:
@@ -27,39 +26,41 @@ def fit(table: Table, width: int) -> Table:
 
     Figures by which a search would go come before others, those of late stages before those of early ones.
     """
+    widths = _widths(table, width)
+    room = width - widths.pop(table.first) - widths.pop(STATE, 0)
     figures = sorted(table.figures, key=lambda name: (not is_merit(name), -place(name)))
     chosen: list[str] = []
     for name in [*figures[:1], *table.settings, *figures[1:]]:
-        if not chosen or _width(only(table, [*chosen, name]), width) <= width:
+        if not chosen or widths[name] <= room:
             chosen.append(name)
+            room -= widths[name]
+    settings, figures = ([name for name in columns if name in chosen] for columns in (table.settings, table.figures))
     more = len(set(table.frame) - {table.first, STATE, *chosen})
     notes = [f"{more} more column{'s' * (more > 1)}: --columns all"] if more else []
-    return replace(only(table, chosen), notes=[*table.notes, *notes])
-
-
-def only(table: Table, names: list[str]) -> Table:
-    settings, figures = ([name for name in columns if name in names] for columns in (table.settings, table.figures))
-    return replace(table, settings=settings, figures=figures)
+    return replace(table, settings=settings, figures=figures, notes=[*table.notes, *notes])
 
 
 def terminal(table: Table, width: int) -> Iterator[RichTable]:
     """For rich, the stage above the figure's name; one below the other where the columns are wider than `width`."""
     names = shorten([*table.settings, *table.figures])
-    part: list[str] = []
+    widths = _widths(table, width)
+    parts: list[list[str]] = [[]]
     for key in table.columns:
-        if part and _measured(_part(table, [*part, key], names, width)) > width:
-            yield _part(table, part, names, width)
-            part = []
-        part.append(key)
-    yield _part(table, part, names, width)
+        if parts[-1] and sum(widths[one] for one in (table.first, *parts[-1], key)) > width:
+            parts.append([])
+        parts[-1].append(key)
+    for part in parts:
+        yield _part(table, part, names, width)
 
 
-def _width(table: Table, width: int) -> int:
-    return _measured(_part(table, table.columns, shorten([*table.settings, *table.figures]), width))
-
-
-def _measured(shown: RichTable) -> int:
-    return Console(width=ENDLESS).measure(shown).maximum
+def _widths(table: Table, width: int) -> dict[str, int]:
+    """Letters that each column takes, its gap included; how runs ended is folded to a quarter of the width."""
+    names = shorten([*table.settings, *table.figures])
+    found = {}
+    for key in (table.first, *table.columns):
+        letters = max(map(len, [*names.get(key, key).replace(".", ".\n").split("\n"), *_cells(table, key)]))
+        found[key] = (min(letters, width // 4) if key == STATE else letters) + (EDGES if key == table.first else GAP)
+    return found
 
 
 def _part(table: Table, keys: list[str], names: dict[str, str], width: int) -> RichTable:

@@ -57,8 +57,8 @@ def test_a_command_that_cannot_be_is_left_out_with_a_warning(install, capsys, en
     install("greeter", entry, my_hello=HELLO)
     name = entry.partition(" ")[0]
     with pytest.warns(UserWarning, match=f"align {name} of greeter is left out: {problem}"):
-        said = align(capsys, "--help")
-    assert said.status == 0 and "align table" in said.out and f"align {name}  " not in said.out
+        printed = align(capsys, "--help")
+    assert printed.status == 0 and "align table" in printed.out and f"align {name}  " not in printed.out
 
 
 def test_listing_commands_imports_neither_torch_nor_pandas():

@@ -21,7 +21,7 @@ from align_runs.process import started
 SHORT = f"search {SFT} sft.data.eval_share=0.3 sft.batch_size=4 name=mine sampler=random"
 
 
-def told(folder: Path) -> dict:
+def saved(folder: Path) -> dict:
     return json.loads((folder / "runs" / "mine" / "search.json").read_text())
 
 
@@ -30,14 +30,14 @@ def card(folder: Path, number: int, stage: str = "sft") -> dict:
 
 
 @pytest.mark.slow
-def test_the_best_is_a_command_to_paste_and_a_trial_that_fails_is_told_of(here, capsys, base):
+def test_the_best_is_a_command_to_paste_and_a_trial_that_fails_has_its_reason(here, capsys, base):
     good = (here / "demos.jsonl").read_text()
     (here / "late.jsonl").write_text(good * 200 + "{}\n")  # beyond the first look
     words = f"{SHORT} 'sft.data.path=choice(demos.jsonl,late.jsonl)' sft.learning_rate=log(1e-4,1e-1) trials=4 "
     words = words.replace("sft.data.path=demos.jsonl ", "") + "sft.args.max_steps=3 pruner=none seed=1"
-    said = align(capsys, words.format(base=base))
-    assert said.status == 0, said.err
-    found = told(here)
+    printed = align(capsys, words.format(base=base))
+    assert printed.status == 0, printed.err
+    found = saved(here)
     assert [trial["state"] for trial in found["trials"]].count("failed") in (1, 2, 3)
     for trial in found["trials"]:
         if trial["settings"]["sft.data.path"] == "late.jsonl":
@@ -49,7 +49,7 @@ def test_the_best_is_a_command_to_paste_and_a_trial_that_fails_is_told_of(here, 
     best = min(done, key=lambda trial: trial["value"])
     assert found["best"]["trial"] == best["trial"] and found["best"]["value"] == best["value"]
     command = found["best"]["command"]
-    assert command in said.out and f"sft.learning_rate={best['settings']['sft.learning_rate']!r}" in command
+    assert command in printed.out and f"sft.learning_rate={best['settings']['sft.learning_rate']!r}" in command
     assert "eval_strategy" not in command and "name=" not in command
     again = align(capsys, shlex.join([*shlex.split(command)[1:], "name=again"]))
     assert again.status == 0, again.err
@@ -69,9 +69,9 @@ def test_the_best_is_a_command_to_paste_and_a_trial_that_fails_is_told_of(here, 
 def test_a_poor_trial_is_ended_early(here, capsys, base):
     """At the second evaluation one of 4,000 steps is still warming up, where one of 8 is done."""
     words = f"{SHORT} sft.args.eval_strategy=steps sft.args.eval_steps=4 sft.args.max_steps=choice(8,4000)"
-    said = align(capsys, f"{words} sft.learning_rate=1e-2 trials=3 seed=4".format(base=base))
-    assert said.status == 0, said.err
-    good, same, poor = told(here)["trials"]
+    printed = align(capsys, f"{words} sft.learning_rate=1e-2 trials=3 seed=4".format(base=base))
+    assert printed.status == 0, printed.err
+    good, same, poor = saved(here)["trials"]
     assert [trial["settings"]["sft.args.max_steps"] for trial in (good, same, poor)] == [8, 8, 4000]
     assert good["state"] == "done" and good["value"] == same["value"] and poor["state"] == "pruned"
     assert list(poor["on_the_way"])[:2] == ["1", "2"]
@@ -92,9 +92,9 @@ def test_a_search_that_is_killed_ends_its_trial_and_is_taken_up_again(here, caps
         search.send_signal(signal.SIGKILL)
     wait_for(lambda: not writers(log))
     assert "100/100" not in log.read_text()
-    said = align(capsys, words)
-    assert said.status == 0, said.err
-    stopped, again, other = told(here)["trials"]
+    printed = align(capsys, words)
+    assert printed.status == 0, printed.err
+    stopped, again, other = saved(here)["trials"]
     assert [trial["state"] for trial in (stopped, again, other)] == ["stopped", "done", "done"]
     assert stopped["settings"] == again["settings"] != other["settings"]
     assert not (here / stopped["run"] / "summary.json").exists() and again["value"] == card(here, 1)["eval_loss"]
@@ -121,9 +121,13 @@ def writers(file: Path) -> list[str]:
 @pytest.mark.slow
 def test_an_objective_that_runs_do_not_have_ends_the_search_after_the_first(here, capsys, base):
     words = f"{SHORT} sft.args.max_steps=1 sft.learning_rate=log(1e-4,1e-1) objective=sft.loss trials=9"
-    said = align(capsys, words.format(base=base))
-    assert said.status == 1 and "objective=sft.loss: a run came" in said.err and "Use one of sft.eval_loss" in said.err
-    assert [trial["state"] for trial in told(here)["trials"]] == ["failed"]
+    printed = align(capsys, words.format(base=base))
+    assert (
+        printed.status == 1
+        and "objective=sft.loss: a run came" in printed.err
+        and "Use one of sft.eval_loss" in printed.err
+    )
+    assert [trial["state"] for trial in saved(here)["trials"]] == ["failed"]
 
 
 @pytest.mark.slow
@@ -133,9 +137,9 @@ def test_a_reward_model_is_evaluated_on_its_way(here, capsys, base):
         f"{RM} rm.batch_size=4 rm.args.max_steps=4 rm.norm_samples=2 rm.data.eval_share=0.5 rollout.max_new_tokens=4"
     )
     words = f"search {words} name=mine rm.learning_rate=choice(1e-2) trials=1".format(base=base)
-    said = align(capsys, words)
-    assert said.status == 0, said.err
-    (trial,) = told(here)["trials"]
+    printed = align(capsys, words)
+    assert printed.status == 0, printed.err
+    (trial,) = saved(here)["trials"]
     assert list(trial["on_the_way"]) == ["1", "2", "3", "4"]
     assert trial["on_the_way"]["4"] == pytest.approx(card(here, 0, "rm")["eval_accuracy"]) == trial["value"]
 
@@ -149,7 +153,7 @@ def outcome(run, log) -> str | None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("run", "told"),
+    ("run", "expected"),
     [
         (made_up_runs.ends, None),
         (made_up_runs.refuses, "sft.batch_size=0: it is no size. Use 1 or more."),
@@ -158,10 +162,10 @@ def outcome(run, log) -> str | None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_how_a_run_ended_is_told(tmp_path, run, told):
+def test_a_run_that_does_not_end_well_gives_a_reason(tmp_path, run, expected):
     reason = outcome(run, tmp_path / "log.txt")
-    assert reason is None if told is None else told in reason
-    printed = {made_up_runs.ends: "run seed=1", made_up_runs.is_killed: ""}.get(run, told)
+    assert reason is None if expected is None else expected in reason
+    printed = {made_up_runs.ends: "run seed=1", made_up_runs.is_killed: ""}.get(run, expected)
     assert printed in (tmp_path / "log.txt").read_text()
 
 

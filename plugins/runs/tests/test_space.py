@@ -50,7 +50,7 @@ def test_a_sampler_gives_what_is_in_the_space(word, held):
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "expected"),
     [
         ("a=log(0,1)", "lies above 0"),
         ("a=log(-1,1)", "lies above 0"),
@@ -70,6 +70,6 @@ def test_a_sampler_gives_what_is_in_the_space(word, held):
         ("a=normal(1,2)", r"no such function. Use one of log, uniform, range, choice"),
     ],
 )
-def test_a_space_with_nothing_to_search_is_refused(word, told):
-    with pytest.raises(AlignError, match=told):
+def test_a_space_with_nothing_to_search_is_refused(word, expected):
+    with pytest.raises(AlignError, match=expected):
         space(word)

@@ -37,7 +37,7 @@ def test_a_search_that_was_stopped_draws_what_an_unbroken_one_draws(tmp_path, na
     for home in ("broken", "whole"):
         (tmp_path / home).mkdir()
     search(tmp_path / "broken", 5, plan)
-    draw(opened(tmp_path / "broken", "minimize", IDENTITY), plan)  # under way, and never told
+    draw(opened(tmp_path / "broken", "minimize", IDENTITY), plan)  # under way, and never ended
     whole = search(tmp_path / "whole", 14, plan)
     assert search(tmp_path / "broken", 14, plan) == whole and len(set(whole)) == 14
     numbers = [trial.number for trial in ended(opened(tmp_path / "broken", "minimize", IDENTITY))]
@@ -55,13 +55,13 @@ def test_a_trial_that_was_stopped_twice_is_made_once(tmp_path):
 
 def test_another_search_in_its_place_is_refused_with_what_changed(tmp_path):
     search(tmp_path, 1)
-    for identity, told in [
+    for identity, expected in [
         (IDENTITY | {"spaces": {"a": "uniform(0,2)"}}, r"a was uniform\(0,1\) and is uniform\(0,2\)"),
         (IDENTITY | {"settings": {"seed": "1"}}, "seed was 0 and is 1"),
         (IDENTITY | {"settings": {"seed": "0", "model": "x"}}, "model was not there and is x"),
         (IDENTITY | {"objective": "sft.seconds"}, "objective was sft.eval_loss and is sft.seconds"),
     ]:
-        with pytest.raises(AlignError, match=f"{told}. Use name=NAME"):
+        with pytest.raises(AlignError, match=f"{expected}. Use name=NAME"):
             opened(tmp_path, "minimize", identity)
     assert len(ended(opened(tmp_path, "minimize", IDENTITY))) == 1
 

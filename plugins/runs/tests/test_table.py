@@ -87,10 +87,10 @@ def test_a_terminal_shows_the_columns_that_fit_and_says_how_many_do_not(many, ca
 def test_without_a_terminal_a_table_fits_120_letters_and_named_columns_stay_in_a_line(many, capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     first = runs(many, "sweep")[0]
-    said = align(capsys, "table runs").out
-    assert max(map(len, said.splitlines())) <= 120 and "more columns: --columns all" in said
-    said = align(capsys, "table runs --columns all").out
-    assert max(map(len, said.splitlines())) > 120 and said.count(first.name) == 1
+    printed = align(capsys, "table runs").out
+    assert max(map(len, printed.splitlines())) <= 120 and "more columns: --columns all" in printed
+    printed = align(capsys, "table runs --columns all").out
+    assert max(map(len, printed.splitlines())) > 120 and printed.count(first.name) == 1
 
 
 @pytest.mark.slow
@@ -142,9 +142,9 @@ def test_runs_that_differ_in_the_seed_are_averaged(many, capsys):
 
 @pytest.mark.slow
 def test_a_group_that_mixes_other_settings_says_so(many, capsys):
-    said = align(capsys, "table runs/sweep runs/methods --group sft.peft --columns eval_loss").out
-    assert "the runs of a row differ in sft.learning_rate, seed" in said
-    assert [line.split()[:2] for line in said.splitlines()[3:6]] == [["5", "lora"], ["1", "dora"], ["1", "houlsby"]]
+    printed = align(capsys, "table runs/sweep runs/methods --group sft.peft --columns eval_loss").out
+    assert "the runs of a row differ in sft.learning_rate, seed" in printed
+    assert [line.split()[:2] for line in printed.splitlines()[3:6]] == [["5", "lora"], ["1", "dora"], ["1", "houlsby"]]
     assert "differ in" not in align(capsys, "table runs/sweep --group learning_rate --over seed").out
 
 
@@ -192,7 +192,7 @@ def test_files_are_written_by_their_suffix(many, capsys, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         ("runs/sweeep", ["runs/sweeep: there is no such folder", "Use runs/sweep."]),
         ("runs/none*", ["runs/none*: there is no such folder"]),
@@ -213,8 +213,8 @@ def test_files_are_written_by_their_suffix(many, capsys, tmp_path):
         ("runs/sweep --to nowhere/t.md", ["nowhere/t.md: its folder is not there"]),
     ],
 )
-def test_bad_words_are_refused(many, capsys, words, told):
-    refused(capsys, f"table {words}", told)
+def test_bad_words_are_refused(many, capsys, words, expected):
+    refused(capsys, f"table {words}", expected)
 
 
 @pytest.mark.slow
@@ -224,5 +224,5 @@ def test_a_picture_without_matplotlib_is_refused_with_what_to_install(many, caps
 
 
 def test_help_is_its_own(capsys):
-    said = align(capsys, "table --help")
-    assert said.status == 0 and said.out.startswith("usage: align table RUNS") and "--over" in said.out
+    printed = align(capsys, "table --help")
+    assert printed.status == 0 and printed.out.startswith("usage: align table RUNS") and "--over" in printed.out

@@ -131,12 +131,12 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("words", "told"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
-def test_bad_words_are_refused_before_anything_is_made(here, capsys, words, told):
-    refused(capsys, f"search {words.replace('{base}', 'nowhere')}", told)
+@pytest.mark.parametrize(("words", "expected"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
+def test_bad_words_are_refused_before_anything_is_made(here, capsys, words, expected):
+    refused(capsys, f"search {words.replace('{base}', 'nowhere')}", expected)
     assert not (here / "runs").exists()
 
 
 def test_help_is_its_own(capsys):
-    said = align(capsys, "search seed=range(1,3) --help")
-    assert said.status == 0 and said.out.startswith("usage: align search") and "pruner=median" in said.out
+    printed = align(capsys, "search seed=range(1,3) --help")
+    assert printed.status == 0 and printed.out.startswith("usage: align search") and "pruner=median" in printed.out

@@ -25,7 +25,7 @@ from align.build import Build
 from align.checks import check
 from align.cli.compose import check_composition
 from align.cli.main import COMMANDS, VALUED, plugin_commands
-from align_runs.plan import planned
+from align_runs.trials import planned
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.text import Text
 
 from align.errors import AlignError
-from align_runs.plan import Search
 from align_runs.runs import DONE
 from align_runs.show import markdown, terminal, text
 from align_runs.study import LEFT, STATES, ended, importance
 from align_runs.table import STATE, Table, sort, width_of
+from align_runs.trials import Search
 
 SHOWN = 10
 STOPPED = "stopped"

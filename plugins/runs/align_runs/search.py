@@ -14,10 +14,10 @@ from align.config.choices import MEASURED
 from align.errors import AlignError
 from align.installed import require
 from align_runs.compose import check_folder, end_run, run
-from align_runs.plan import CPU_LINEAR, EXAMPLE, Objective, Search, planned
 from align_runs.process import Run, started
 from align_runs.runs import DONE, cards, stages_of
 from align_runs.stages import METRICS
+from align_runs.trials import CPU_LINEAR, EXAMPLE, Objective, Search, planned
 
 if TYPE_CHECKING:
     import optuna

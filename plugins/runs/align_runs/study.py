@@ -21,8 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from align.errors import AlignError
 from align.installed import installed
-from align_runs.plan import Plan
 from align_runs.runs import DONE
+from align_runs.trials import Plan
 
 STATES = {DONE: TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 SAMPLERS = {"tpe": TPESampler, "random": RandomSampler, "gp": GPSampler}

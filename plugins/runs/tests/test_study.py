@@ -7,9 +7,9 @@ import pytest
 from optuna.trial import TrialState
 
 from align.errors import AlignError
-from align_runs.plan import Plan
 from align_runs.space import parse, space_of
 from align_runs.study import ended, importance, locked, opened, pruner, sampler
+from align_runs.trials import Plan
 
 PLAN = Plan([], [], trials=20)
 IDENTITY = {"objective": "sft.eval_loss", "spaces": {"a": "uniform(0,1)"}, "settings": {"seed": "0"}}

@@ -6,7 +6,7 @@ import optuna
 import pytest
 from shell import SFT, align, refused
 
-from align_runs.plan import planned
+from align_runs.trials import planned
 
 TINY = "experiment=tiny debug=default"
 MIXED = "stages=sft model={base} data@sft.data=mixture " + " ".join(

@@ -3,8 +3,8 @@
 import json
 import math
 
-from align_runs.plan import Objective
 from align_runs.search import evaluations
+from align_runs.trials import Objective
 
 
 def write(file, *lines: dict, end: str = "\n") -> None:

@@ -38,7 +38,7 @@ class Progress:
         search, plan = self.search, self.search.plan
         self.say(
             f"{plan.trials} trials by {plan.sampler}, seed {search.seed}, in {search.home}; "
-            f"{search.objective.figure} is {search.objective.direction}d",
+            f"{search.figure} is {search.direction}d",
             "search",
         )
         for space in plan.spaces:
@@ -57,7 +57,7 @@ class Progress:
 
     def end(self, trial: FrozenTrial) -> None:
         """Print how a trial ended, and save it."""
-        figure = self.search.objective.figure
+        figure = self.search.figure
         if trial.state == TrialState.COMPLETE:
             best = self.study.best_trial
             place = f"best: {text(best.value)}, trial {best.number}"
@@ -97,9 +97,9 @@ class Progress:
         trials = [self.facts(trial) for trial in study.trials if trial.state.is_finished()]
         best = study.best_trial if any(trial["state"] == DONE for trial in trials) else None
         facts = {
-            "objective": search.objective.figure,
-            "direction": search.objective.direction,
-            "spaces": search.identity["spaces"],
+            "objective": search.figure,
+            "direction": search.direction,
+            "spaces": {space.key: space.text for space in search.plan.spaces},
             "fixed": search.plan.fixed,
             "added": search.added,
             "sampler": search.plan.sampler,
@@ -131,7 +131,7 @@ class Progress:
 
     def table(self, trials: list[dict[str, Any]]) -> Table:
         """A row a trial, the best first."""
-        figure, settings = self.search.objective.figure, [space.name for space in self.search.plan.spaces]
+        figure, settings = self.search.figure, [space.name for space in self.search.plan.spaces]
         figures = list(dict.fromkeys([figure, "seconds"]))
         rows = [
             {"trial": str(one["trial"]), **one["settings"], "seconds": one["seconds"], figure: one["value"]}
@@ -140,7 +140,7 @@ class Progress:
         ]
         frame = pd.DataFrame(rows, columns=["trial", *settings, *figures, STATE], dtype=object)
         made = Table("trial", frame, settings, figures)
-        sort(made, figure, self.search.objective.direction == "maximize")
+        sort(made, figure, self.search.direction == "maximize")
         return made
 
 

@@ -23,8 +23,6 @@ STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
 """The name of a run's folder."""
 DEPTH = 3
 """Folders between the one that is named and a run: runs, NAME, and a trial of a search."""
-NO_FIGURES = ("versions", "inputs", "hashes", "cpu_linear")
-"""Entries of a card.json that hold no figures."""
 
 
 @dataclass
@@ -167,25 +165,14 @@ def cards(folder: Path, stages: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _configured(folder: Path, stages: list[str]) -> dict[str, Any]:
-    """The resolved configuration of the last stage, with each stage's own section as that stage had it."""
-    merged: dict[str, Any] = {}
-    texts: dict[str, dict[str, Any]] = {}
-    for stage in stages:
-        file = folder / stage / "config.yaml"
-        text = file.read_text()
-        if text not in texts:
-            texts[text] = _parsed(text, file)
-        own = {name: merged[name] for name in stages[: stages.index(stage)] if name in merged}
-        merged = {**texts[text], **own}
-    return merged
-
-
-def _parsed(text: str, file: Path) -> dict[str, Any]:
+    """The resolved configuration of a run, as its last stage has it."""
+    if not stages:
+        return {}
+    file = folder / stages[-1] / "config.yaml"
     try:
-        found = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
     except yaml.YAMLError as error:
         raise AlignError(f"table {file}: it is no yaml any more. Mend the file, or leave this run out.") from error
-    return found if isinstance(found, dict) else {}
 
 
 def figures(folder: Path, stages: list[str]) -> dict[str, float]:
@@ -199,7 +186,7 @@ def figures(folder: Path, stages: list[str]) -> dict[str, float]:
         if "hashes" in card:
             compared = card.pop("policies") if isinstance(card.get("policies"), dict) else {}
             policies |= numbers(compared)
-            found |= numbers({name: value for name, value in card.items() if name not in NO_FIGURES}, f"{stage}.")
+            found |= numbers(card, f"{stage}.")
     took = read_json(folder / "summary.json").get("seconds", {})
     seconds = {f"{stage}.seconds": took[stage] for stage in stages if stage in took}
     whole = {"seconds": round(sum(seconds.values()), 1)} if seconds else {}

@@ -15,9 +15,10 @@ from align.errors import AlignError
 from align.installed import require
 from align_runs.compose import check_folder, end_run, run
 from align_runs.process import Run, started
-from align_runs.runs import DONE, cards, stages_of
+from align_runs.runs import DONE, cards, figures, stages_of
 from align_runs.stages import METRICS
-from align_runs.trials import CPU_LINEAR, EXAMPLE, Objective, Search, planned
+from align_runs.table import nearest
+from align_runs.trials import CPU_LINEAR, EXAMPLE, Search, planned
 
 if TYPE_CHECKING:
     import optuna
@@ -50,7 +51,7 @@ examples
 
 
 def search(words: list[str]) -> None:
-    """The best settings by trying many, on Optuna: align search SETTINGS 'KEY=log(1e-5,1e-2)' trials=20"""
+    """The best of many runs, by Optuna: 'sft.learning_rate=log(1e-5,1e-2)' 'sft.peft.r=choice(4,8,16)' trials=20"""
     if {"-h", "--help"} & set(words):
         return print(HELP, end="")
     require("optuna", "align search", "align -m with the values themselves, a sweep", extra="search")
@@ -62,7 +63,7 @@ def search(words: list[str]) -> None:
 
     check_sampler(found.plan)
     with locked(found.home):
-        study = opened(found.home, found.objective.direction, found.identity)
+        study = opened(found.home, found.direction, found.identity)
         study.pruner = pruner(found.plan)
         progress = Progress(found, study)
         progress.start()
@@ -91,9 +92,9 @@ def attempt(found: Search, study: optuna.Study, run: Run, progress: Progress) ->
     value, missing = None, None
     if state == DONE:
         try:
-            value = found.objective.value(found.folder(trial.number) / "latest")
+            value = value_of(found.folder(trial.number) / "latest", found.figure)
             if not math.isfinite(value):
-                state, value, reason = "failed", None, f"{found.objective.figure} is {value}"
+                state, value, reason = "failed", None, f"{found.figure} is {value}"
         except AlignError as error:
             missing, state, reason = error, "failed", str(error)
     trial.set_user_attr("reason", reason)
@@ -114,7 +115,7 @@ def carry_out(found: Search, trial: optuna.Trial, words: list[str], run: Run) ->
         """Report what is new; why the pruner has seen enough, '' where it has not."""
         nonlocal reported
         why = ""
-        for name, value in evaluations(folder, found.objective)[reported:]:
+        for name, value in evaluations(folder, found.figure)[reported:]:
             reported += 1
             trial.report(value, reported)
             if not why and trial.should_prune():
@@ -126,7 +127,7 @@ def carry_out(found: Search, trial: optuna.Trial, words: list[str], run: Run) ->
         while not running.ended():
             if reason := poor():
                 running.stop()
-                end_run((folder / "latest").resolve(), found.objective.stage, "pruned", reason)
+                end_run((folder / "latest").resolve(), found.figure.partition(".")[0], "pruned", reason)
                 return "pruned", reason
         failure = running.failure()
     poor()  # the last figures, for later trials to be compared with
@@ -144,15 +145,24 @@ def keep_kernel(found: Search, study: optuna.Study, number: int) -> None:
             return
 
 
-def evaluations(home: Path, objective: Objective) -> list[tuple[str, float]]:
+def value_of(run: Path, figure: str) -> float:
+    """The figure of a run that came to its end. Raises AlignError where there is none."""
+    found = figures(run, stages_of(run))
+    if figure not in found:
+        near = ", ".join(nearest(figure, list(found)))
+        raise AlignError(f"objective={figure}: a run came to its end without this figure. Use one of {near}.")
+    return found[figure]
+
+
+def evaluations(home: Path, figure: str) -> list[tuple[str, float]]:
     """The objective on the way of a trial in `home`, as its stage writes it to metrics.jsonl: (name, value), in order.
 
     Those before the first step are left out, so that trials whose steps differ in number are compared after equal
     parts of their way. nan is for what was not finite.
     """
-    last = objective.figure.removeprefix(f"{objective.stage}.")
+    stage, _, last = figure.partition(".")
     names = (last, METRICS.get(last, f"eval/{last}"))
-    file = home / "latest" / objective.stage / "metrics.jsonl"
+    file = home / "latest" / stage / "metrics.jsonl"
     text = file.read_text() if file.exists() else ""
     found: dict[int, tuple[str, float]] = {}
     for line in text.rpartition("\n")[0].splitlines():  # the last line may still be written

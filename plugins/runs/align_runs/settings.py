@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,28 +38,25 @@ def _within(key: str, sections: list[str]) -> bool:
 def _flat(value: Any, key: str) -> Settings:
     if not isinstance(value, dict):
         return {key: value}
-    kind = {key: Kind(value)} if "_target_" in value else {}
+    kind = {key: Kind.of(value)} if "_target_" in value else {}
     return kind | {
         k: v for name, one in value.items() if name != "_target_" for k, v in _flat(one, f"{key}.{name}").items()
     }
 
 
+@dataclass(frozen=True)
 class Kind:
-    """The kind of a plug: its `_target_`, of another library's class also the names of its arguments.
+    """The kind of a plug. Plugs that differ in values alone are of one kind."""
 
-    `use_dora` makes a DoRA of a LoRA; plugs that differ in values alone are of one kind.
-    """
+    target: str
+    names: frozenset[str]
+    """Of its arguments, where its class is another library's: `use_dora` makes a DoRA of a LoRA."""
+    node: Settings = field(compare=False)
 
-    def __init__(self, node: Settings) -> None:
-        self.node = node
+    @classmethod
+    def of(cls, node: Settings) -> Kind:
         target = str(node["_target_"])
-        self.mark = target, frozenset() if target.startswith("align.") else frozenset(node)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Kind) and self.mark == other.mark
-
-    def __hash__(self) -> int:
-        return hash(self.mark)
+        return cls(target, frozenset() if target.startswith("align.") else frozenset(node), node)
 
     def named(self, key: str) -> str:
         """The plug's name: `lora` for `sft.peft`; else that of its class."""
@@ -86,7 +84,7 @@ def _differs(key: str, runs: list[Settings]) -> bool:
 def _always_there(key: str, owners: list[str], runs: list[Settings]) -> bool:
     """A run that lacks the key has no such stage, or is of another version: a root key, a plug, or one of align's."""
     home = [run.get(owners[-1]) for run in runs] if owners else []
-    own = any(isinstance(kind, Kind) and kind.mark[0].startswith("align.") for kind in home)
+    own = any(isinstance(kind, Kind) and kind.target.startswith("align.") for kind in home)
     return not owners or own or any(isinstance(run.get(key), Kind) for run in runs)
 
 

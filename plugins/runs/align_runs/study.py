@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
@@ -50,7 +49,7 @@ def locked(home: Path) -> Iterator[None]:
         yield
 
 
-def opened(home: Path, direction: str, identity: dict[str, Any]) -> optuna.Study:
+def opened(home: Path, direction: str, identity: dict[str, str]) -> optuna.Study:
     """The study, new or as it was left; trials that were under way then are put in line again.
 
     `identity` is what its trials have in common: spaces, settings, objective. Raises AlignError where that has
@@ -119,13 +118,8 @@ def importance(study: optuna.Study) -> dict[str, float]:
         return optuna.importance.get_param_importances(study) if len(done) > 1 else {}
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+def _changes(before: dict[str, str], now: dict[str, str]) -> str:
     """The first of the differences, as `KEY was A and is B`."""
-    found = []
-    for part in now:
-        old, new = before.get(part), now[part]
-        if not isinstance(new, dict) or not isinstance(old, dict):
-            old, new = {part: old}, {part: new}
-        keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
-        found += [f"{key} was {old.get(key, 'not there')} and is {new.get(key, 'not there')}" for key in keys]
+    keys = [key for key in dict.fromkeys([*now, *before]) if before.get(key) != now.get(key)]
+    found = [f"{key} was {before.get(key, 'not there')} and is {now.get(key, 'not there')}" for key in keys]
     return "; ".join(found[:3])

@@ -57,7 +57,7 @@ class Table:
 
 
 def table(words: list[str]) -> Table | None:
-    """Settings and figures of many runs, side by side: align table runs/NAME --over seed --to FILE"""
+    """Settings and figures of many runs, side by side: RUNS --columns A,B --over seed --to FILE"""
     parser = _parser()
     if {"-h", "--help"} & set(words):
         return print(parser.format_help(), end="")

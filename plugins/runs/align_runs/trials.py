@@ -21,10 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from align.config.leaves import leaves
 from align.errors import AlignError
 from align_runs.compose import check, compose, stages_of_run
-from align_runs.runs import figures, stages_of
 from align_runs.space import Call, Space, fitted, parse, space_of
 from align_runs.stages import check_objective, direction, evaluations, keep_test_rows, merit
-from align_runs.table import nearest
 
 CHOICES = {
     "sampler": ("tpe", "random", "gp"),
@@ -203,29 +201,13 @@ def _composed(words: list[str]) -> DictConfig | None:
 # -- the search -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Objective:
-    figure: str
-    direction: str
-
-    @property
-    def stage(self) -> str:
-        return self.figure.partition(".")[0]
-
-    def value(self, run: Path) -> float:
-        """The figure of a run that came to its end. Raises AlignError where there is none."""
-        found = figures(run, stages_of(run))
-        if self.figure not in found:
-            near = ", ".join(nearest(self.figure, list(found)))
-            raise AlignError(f"objective={self.figure}: a run came to its end without this figure. Use one of {near}.")
-        return found[self.figure]
-
-
 @dataclass
 class Search:
     plan: Plan
     trials: Trials
-    objective: Objective
+    figure: str
+    """Its objective."""
+    direction: str
     home: Path
     added: list[str]
     """Settings that the search adds to those that were typed."""
@@ -233,7 +215,7 @@ class Search:
     """The sampler's."""
     unpruned: str
     """Why trials cannot be pruned; '' where they can."""
-    identity: dict[str, Any]
+    identity: dict[str, str]
     """What makes it this search and no other: objective, spaces, settings."""
     one_kernel: bool
     """cpu_linear is left to the search."""
@@ -263,19 +245,19 @@ def planned(words: list[str]) -> Search:
     typed = [*searched, *(word.lstrip("+").partition("=")[0] for word in plan.fixed)]
     figure = plan.objective or merit(cfg, stages)
     check_objective(figure, cfg, stages, searched)
-    objective = Objective(figure, plan.direction or direction(figure))
+    better = plan.direction or direction(figure)
     on_the_way, unpruned = evaluations(figure, cfg, typed) if plan.pruner != "none" else ([], "")
     shared = leaves(OmegaConf.to_container(trials.shared, resolve=False))
     return Search(
-        plan, trials, objective, Path(cfg.runs).expanduser() / (plan.name or f"{cfg.name}_search"),
+        plan, trials, figure, better, Path(cfg.runs).expanduser() / (plan.name or f"{cfg.name}_search"),
         added=[*keep_test_rows(stages, typed), *on_the_way],
         seed=0 if "seed" in searched else cfg.seed,
         unpruned=unpruned,
         identity={
             "objective": figure,
-            "direction": objective.direction,
-            "spaces": {space.key: space.text for space in plan.spaces},
-            "settings": {key: str(value) for key, value in shared if key not in ("name", "runs")},  # where runs go
+            "direction": better,
+            **{space.key: space.text for space in plan.spaces},
+            **{key: str(value) for key, value in shared if key not in (*searched, "name", "runs")},  # where runs go
         },
         one_kernel=CPU_LINEAR not in typed,
     )  # fmt: skip

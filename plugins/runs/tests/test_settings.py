@@ -83,7 +83,7 @@ def test_a_plug_is_named_by_the_choice_that_it_is_most_like():
     assert plug_name("peft", {"_target_": "align.config.none"}) == "none"
     assert plug_name("peft", {"_target_": "peft.HRAConfig", "r": 8}) == "HRA"
     assert plug_name("critic", {"_target_": "align.roles.specs.Critic", "backbone": "head", "path": "auto"}) == "head"
-    assert Kind(LORA).named("sft.peft") == "lora"
+    assert Kind.of(LORA).named("sft.peft") == "lora"
 
 
 def test_every_choice_of_every_group_is_named_as_itself():
@@ -98,8 +98,8 @@ def test_every_choice_of_every_group_is_named_as_itself():
 
 def test_a_plug_below_a_name_of_ones_own_is_named_as_in_its_group():
     function = {"_target_": "align.rewards.function.FunctionReward", "fn": "mine.score", "args": {}, "name": None}
-    assert Kind(function).named("reward.terms.polite") == Kind(function).named("watch.judge") == "fn"
-    assert Kind({"_target_": "align.config.none"}).named("evaluate.general") == "none"
+    assert Kind.of(function).named("reward.terms.polite") == Kind.of(function).named("watch.judge") == "fn"
+    assert Kind.of({"_target_": "align.config.none"}).named("evaluate.general") == "none"
 
 
 def test_names_are_shortened_as_far_as_they_stay_apart():

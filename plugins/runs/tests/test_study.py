@@ -12,7 +12,7 @@ from align_runs.study import ended, importance, locked, opened, pruner, sampler
 from align_runs.trials import Plan
 
 PLAN = Plan([], [], trials=20)
-IDENTITY = {"objective": "sft.eval_loss", "spaces": {"a": "uniform(0,1)"}, "settings": {"seed": "0"}}
+IDENTITY = {"objective": "sft.eval_loss", "a": "uniform(0,1)", "seed": "0"}
 SPACE = space_of("a=uniform(0.0,1.0)", parse("a=uniform(0.0,1.0)"))
 
 
@@ -56,9 +56,9 @@ def test_a_trial_that_was_stopped_twice_is_made_once(tmp_path):
 def test_another_search_in_its_place_is_refused_with_what_changed(tmp_path):
     search(tmp_path, 1)
     for identity, expected in [
-        (IDENTITY | {"spaces": {"a": "uniform(0,2)"}}, r"a was uniform\(0,1\) and is uniform\(0,2\)"),
-        (IDENTITY | {"settings": {"seed": "1"}}, "seed was 0 and is 1"),
-        (IDENTITY | {"settings": {"seed": "0", "model": "x"}}, "model was not there and is x"),
+        (IDENTITY | {"a": "uniform(0,2)"}, r"a was uniform\(0,1\) and is uniform\(0,2\)"),
+        (IDENTITY | {"seed": "1"}, "seed was 0 and is 1"),
+        (IDENTITY | {"model": "x"}, "model was not there and is x"),
         (IDENTITY | {"objective": "sft.seconds"}, "objective was sft.eval_loss and is sft.seconds"),
     ]:
         with pytest.raises(AlignError, match=f"{expected}. Use name=NAME"):

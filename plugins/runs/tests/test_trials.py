@@ -53,8 +53,8 @@ def test_a_setting_that_a_choice_lacks_is_searched_with_the_others_only():
     ],
 )
 def test_the_objective_is_the_held_out_score_of_the_last_stage_that_trains(words, figure, direction):
-    wanted = search(f"{words} seed=range(1,3)").objective
-    assert (wanted.figure, wanted.direction) == (figure, direction)
+    found = search(f"{words} seed=range(1,3)")
+    assert (found.figure, found.direction) == (figure, direction)
 
 
 def test_trials_are_judged_on_rows_that_are_not_the_test(here):

@@ -4,7 +4,6 @@ import json
 import math
 
 from align_runs.search import evaluations
-from align_runs.trials import Objective
 
 
 def write(file, *lines: dict, end: str = "\n") -> None:
@@ -14,7 +13,7 @@ def write(file, *lines: dict, end: str = "\n") -> None:
 
 
 def values(home, figure: str) -> list[float]:
-    return [value for _, value in evaluations(home, Objective(figure, "minimize"))]
+    return [value for _, value in evaluations(home, figure)]
 
 
 def test_evaluations_are_read_as_they_come(tmp_path):
@@ -35,4 +34,4 @@ def test_ppo_is_watched_by_its_held_out_score(tmp_path):
     write(tmp_path / "latest" / "ppo" / "metrics.jsonl", line)
     for figure, value in [("true_score", 0.5), ("reward", 0.5), ("best.objective", 0.3), ("kl", 2.0)]:
         assert values(tmp_path, f"ppo.{figure}") == [value]
-    assert evaluations(tmp_path, Objective("ppo.kl", "minimize")) == [("eval/kl", 2.0)]
+    assert evaluations(tmp_path, "ppo.kl") == [("eval/kl", 2.0)]

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import Any
 
 
 def defined_at(fn: Callable) -> str:
@@ -63,7 +64,7 @@ def resolve(name: str) -> Callable:
     """
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
-        raise ValueError(f"fn={name} names no module: write MODULE.FUNCTION, such as my_rewards.brevity")
+        raise ValueError(f"fn={name} names no module: use MODULE.FUNCTION, such as my_rewards.brevity")
     module = _module(module_name, name)
     try:
         found = getattr(module, attribute)
@@ -124,3 +125,18 @@ def _near(wanted: str, names: list[str]) -> str:
     parent, dot, last = wanted.rpartition(".")
     close = difflib.get_close_matches(last, names, n=1)
     return f"; did you mean {parent}{dot}{close[0]}?" if close else ""
+
+
+def locate(name: str) -> Any:
+    """The object at a dotted name; raises what its import raises, which Hydra's own look-up logs and wraps."""
+    home, _, last = name.rpartition(".")
+    if not home:
+        raise ImportError(f"{name} names no module")
+    try:
+        module = importlib.import_module(home)
+    except ModuleNotFoundError as error:
+        inside = "." in home and error.name and f"{home}.".startswith(f"{error.name}.")
+        if not inside:
+            raise
+        module = locate(home)
+    return getattr(module, last)

@@ -18,4 +18,4 @@ def require(package: str, asked: str, instead: str, extra: str | None = None) ->
     """
     if not installed(package):
         name = extra or package
-        raise AlignError(f"{asked}: {package} is not installed\n  pip install 'align[{name}]', or write {instead}")
+        raise AlignError(f"{asked}: {package} is not installed\n  pip install 'align[{name}]', or use {instead}")

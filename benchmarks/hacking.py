@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-WATCH = "ppo.eval_every=4 ppo.eval_prompts=128 watch=judge watch.judge.fn=align.data.help_desk_rule.clerk_scores"
+WATCH = "ppo.eval_every=4 ppo.eval_prompts=128 watch=judge watch.judge.fn=help_desk.rule.clerk_scores"
 GAMED = "ppo.kl_coef=0.05 actor.learning_rate=1.5e-3"
 RUNS = {
     "tiny": ("good", ""),

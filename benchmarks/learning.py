@@ -41,9 +41,7 @@ def main() -> None:
     args = parser.parse_args()
     stories.check_model(args.model)
     if find_spec("matplotlib") is None:
-        raise SystemExit(
-            "the plot needs matplotlib\n  write pip install 'matplotlib>=3.9', or pip install -e '.[bench]'"
-        )
+        raise SystemExit("the plot needs matplotlib\n  use pip install 'matplotlib>=3.9', or pip install -e '.[bench]'")
     sides = {
         "trl": (environment(Path(args.cache) / "trl-1.12"), "learning_trl.py"),
         "align": (sys.executable, "learning_align.py"),

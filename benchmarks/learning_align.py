@@ -12,6 +12,8 @@ from pathlib import Path
 import stories
 from meter import prepare
 
+from align.ppo.options import PPOOptions
+
 
 def main() -> None:
     args = stories.arguments(__doc__)
@@ -36,10 +38,9 @@ def prompts(texts: list[str], tokenizer) -> list:
 
 
 def build(path: str, seed: int, steps: int):
-    """The loop as `align.build` wires it, and the tokenizer."""
+    """The loop as `align.build.runtime` wires it, and the tokenizer."""
     from ppo_step import plain_setting
 
-    from align import config
     from align.advantages.gae import GAE
     from align.ppo.step import PPO
     from align.rewards.function import FunctionReward
@@ -54,7 +55,7 @@ def build(path: str, seed: int, steps: int):
     Reference("auto", None).seat(seats)
     Critic(path, "auto", stories.RATE, None, None, "own", schedule="linear").seat(seats)
     tokenizer = load_tokenizer(path, "path")
-    options = config.PPO(
+    options = PPOOptions(
         steps=steps, batch_size=stories.BATCH, minibatches=1, micro_batch_size=stories.BATCH, epochs=stories.EPOCHS,
         kl_coef=stories.KL_COEF, clip=stories.CLIP, value_clip=stories.VALUE_CLIP,
     )  # fmt: skip

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from meter import Meter, prepare
 
+from align.ppo.options import PPOOptions
+
 SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
 RANK = 16
 STEPS = 2
@@ -78,7 +80,6 @@ def step(args: argparse.Namespace, folder: Path) -> None:
 
     import align.ppo.step
     import align.roles.specs
-    from align import config
     from align.advantages.gae import GAE
     from align.ppo.step import PPO
     from align.rewards.model import ModelReward
@@ -109,7 +110,7 @@ def step(args: argparse.Namespace, folder: Path) -> None:
         engine = VLLMRollout(policy, roles.actor, 128, 32, args.kv_cache_mib, share)
     else:
         engine = HFRollout(tokenizer.pad_token_id, args.rows)
-    options = config.PPO(batch_size=32, minibatches=1, micro_batch_size=args.micro, epochs=4, kl_coef=0.05)
+    options = PPOOptions(batch_size=32, minibatches=1, micro_batch_size=args.micro, epochs=4, kl_coef=0.05)
     sampling = Sampling(1.0, 64, (tokenizer.eos_token_id,))
     ppo = PPO(roles, engine, reward, GAE(options.gamma, options.lam), tokenizer, sampling, options)
     rows = prompts(folder.parent)

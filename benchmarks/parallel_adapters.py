@@ -20,6 +20,8 @@ from pathlib import Path
 
 from meter import Meter, prepare
 
+from align.stages.sft.spec import SFTOptions
+
 SIDES = {"alone": "one after the other", "plain": "in one pass, PEFT's LoRA", "together": "in one pass"}
 
 
@@ -80,14 +82,13 @@ def measure(fixtures: Path, point: dict) -> None:
     from rich.console import Console
 
     import align.stages.sft.stage
-    from align import config
     from align.data.files import FileData
     from align.report.report import Report
 
     if point["side"] == "plain":
         align.stages.sft.side_by_side.use_fast_loras = lambda model: 0
     count = point["adapters"]
-    options = config.SFT(batch_size=point["rows"], args={"max_steps": point["steps"]}, parallel_adapters=count)
+    options = SFTOptions(batch_size=point["rows"], args={"max_steps": point["steps"]}, parallel_adapters=count)
     data = FileData("prompt_completion", str(demonstrations(fixtures)))
     stage = align.stages.sft.stage.SFT(options, data, lora(), point["seed"], torch.device("cpu"), torch.float32)
     meter = Meter()

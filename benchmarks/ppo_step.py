@@ -16,6 +16,8 @@ from pathlib import Path
 
 from meter import Meter, prepare
 
+from align.ppo.options import PPOOptions
+
 WORK = {"full": (None, "own"), "uneven": (None, "own"), "lora": (16, "own"), "lora_head": (16, "head")}
 """Rank of the adapters, and where the critic sits."""
 
@@ -87,10 +89,9 @@ def plain_setting(**more):
 def build(
     folder: Path, work: str, adapter, critic: str, linear: str, batch: int = 32, new_tokens: int = 64, epochs: int = 4
 ):
-    """The loop as `align.build` wires it."""
+    """The loop as `align.build.runtime` wires it."""
     import torch
 
-    from align import config
     from align.advantages.gae import GAE
     from align.engine.linear import choose_linear, use_fast_linears
     from align.ppo.step import PPO
@@ -115,7 +116,7 @@ def build(
     if kind == "onednn":
         for one in (*(group.backbone for group in roles.groups), reward.engine.module):
             use_fast_linears(one)
-    options = config.PPO(batch_size=batch, minibatches=1, micro_batch_size=8, epochs=epochs, kl_coef=0.05)
+    options = PPOOptions(batch_size=batch, minibatches=1, micro_batch_size=8, epochs=epochs, kl_coef=0.05)
     sampling = Sampling(1.0, new_tokens, (tokenizer.eos_token_id,))
     advantage = GAE(options.gamma, options.lam)
     ppo = PPO(roles, HFRollout(tokenizer.pad_token_id), reward, advantage, tokenizer, sampling, options)

@@ -55,7 +55,7 @@ def check_model(path: str) -> None:
     if not (Path(path) / "config.json").exists():
         raise SystemExit(
             f"--model={path}: no model there\n"
-            "  write --model FOLDER: a small language model that writes stories, such as llama2.c's stories260K "
+            "  use --model FOLDER: a small language model that writes stories, such as llama2.c's stories260K "
             "in transformers' format"
         )
 

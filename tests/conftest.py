@@ -26,8 +26,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from align import config
-from align.stages.pretrain import train_tokenizer
+from align.stages.pretrain.spec import PretrainOptions
+from align.stages.pretrain.stage import train_tokenizer
 
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no reason to fail
 settings.load_profile("unhurried")
@@ -40,7 +40,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
     """A byte-level BPE with EOS, pad and turn marks."""
     words = WORDS.split()
     texts = [" ".join(words[i:] + words[:i] + [f"{i * j}." for j in range(9)]) for i in range(len(words))] * 5
-    return train_tokenizer(texts, config.Pretrain(vocab_size=768))
+    return train_tokenizer(texts, PretrainOptions(vocab_size=768))
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 from peft import PeftConfig
 
-from align.nodes import peft
+from align.build.plugs import peft
+from align.config.values import plug_of
 
 CONF = Path(__file__).parents[1] / "conf" / "peft"
 PLUGIN = ["houlsby", "pfeiffer", "parallel"]
@@ -28,4 +30,5 @@ def method(name: str, *settings: str) -> PeftConfig:
     module = "bottleneck_adapters_conf" if name in PLUGIN else "align.conf"
     with initialize_config_module(module, version_base=None):
         needed = [f"peft.{setting}" for setting in SETTINGS.get(name, ())]
-        return peft(compose(overrides=[f"+peft={name}", *needed, *settings]).peft, "peft")
+        node = compose(overrides=[f"+peft={name}", *needed, *settings]).peft
+        return peft(plug_of(OmegaConf.to_container(node), "peft"))

@@ -30,7 +30,7 @@ EARLY = [
     (
         "columns of another format",
         f"{KTO} kto.data.path=pairs.jsonl",
-        ["'completion'", "write data@kto.data=preferences, which has these columns"],
+        ["'completion'", "use data@kto.data=preferences, which has these columns"],
     ),
     ("no column of a prompt", f"{PPO} ppo.data.path=nocolumn.jsonl", ["nocolumn.jsonl line 1", "'prompt'"]),
     ("a column that nobody reads", f"{RM} rm.data.columns.label=topic", ["rm.data.columns.label=topic", "share"]),
@@ -52,7 +52,7 @@ EARLY = [
     (
         "no column of a task",
         MIXTURE.replace("pairs", "nocolumn"),
-        ["write sft.data.parts.b.columns.prompt=COLUMN", "than +data@sft.data.parts.b=prompt_completion"],
+        ["use sft.data.parts.b.columns.prompt=COLUMN", "than +data@sft.data.parts.b=prompt_completion"],
     ),
     ("an empty task", MIXTURE.replace("pairs", "empty"), ["sft.data.parts.b.path=empty.jsonl", "no rows"]),
     (
@@ -70,7 +70,7 @@ EARLY = [
     (
         "one answer to choose among",
         "stages=evaluate actor.path={base} sft.data.path=yes.jsonl evaluate.shots=[0] evaluate.metrics=[accuracy]",
-        ["evaluate.metrics: accuracy", "every answer is ' yes'", "write exact_match or f1"],
+        ["evaluate.metrics: accuracy", "every answer is ' yes'", "use exact_match or f1"],
     ),
 ]
 LATE = [
@@ -92,7 +92,7 @@ LATE = [
     (
         "reward server that is not there",
         f"{LEARNED} reward=http reward.url=http://127.0.0.1:9/score reward.retries=0",
-        ["'http' (http://127.0.0.1:9/score) stayed away", "write the url of a server"],
+        ["'http' (http://127.0.0.1:9/score) stayed away", "use the url of a server"],
     ),
     (
         "fewer tokens than a row",
@@ -172,7 +172,7 @@ def test_a_chat_template_that_refuses_a_role_is_told_with_the_row(here, capsys, 
         f"refuses messages of {opening}, user",
         f"({why}), in {noun} ",
         f"message 1 is the {opening}'s 'Be brief.'",
-        "write messages",
+        "use messages",
     ]
     refused(capsys, arguments.format(base=strict), words)
     assert not list((here / "runs").rglob("*.safetensors"))

@@ -5,12 +5,10 @@ import copy
 import pytest
 import yaml
 from command_line import PPO, RM, SFT, TINY, answer, refused, stand_in, write_data
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-import align.cli.main  # noqa: F401 - registers the schemas
-from align.checks import check
+import align.cli.main  # noqa: F401 - registers the search path
+from align.cli.compose import composed, plan_of
 from align.errors import AlignError
 
 NAMES = [
@@ -19,8 +17,8 @@ NAMES = [
     ("choice", "reward=fnn", ["reward=fnn", "nearest: fn", "kind_words", "sum"]),
     ("choice of a facet", "peft@actor.peft=lorra", ["nearest: lora"]),
     ("facet without its node", "peft=none", ["peft@actor.peft", "peft@sft.peft"]),
-    ("value for a facet", "sft.peft=none", ["sft.peft=none", "write peft@sft.peft=none"]),
-    ("value for a data node", "sft.data=help_desk", ["write data@sft.data=help_desk"]),
+    ("value for a facet", "sft.peft=none", ["sft.peft=none", "use peft@sft.peft=none"]),
+    ("value for a data node", "sft.data=help_desk", ["use data@sft.data=help_desk"]),
     ("null for a group", "critic=null", ["null", "GROUP=none"]),
     ("plus before a group", "+experiment=tiny", ["experiment", "without +"]),
     ("key", "ppo.stepps=1", ["ppo.stepps", "nearest: ppo.steps"]),
@@ -39,11 +37,11 @@ NAMES = [
     ("truth in words", "reward.normalize=maybe", ["reward.normalize=maybe", "true or false"]),
     ("budget in parts of a token", "ppo.micro_batch_tokens=2.5", ["ppo.micro_batch_tokens=2.5", "whole number"]),
     ("checkpointing a little", "ppo.gradient_checkpointing=some", ["ppo.gradient_checkpointing=some", "true or false"]),
-    ("number out of range", "sft.batch_size=-2", ["sft.batch_size=-2", "1 or more"]),
+    ("number out of range", "sft.batch_size=-2", ["sft.batch_size=-2", "from 1"]),
     ("value that must be given", "reward=fn", ["reward.fn is not set", "my_rewards.brevity"]),
-    ("pattern that must be given", "reward=format", ["write \"reward.pattern='<think>.*</think>.*'\""]),
+    ("pattern that must be given", "reward=format", ["use \"reward.pattern='<think>.*</think>.*'\""]),
     ("stage", "stages=[sft,pppo]", ["pppo", "nearest: ppo", "evaluate"]),
-    ("loss of a stage", "stages=[ipo]", ["no stage ipo", "write stages=[dpo] dpo.loss=ipo"]),
+    ("loss of a stage", "stages=[ipo]", ["no stage ipo", "use stages=[dpo] dpo.loss=ipo"]),
     ("method of no stage", "stages=[sft,orpo]", ["no stage orpo", "experimental", "dpo.loss=[sigmoid,sft]"]),
     ("method without a reference", "stages=simpo", ["no stage simpo", "dpo.loss=sigmoid_norm"]),
     ("stage twice", "stages=[sft,sft]", ["sft", "twice"]),
@@ -63,9 +61,9 @@ NAMES = [
         "data@sft.data=mixture +data@sft.data.parts.a=text sft.data.weight.a=1",
         ["sft.data.weight.a", "nearest: sft.data.weights.a", "mixture"],
     ),
-    ("peft of dpo", "stages=[dpo] peft@dpo.peft=lora", ["peft@dpo.peft", "write peft@actor.peft=NAME"]),
-    ("peft of kto with a plus", "stages=[kto] +peft@kto.peft=lora", ["kto.peft", "write peft@actor.peft=NAME"]),
-    ("key of dpo's peft", "stages=[dpo] dpo.peft.r=4", ["dpo.peft.r", "write peft@actor.peft=NAME", "actor.peft.KEY"]),
+    ("peft of dpo", "stages=[dpo] peft@dpo.peft=lora", ["peft@dpo.peft", "use peft@actor.peft=NAME"]),
+    ("peft of kto with a plus", "stages=[kto] +peft@kto.peft=lora", ["kto.peft", "use peft@actor.peft=NAME"]),
+    ("key of dpo's peft", "stages=[dpo] dpo.peft.r=4", ["dpo.peft.r", "use peft@actor.peft=NAME", "actor.peft.KEY"]),
     ("key of dpo's peft with a plus", "stages=[dpo] +dpo.peft.r=4", ["dpo.peft", "actor.peft.KEY"]),
     ("bracket that is missing", "'sft.peft.r=choice(4,8'", ["sft.peft.r=choice(4,8 cannot be read: a ) is missing"]),
     ("bracket that does not begin", "'stages=sft,rm]'", ["stages=sft,rm]", "a [ is missing"]),
@@ -86,12 +84,12 @@ VALUES = [
     ("device=3", ["device=3", "cpu"]),
     ("precision=fp8", ["precision=fp8", "bf16"]),
     ("runs=null", ["runs", "folder"]),
-    ("ppo.steps=0", ["ppo.steps=0", "1 or more"]),
+    ("ppo.steps=0", ["ppo.steps=0", "from 1"]),
     ("ppo.batch_size=0", ["ppo.batch_size=0"]),
     ("ppo.minibatches=0", ["ppo.minibatches=0"]),
     ("ppo.micro_batch_size=0", ["ppo.micro_batch_size=0"]),
-    ("ppo.micro_batch_tokens=0", ["ppo.micro_batch_tokens=0", "1 or more"]),
-    ("ppo.micro_batch_tokens=-8", ["ppo.micro_batch_tokens=-8", "1 or more"]),
+    ("ppo.micro_batch_tokens=0", ["ppo.micro_batch_tokens=0", "from 1"]),
+    ("ppo.micro_batch_tokens=-8", ["ppo.micro_batch_tokens=-8", "from 1"]),
     ("ppo.epochs=0", ["ppo.epochs=0"]),
     ("ppo.kl_coef=-1", ["ppo.kl_coef=-1", "from 0 to 100"]),
     ("ppo.clip=0", ["ppo.clip=0", "above 0"]),
@@ -102,21 +100,21 @@ VALUES = [
     ("ppo.score_clip=0", ["ppo.score_clip=0"]),
     ("ppo.missing_eos_penalty=-1", ["ppo.missing_eos_penalty=-1"]),
     ("ppo.missing_eos_score=nan", ["ppo.missing_eos_score=nan", "a finite number"]),
-    ("ppo.missing_eos_score=-1", ["ppo.missing_eos_score=-1", "ppo.missing_eos_penalty=1.0", "write one of them"]),
+    ("ppo.missing_eos_score=-1", ["ppo.missing_eos_score=-1", "ppo.missing_eos_penalty=1.0", "use one of them"]),
     ("ppo.kl_in=los", ["ppo.kl_in=los", "reward, loss"]),
     ("ppo.kl_estimator=k4", ["ppo.kl_estimator=k4", "k1, k2, k3"]),
     ("ppo.kl_target=0", ["ppo.kl_target=0", "above 0"]),
-    ("ppo.kl_horizon=0", ["ppo.kl_horizon=0", "1 or more"]),
+    ("ppo.kl_horizon=0", ["ppo.kl_horizon=0", "from 1"]),
     ("ppo.target_kl=0", ["ppo.target_kl=0", "above 0"]),
-    ("ppo.critic_warmup=-1", ["ppo.critic_warmup=-1", "0 or more"]),
+    ("ppo.critic_warmup=-1", ["ppo.critic_warmup=-1", "from 0"]),
     ("ppo.loss_aggregation=mean", ["ppo.loss_aggregation=mean", "token_mean", "fixed_length"]),
     ("ppo.old_logp=vllm", ["ppo.old_logp=vllm", "trainer, engine"]),
     ("ppo.importance_correction=row", ["ppo.importance_correction=row", "none, token, sequence"]),
     ("ppo.importance_how=cut", ["ppo.importance_how=cut", "truncate, mask"]),
     ("ppo.importance_cap=0", ["ppo.importance_cap=0", "above 0"]),
     ("ppo.max_prompt_tokens=0", ["ppo.max_prompt_tokens=0"]),
-    ("ppo.dynamic_sampling=-1", ["ppo.dynamic_sampling=-1", "0 or more"]),
-    ("ppo.eval_every=-1", ["ppo.eval_every=-1", "0 or more"]),
+    ("ppo.dynamic_sampling=-1", ["ppo.dynamic_sampling=-1", "from 0"]),
+    ("ppo.eval_every=-1", ["ppo.eval_every=-1", "from 0"]),
     ("ppo.save_every=-1", ["ppo.save_every=-1"]),
     ("sft.learning_rate=0", ["sft.learning_rate=0", "above 0"]),
     ("sft.learning_rate=inf", ["sft.learning_rate=inf"]),
@@ -168,19 +166,19 @@ SETTINGS = [
     (
         "warm-up of no critic",
         f"{PPO} advantage=reinforce_pp critic=none ppo.critic_warmup=3",
-        ["ppo.critic_warmup=3", "ReinforcePP", "write ppo.critic_warmup=0"],
+        ["ppo.critic_warmup=3", "ReinforcePP", "use ppo.critic_warmup=0"],
     ),
     (
         "warm-up of a head on the actor's trunk",
         f"{PPO} critic=head ppo.critic_warmup=3",
-        ["ppo.critic_warmup=3", "write critic.trunk_gradient=0"],
+        ["ppo.critic_warmup=3", "use critic.trunk_gradient=0"],
     ),
-    ("k1 in the loss", f"{PPO} ppo.kl_in=loss ppo.kl_estimator=k1", ["ppo.kl_in=loss", "write ppo.kl_estimator=k3"]),
+    ("k1 in the loss", f"{PPO} ppo.kl_in=loss ppo.kl_estimator=k1", ["ppo.kl_in=loss", "use ppo.kl_estimator=k3"]),
     ("target of no KL", f"{PPO} ppo.kl_target=6 ppo.kl_coef=0", ["ppo.kl_target", "ppo.kl_coef=0.05"]),
     (
         "correction of the engine's own ratio",
         f"{PPO} ppo.old_logp=engine ppo.importance_correction=token",
-        ["ppo.importance_correction=token", "write ppo.old_logp=trainer"],
+        ["ppo.importance_correction=token", "use ppo.old_logp=trainer"],
     ),
     ("dual clip", f"{PPO} policy_loss=dual_clip policy_loss.dual_clip=1", ["policy_loss", "dual_clip=1", "above 1"]),
     ("unknown argument of a loss", f"{PPO} +policy_loss.clip_hihg=1", ["policy_loss.clip_hihg", "Clip", "clip"]),
@@ -189,22 +187,22 @@ SETTINGS = [
     (
         "batch of uneven groups",
         f"{PPO} ppo.batch_size=10 rollout.samples_per_prompt=4",
-        ["ppo.batch_size=10", "rollout.samples_per_prompt=4", "write ppo.batch_size=8"],
+        ["ppo.batch_size=10", "rollout.samples_per_prompt=4", "use ppo.batch_size=8"],
     ),
     (
         "minibatches of uneven size",
         f"{PPO} ppo.batch_size=10 ppo.minibatches=4",
-        ["ppo.minibatches=4", "ppo.batch_size=10", "write ppo.minibatches=5, or ppo.batch_size=8"],
+        ["ppo.minibatches=4", "ppo.batch_size=10", "use ppo.minibatches=5, or ppo.batch_size=8"],
     ),
     (
         "minibatches of uneven size, with groups",
         f"{PPO} advantage=rloo critic=none rollout.samples_per_prompt=4 ppo.batch_size=20 ppo.minibatches=3",
-        ["ppo.minibatches=3", "write ppo.minibatches=4, or ppo.batch_size=24"],
+        ["ppo.minibatches=3", "use ppo.minibatches=4, or ppo.batch_size=24"],
     ),
     (
         "dynamic sampling of one sample",
         f"{PPO} ppo.dynamic_sampling=2",
-        ["ppo.dynamic_sampling=2", "write rollout.samples_per_prompt=4, or ppo.dynamic_sampling=0"],
+        ["ppo.dynamic_sampling=2", "use rollout.samples_per_prompt=4, or ppo.dynamic_sampling=0"],
     ),
     ("more minibatches than rows", f"{PPO} ppo.batch_size=4 ppo.minibatches=8", ["ppo.minibatches=8", "4 or less"]),
     ("beyond the context", f"{PPO} ppo.max_prompt_tokens=300", ["300", "256 positions", "ppo.max_prompt_tokens=248"]),
@@ -225,9 +223,7 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def tiny():
     """The composed tiny experiment."""
-    GlobalHydra.instance().clear()
-    with initialize_config_module("align.conf", version_base="1.3"):
-        return compose("config", TINY.split())
+    return composed(TINY.split())[0]
 
 
 @pytest.mark.parametrize("name, arguments, words", NAMES, ids=[name for name, *_ in NAMES])
@@ -242,13 +238,13 @@ def test_values_out_of_range_are_refused_with_what_is_in_range(tiny, arguments, 
     key, _, value = arguments.partition("=")
     OmegaConf.update(cfg, key, yaml.safe_load(value) if "." not in key else value)
     with pytest.raises(AlignError) as error:
-        check(cfg)
+        plan_of(cfg)
     for word in words:
         assert word in str(error.value)
 
 
 def test_the_tiny_experiment_is_within_all_ranges(tiny):
-    assert check(tiny) == ["pretrain", "sft", "rm", "ppo", "evaluate"]
+    assert [stage.name for stage in plan_of(tiny).stages] == ["pretrain", "sft", "rm", "ppo", "evaluate"]
 
 
 @pytest.mark.parametrize("name, arguments, words", SETTINGS, ids=[name for name, *_ in SETTINGS])

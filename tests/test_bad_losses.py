@@ -12,7 +12,7 @@ from align.config.choices import DPO_LOSSES, KTO_LOSSES, SFT_LOSSES
 LOSSES = [
     ("stages=dpo dpo.loss=ip0", ["dpo.loss=ip0", "sigmoid, hinge, ipo", "nearest: ipo"]),
     ("stages=dpo dpo.loss=[ipo,sigmod]", ["dpo.loss=sigmod", "nearest: sigmoid"]),
-    ("stages=dpo dpo.loss=[]", ["dpo.loss=[]", "write one of"]),
+    ("stages=dpo dpo.loss=[]", ["dpo.loss=[]", "use one of"]),
     ("stages=kto kto.loss=apo_zero", ["kto.loss=apo_zero", "kto, apo_zero_unpaired", "nearest: apo_zero_unpaired"]),
     ("stages=rm rm.loss=pair", ["rm.loss=pair", "nearest: pairs"]),
     ("stages=sft +sft.args.loss_type=dtf", ["sft.args.loss_type=dtf", "nll, dft", "nearest: dft"]),

@@ -57,13 +57,13 @@ CASES = [
     (
         "where a reward model sits",
         f"{LEARNED} reward=model reward.path={{reward}} reward.backbone=shred",
-        ["reward.backbone=shred: write one of auto, shared, own"],
+        ["reward.backbone=shred: use one of auto, shared, own"],
     ),
     (
         "where the reward model of a sum sits",
         f"{LEARNED} reward=sum +reward@reward.terms.rm=model reward.terms.rm.path={{reward}} "
         "reward.terms.rm.backbone=head",
-        ["reward.terms.rm.backbone=head: write one of auto, shared, own"],
+        ["reward.terms.rm.backbone=head: use one of auto, shared, own"],
     ),
     ("sum of nothing", f"{LEARNED} reward=sum", ["reward=sum", "+reward@reward.terms.polite=kind_words"]),
     (
@@ -95,7 +95,7 @@ CASES = [
     (
         "unknown normalisation",
         f"{LEARNED} reward=sum +reward@reward.terms.polite=kind_words reward.normalize=rank",
-        ["reward.normalize=rank: write one of none, batch, running"],
+        ["reward.normalize=rank: use one of none, batch, running"],
     ),
     (
         "gate without a condition",
@@ -110,7 +110,7 @@ CASES = [
     (
         "threshold in words",
         f"{LEARNED} reward=gate reward.threshold=high",
-        ["reward.threshold=high: write a number"],
+        ["reward.threshold=high: use a number"],
     ),
     ("pattern that is none", f"{LEARNED} reward=format \"reward.pattern='(a'\"", ["reward.pattern=(a is no regular"]),
     (
@@ -143,12 +143,12 @@ CASES = [
     (
         "case as a plain value",
         f"{LEARNED} reward=by_column reward.column=topic reward.cases.numbers=model",
-        ["reward.cases.numbers=model: write +reward@reward.cases.numbers=model"],
+        ["reward.cases.numbers=model: use +reward@reward.cases.numbers=model"],
     ),
     (
         "case without its reward",
         f"{LEARNED} reward=by_column reward.column=topic +reward.cases.numbers.fn=my_rewards.brevity",
-        ["reward.cases.numbers has settings", "write +reward@reward.cases.numbers=fn"],
+        ["reward.cases.numbers has settings", "use +reward@reward.cases.numbers=fn"],
     ),
     (
         "unknown argument of a reward with cases",

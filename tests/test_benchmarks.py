@@ -45,7 +45,7 @@ def test_two_steps_of_aligns_side(base, tmp_path):
 @pytest.mark.parametrize("script", ["learning.py", "learning_align.py"])
 def test_a_missing_model_is_told(script, tmp_path):
     done = start(script, "--model", str(tmp_path))
-    assert done.returncode == 1 and "no model there\n  write --model FOLDER" in done.stderr
+    assert done.returncode == 1 and "no model there\n  use --model FOLDER" in done.stderr
 
 
 def test_ratios_are_to_trls_run_of_the_same_seed(learning):

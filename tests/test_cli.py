@@ -105,7 +105,7 @@ def test_a_sweep_goes_on_after_a_run_that_failed(here, capsys, base):
     before = {path.name for path in here.iterdir()}
     said = answer(capsys, f"{ONE_STEP} -m seed=range(0,2) sft.batch_size=0,4".format(base=base))
     assert said.status == 1
-    assert said.err.count("sft.batch_size=0: write 1 or more") == 2
+    assert said.err.count("sft.batch_size=0: use 1 or more") == 2
     assert "2 of the 4 runs of this sweep failed" in said.err and "Traceback" not in said.err
     assert len(runs(here)) == 2 and all((run / "summary.json").exists() for run in runs(here))
     assert {path.name for path in here.iterdir()} - before - {"__pycache__"} == {"runs"}

@@ -6,16 +6,20 @@ from types import SimpleNamespace
 
 import pytest
 from command_line import TINY, leaves
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-import align.cli.main  # noqa: F401 - registers the schemas
-from align.build import Build
-from align.checks import NONE
-from align.cli.compose import ROOT, check_composition
+import align.cli.main  # noqa: F401 - registers the search path
+from align.build.checks import check_ppo
+from align.build.plugs import make_or_keep
+from align.build.rewards import check_reward
+from align.build.runtime import Runtime
+from align.cli import compose
+from align.cli.compose import ROOT_KEYS, SHARED, plan_of
 from align.cli.errors import explain
+from align.config.values import NONE
 from align.errors import AlignError, AlignWarning
+from align.imports import locate
+from align.plan.plan import RunPlan
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXPERIMENTS = [None, *sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))]
@@ -29,9 +33,25 @@ NODES["zero"] = ("actor", "critic", "reference")
 
 def composed(overrides: list[str]):
     """The configuration, through the checks that the command line makes."""
-    GlobalHydra.instance().clear()
-    with check_composition(overrides), initialize_config_module("align.conf", version_base="1.3"):
-        return compose("config", overrides)
+    return compose.composed(overrides)[0]
+
+
+def planned(words: str | list[str]) -> RunPlan:
+    """The plan of a run."""
+    return plan_of(composed(words.split() if isinstance(words, str) else words))
+
+
+def stage_of(words: list[str], name: str):
+    """A stage, built."""
+    plan = planned(words)
+    stage = plan.stage(name)
+    return locate(stage.spec.build)(stage, Runtime(plan))
+
+
+def check(words: list[str]) -> None:
+    """Raises what PPO's check raises before a model loads."""
+    plan = planned(words)
+    check_ppo(plan.stage("ppo"), plan, Runtime(plan).device, {})
 
 
 def choices(file: Path) -> list[str]:
@@ -52,7 +72,8 @@ def test_every_yaml_composes_with_every_experiment(turn, experiment):
         overrides = [word for word in overrides if "@critic." not in word]
     cfg = composed(overrides)
     OmegaConf.resolve(cfg)
-    assert set(cfg) == ROOT
+    stages = set(cfg) - {*ROOT_KEYS, *SHARED}
+    assert stages >= set(cfg.stages) and set(cfg) >= set(ROOT_KEYS)
 
 
 @pytest.mark.parametrize("file", [Path("config"), *FILES], ids=str)
@@ -68,15 +89,14 @@ def test_the_command_of_a_yaml_chooses_it(file):
     text = (CONF / file).with_suffix(".yaml").read_text()
     command = next(line for line in text.splitlines() if ": align " in line).rpartition(": align ")[2]
     words = [word.replace("=FILE", "=a.jsonl").replace("=FOLDER", "=a") for word in command.split()]
-    GlobalHydra.instance().clear()
-    with check_composition(words), initialize_config_module("align.conf", version_base="1.3"):
-        chosen = compose("config", words, return_hydra_config=True).hydra.runtime.choices
+    chosen = compose.composed(words)[1]
     picked = {(group.partition("@")[0], name) for group, name in chosen.items()}
     assert (file.parent.as_posix(), file.name) in picked
 
 
-def test_the_whole_pipeline_has_at_most_200_leaves():
-    assert leaves(OmegaConf.to_container(composed(["experiment=tiny"]), resolve=False)) <= 200
+@pytest.mark.parametrize(("words", "most"), [("experiment=tiny", 185), ("stages=[sft]", 60), ("stages=[dpo]", 80)])
+def test_settings_of_stages_that_do_not_run_are_not_composed(words, most):
+    assert leaves(OmegaConf.to_container(composed([words]), resolve=False)) <= most
 
 
 @pytest.mark.parametrize(
@@ -169,64 +189,57 @@ def test_plugins_and_align_have_no_plug_of_the_same_name():
 
 
 def test_a_sum_of_a_model_and_a_plugin_composes_and_builds():
-    from align.rewarding import check_reward
-
     words = "reward=sum +reward@reward.terms.rm=model +reward@reward.terms.polite=kind_words"
-    cfg = composed([*TINY.split(), *words.split(), "+reward.weights.polite=0.5"])
-    reward = check_reward(cfg.reward, "reward")
+    stage = planned([*TINY.split(), *words.split(), "+reward.weights.polite=0.5"]).stage("ppo")
+    reward = check_reward(stage.sections.reward)
     assert {name: weight.at(0) for name, weight in reward.weights.items()} == {"rm": 1.0, "polite": 0.5}
     assert reward.terms["polite"](*_rollout_of(["please wait", "go"])).score_B.tolist() == pytest.approx([0.2, 0.0])
-    assert Build(cfg).sources().reward_key == "reward.terms.rm.path"
+    assert stage.input("reward").key == "reward.terms.rm.path"
 
 
 def test_diversity_is_a_reason_to_evaluate():
     words = ["stages=[sft]", "model=a", "evaluate.diversity=true", "data@ppo.data=help_desk"]
-    build = Build(composed(words))
-    assert build.stages == ["sft", "evaluate"] and build.stage("evaluate").data is not None
+    assert [stage.name for stage in planned(words).stages] == ["sft", "evaluate"]
+    assert stage_of(words, "evaluate").data is not None
 
 
 def test_settings_of_answers_that_nobody_asks_for_are_warned_of():
-    words = ["stages=[sft]", "model=a"]
-    with pytest.warns(AlignWarning, match=r"evaluate\.metrics=\['accuracy'\].*write evaluate\.shots=\[0\]"):
-        Build(composed([*words, "evaluate.metrics=[accuracy]"]))
+    words = ["stages=[sft,evaluate]", "model=a"]
+    with pytest.warns(AlignWarning, match=r"evaluate\.metrics=\[accuracy\].*write evaluate\.shots=\[0\]"):
+        planned([*words, "evaluate.metrics=[accuracy]"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Build(composed([*words, "evaluate.metrics=[accuracy]", "evaluate.shots=[0]"]))
-        Build(composed(words))
+        planned([*words, "evaluate.metrics=[accuracy]", "evaluate.shots=[0]"])
+        planned(words)
 
 
 def test_evaluation_takes_the_reward_that_a_schedule_ends_with():
     words = "reward=sum +reward@reward.terms.polite=kind_words reward.weights.polite=[[0,1.0],[3,0.5]]"
-    stage = Build(composed([*TINY.split(), *words.split(), "stages=[evaluate]", "actor.path=a"])).stage("evaluate")
+    stage = stage_of([*TINY.split(), *words.split(), "stages=[evaluate]", "actor.path=a"], "evaluate")
     reward = stage.make_reward({}, Path("unused"), SimpleNamespace(say=print), None)
     assert stage.ppo_steps == 3 and reward.weights["polite"].at(stage.ppo_steps) == 0.5
 
 
 def test_rloo_needs_no_critic():
-    cfg = composed([*TINY.split(), "advantage=rloo", "critic=none", "rollout.samples_per_prompt=4"])
-    build = Build(cfg)
-    build.check_roles({})
-    assert not build.sources().needs_critic and "critic" not in build.sources().inputs("ppo", {})
+    words = [*TINY.split(), "advantage=rloo", "critic=none", "rollout.samples_per_prompt=4"]
+    check(words)
+    assert planned(words).stage("ppo").input("critic") is None
 
 
 @pytest.mark.parametrize("advantage", ["rloo", "grpo", "dr_grpo", "reinforce_pp"])
 @pytest.mark.parametrize("loss", ["clip", "clip_higher", "dual_clip", "gspo"])
 def test_every_advantage_without_a_critic_goes_with_every_loss(advantage, loss):
     words = [f"advantage={advantage}", f"policy_loss={loss}", "critic=none", "rollout.samples_per_prompt=4"]
-    Build(composed([*TINY.split(), *words])).check_roles({})
+    check([*TINY.split(), *words])
 
 
 def test_ppo_clip_is_the_clip_of_the_policys_loss():
-    from align.nodes import call_or_keep
-
     for loss, clip in (("clip", 0.1), ("clip_higher", 0.1), ("dual_clip", 0.1), ("gspo", 0.0003)):
-        cfg = composed([*TINY.split(), "ppo.clip=0.1", f"policy_loss={loss}"])
-        assert call_or_keep(cfg.policy_loss, "policy_loss").clip == clip
+        sections = planned([*TINY.split(), "ppo.clip=0.1", f"policy_loss={loss}"]).stage("ppo").sections
+        assert make_or_keep(sections.policy_loss).clip == clip
 
 
 def test_a_loss_may_be_a_function_of_the_folder_one_stands_in(tmp_path, monkeypatch):
-    from align.nodes import call_or_keep
-
     (tmp_path / "conf" / "policy_loss").mkdir(parents=True)
     (tmp_path / "conf" / "policy_loss" / "mine.yaml").write_text("_target_: own_loss.reinforce\nscale: 2.0\n")
     (tmp_path / "own_loss.py").write_text(
@@ -235,15 +248,15 @@ def test_a_loss_may_be_a_function_of_the_folder_one_stands_in(tmp_path, monkeypa
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    cfg = composed([*TINY.split(), "policy_loss=mine", "policy_loss.scale=3"])
-    assert call_or_keep(cfg.policy_loss, "policy_loss")(-1.0, -1.0, 2.0, True) == 6.0
+    words = [*TINY.split(), "policy_loss=mine"]
+    sections = planned([*words, "policy_loss.scale=3"]).stage("ppo").sections
+    assert make_or_keep(sections.policy_loss)(-1.0, -1.0, 2.0, True) == 6.0
     with pytest.raises(AlignError, match=r"policy_loss\.scael"):
-        call_or_keep(composed([*TINY.split(), "policy_loss=mine", "+policy_loss.scael=3"]).policy_loss, "policy_loss")
+        make_or_keep(planned([*words, "+policy_loss.scael=3"]).stage("ppo").sections.policy_loss)
 
 
 def test_one_stage_may_be_named_without_brackets():
-    assert Build(composed(["stages=sft"])).stages == ["sft"]
-    assert Build(composed(["stages=[ppo,sft]"])).stages == ["sft", "ppo", "evaluate"]
+    assert [stage.name for stage in planned("stages=sft model=a").stages] == ["sft"]
 
 
 def _rollout_of(completions: list[str]) -> tuple:

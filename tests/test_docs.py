@@ -15,15 +15,12 @@ from pathlib import Path
 
 import pytest
 from command_line import answer
-from hydra import compose, initialize_config_module
+from hydra import initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
-from align.build import Build
-from align.checks import check
-from align.cli.compose import check_composition
+from align.cli.compose import composed, plan_of
 from align.cli.main import COMMANDS, VALUED, plugin_commands
 from align_runs.trials import planned
 
@@ -150,14 +147,8 @@ def compose_and_check(words: list[str]) -> None:
     overrides, sweep = settings(words)
     GlobalHydra.instance().clear()
     for job in jobs(overrides, sweep):
-        with check_composition(job), initialize_config_module("align.conf", version_base="1.3"):
-            cfg = compose("config", job)
-        OmegaConf.resolve(cfg)
-        stages = check(cfg)
-        if any(word.startswith(("experiment=", "stages=")) for word in job):
-            sources = Build(cfg).sources()
-            for stage in stages:
-                sources.inputs(stage, {})
+        runs = any(word.startswith(("experiment=", "stages=")) for word in job)
+        plan_of(composed(job if runs else [*job, "model=FOLDER"])[0])
 
 
 @pytest.mark.parametrize("command", ALL, ids=str)
@@ -187,7 +178,7 @@ def test_commands_are_found_in_pages_yaml_and_modules():
     places = [command.place for command in ALL]
     for start in ("README.md", "examples/rewards/README.md", "plugins/kind_words/README.md", "conf/config.yaml"):
         assert any(place.startswith(start) for place in places), start
-    assert "align/stages/sft/stage.py" in places and "align/data/help_desk.py" in places
+    assert "align/stages/sft/stage.py" in places and "plugins/help_desk/help_desk/data.py" in places
 
 
 @pytest.mark.parametrize("wrong", ["ppo.kl_koef=1", "reward=fnn", "ppo.steps=0", "stages=[sft]", "-m seed=1,-1"])

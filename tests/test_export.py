@@ -135,9 +135,9 @@ def test_bad_words(trained, base, tmp_path):
     (tmp_path / "full" / "file").write_text("")
     new = str(tmp_path / "new")
     for words, message in [
-        ([lora], r"required: --to\n  write align export FOLDER --to DIR --merge"),
-        ([lora, "--to", new], r"is an adapter on .* as it is\n  write --merge"),
-        ([lora, "--to", str(tmp_path / "full"), "--merge"], r"is there already\n  write --to with a new folder"),
+        ([lora], r"required: --to\n  use align export FOLDER --to DIR --merge"),
+        ([lora, "--to", new], r"is an adapter on .* as it is\n  use --merge"),
+        ([lora, "--to", str(tmp_path / "full"), "--merge"], r"is there already\n  use --to with a new folder"),
         ([lora, "--to", new, "--merge", "--dtype", "int8"], r"invalid choice: 'int8'"),
         ([str(tmp_path / "nowhere"), "--to", new, "--merge"], r"there is no folder"),
     ]:

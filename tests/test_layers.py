@@ -70,7 +70,7 @@ def test_the_ppo_stage_needs_only_torch_transformers_and_peft():
     assert not loaded & {"trl", "deepspeed", "vllm", "hydra", "datasets"}
 
 
-CLI = ["align", "align.cli.main", "align.build", "align.config", "align.stages.pipeline"]
+CLI = ["align", "align.cli.main", "align.build.runtime", "align.config", "align.stages.pipeline"]
 
 
 @pytest.mark.parametrize("module", [*CLI, "align_runs.table", "align_runs.search"])

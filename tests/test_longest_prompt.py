@@ -4,8 +4,8 @@ import pytest
 from command_line import answer, refused, stand_in, write_data, write_rows
 from peft import LoraConfig, PromptTuningConfig
 
+from align.build.prompts import room
 from align.errors import AlignError
-from align.longest_prompt import room
 from align.roles.folder import CAUSAL, inspect
 
 MODEL = {"max_position_embeddings": 100}
@@ -20,20 +20,18 @@ def test_by_itself_a_prompt_has_what_positions_leave():
 def test_what_is_asked_for_is_had_or_refused():
     assert room(60, 40, MODEL, "actor.path") == 60
     assert room(10**6, 40, {}, "actor.path") == 10**6
-    with pytest.raises(AlignError, match=r"100 positions of actor.path\n  write ppo.max_prompt_tokens=60 or less"):
+    with pytest.raises(AlignError, match=r"100 positions of actor.path\n  use ppo.max_prompt_tokens=60 or less"):
         room(61, 40, MODEL, "actor.path")
 
 
 def test_virtual_tokens_take_positions_too():
     assert room(40, 40, MODEL, "actor.path", virtual_tokens=20) == 40
-    with pytest.raises(
-        AlignError, match=r"20 virtual tokens and .* 100 positions .*\n  write ppo.max_prompt_tokens=40"
-    ):
+    with pytest.raises(AlignError, match=r"20 virtual tokens and .* 100 positions .*\n  use ppo.max_prompt_tokens=40"):
         room(41, 40, MODEL, "actor.path", virtual_tokens=20)
 
 
 def test_a_response_that_leaves_no_room_is_refused():
-    with pytest.raises(AlignError, match=r"^rollout.max_new_tokens=100 leaves .*\n  write rollout.max_new_tokens=50"):
+    with pytest.raises(AlignError, match=r"^rollout.max_new_tokens=100 leaves .*\n  use rollout.max_new_tokens=50"):
         room("auto", 100, MODEL, "actor.path")
 
 
@@ -79,15 +77,15 @@ def test_a_stage_on_a_small_model_works_unasked_and_leaves_out_what_is_too_long(
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        (f"{PPO} ppo.max_prompt_tokens=245", ["ppo.max_prompt_tokens=245", "write ppo.max_prompt_tokens=244 or less"]),
-        (f"{PREFERENCES} preferences.max_prompt_tokens=245", ["write preferences.max_prompt_tokens=244 or less"]),
+        (f"{PPO} ppo.max_prompt_tokens=245", ["ppo.max_prompt_tokens=245", "use ppo.max_prompt_tokens=244 or less"]),
+        (f"{PREFERENCES} preferences.max_prompt_tokens=245", ["use preferences.max_prompt_tokens=244 or less"]),
         (
             "stages=evaluate actor.path={base} ppo.data.path=prompts.jsonl ppo.max_prompt_tokens=245 "
             f"{REWARD} reward=fn reward.fn=my_rewards.brevity",
-            ["write ppo.max_prompt_tokens=244 or less"],
+            ["use ppo.max_prompt_tokens=244 or less"],
         ),
-        (f"{PPO} rollout.max_new_tokens=256", ["256 positions", "write rollout.max_new_tokens=128 or less"]),
-        (f"{PPO} ppo.max_prompt_tokens=some", ["ppo.max_prompt_tokens=some: write a whole number", "or auto"]),
+        (f"{PPO} rollout.max_new_tokens=256", ["256 positions", "use rollout.max_new_tokens=128 or less"]),
+        (f"{PPO} ppo.max_prompt_tokens=some", ["ppo.max_prompt_tokens=some: use a whole number", "or auto"]),
         (f"{PPO} ppo.max_prompt_tokens=9.5", ["ppo.max_prompt_tokens", "9.5"]),
     ],
 )

@@ -10,8 +10,10 @@ from command_line import stand_in, write_data
 from loading import load
 
 import align
+from align.cli.compose import composed, plan_of
+from align.errors import AlignError
+from align.plan.order import reordered
 from align.stages import pipeline
-from align.stages.order import order, reordered
 
 SMALL = [
     "experiment=tiny", "debug=default", "rollout=hf", "pretrain.data.documents=300", "pretrain.batch_size=4",
@@ -93,28 +95,59 @@ def test_runs_in_one_second_get_folders_of_their_own(tmp_path):
     assert (tmp_path / "runs" / "mine" / "latest").resolve() == folders[-1].resolve()
 
 
-def test_stages_run_in_their_order_and_end_with_an_evaluation():
-    assert order(["ppo", "sft"], judged=False) == ["sft", "ppo", "evaluate"]
-    assert order(["sft"], judged=True) == ["sft", "evaluate"]
-    assert order("rm", judged=True) == ["rm"]
+def stages(*words: str) -> list[str]:
+    """The stages of a run in their order."""
+    return [stage.name for stage in plan_of(composed([*words, "model=base"])[0]).stages]
+
+
+def inputs(*words: str) -> dict[str, dict[str, str]]:
+    """What each stage is given: a path, or the stage that makes it."""
+    plan = plan_of(composed(list(words))[0])
+    return {stage.name: {one.name: one.source or one.path for one in stage.inputs} for stage in plan.stages}
+
+
+JUDGE = "evaluate.judge=my_rules.true_score"
+SAMPLED = "data@rm.data=sampled"
+RULE = ("reward@preferences.judge=fn", "preferences.judge.fn=my_rules.score")
+
+
+def test_stages_run_after_those_whose_result_they_take_and_end_with_an_evaluation():
+    assert stages("stages=[ppo,sft]", "reward=fn", "reward.fn=a.b") == ["sft", "ppo", "evaluate"]
+    assert stages("stages=[ppo,rm]") == ["rm", "ppo", "evaluate"]
+    assert stages("stages=[sft]", JUDGE) == ["sft", "evaluate"]
+    assert stages("stages=rm", JUDGE) == ["rm"]
+    assert stages("stages=[rm,preferences]", SAMPLED, *RULE) == ["preferences", "rm"]
+    assert stages("stages=[preferences,rm]") == ["rm", "preferences"]
+
+
+def test_stages_that_take_nothing_of_each_other_run_as_typed():
+    assert stages("stages=[sft,dpo,kto]") == ["sft", "dpo", "kto"]
+    assert stages("stages=[sft,kto,dpo]") == ["sft", "kto", "dpo"]
+
+
+def test_a_stage_may_stand_twice():
+    assert stages("stages=[sft,rm,rm@2]") == ["sft", "rm", "rm@2"]
+    assert inputs("stages=[sft,rm,rm@2,ppo]", "model=base")["ppo"]["reward"] == "rm@2"
+
+
+def test_stages_that_take_each_others_result_are_refused():
+    with pytest.raises(AlignError, match="rm and preferences take each other's result"):
+        stages("stages=[rm,preferences]", SAMPLED)
 
 
 def test_another_order_than_the_typed_one_is_told():
     named = ["dpo", "preferences", "best_of"]
-    assert reordered(named, order(named, judged=True)).startswith("stages run as preferences → best_of → dpo: ")
-    assert reordered(["sft", "ppo"], order(["sft", "ppo"], judged=True)) == ""
-    sampled = ["preferences", "rm"]
-    assert reordered(sampled, order(sampled, judged=False, rm_sampled=True)) == ""
+    run = stages(f"stages=[{','.join(named)}]", "data@dpo.data=sampled", *RULE)
+    assert reordered(named, run).startswith("stages run as preferences → dpo → best_of: ")
+    assert reordered(["sft", "ppo"], ["sft", "ppo", "evaluate"]) == ""
 
 
 def test_what_is_auto_comes_from_the_newest_stage_that_made_it():
-    paths = dict.fromkeys(("sft", "rm", "actor", "critic", "reference", "reward"), "auto")
-    sources = pipeline.Sources("base", paths, True, True, stages=["pretrain", "sft", "rm", "ppo"])
-    assert sources.inputs("ppo", {}) == {}
-    made = {"pretrain": "/p", "sft": "/s", "rm": "/r"}
-    assert sources.inputs("sft", made) == {"path": "/p"}
-    assert sources.inputs("rm", made) == {"path": "/s"}
-    assert sources.inputs("ppo", made) == {"actor": "/s", "critic": "/r", "reward": "/r"}
-    alone = pipeline.Sources("base", {**paths, "actor": "/a"}, True, False, stages=["ppo"])
-    assert alone.inputs("ppo", {}) == {"actor": "/a", "critic": "/a"}
-    assert alone.inputs("evaluate", {"ppo": "/x"}) == {"sft": "/a", "ppo": "/x", "base": "base"}
+    found = inputs("experiment=tiny", "model=base")
+    assert found["sft"] == {"path": "pretrain"} and found["rm"] == {"path": "sft"}
+    assert found["ppo"] == {"actor": "sft", "critic": "rm", "reward": "rm"}
+    assert found["evaluate"] == {"base": "pretrain", "sft": "sft", "ppo": "ppo", "rm": "rm"}
+    alone = inputs("stages=[ppo]", "model=base", "actor.path=/a", "reward=fn", "reward.fn=a.b")
+    assert alone["ppo"] == {"actor": "/a", "critic": "/a"}
+    assert alone["evaluate"] == {"base": "base", "sft": "/a", "ppo": "ppo"}
+    assert inputs("stages=[dpo,ppo]", "model=base", "reward=fn", "reward.fn=a.b")["ppo"]["actor"] == "dpo"

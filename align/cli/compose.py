@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -15,19 +15,19 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from align.checks import NONE
 from align.cli.errors import flatten, nearest
 from align.cli.plugins import own_folder, plugin_folders, sources
+from align.cli.schema import ROOT, register, stage_specs
+from align.config.values import NONE
 from align.errors import AlignError
+from align.plan.order import kind_of, named_stages, with_evaluation
+from align.plan.parse import FROM_ENVIRONMENT, judges, parse, read
+from align.plan.plan import RunPlan
+from align.plan.spec import StageSpec
 
-ROOT = {
-    "name", "seed", "stages", "model", "device", "precision", "cpu_linear", "runs", "data", "pretrain", "sft", "rm",
-    "preferences", "best_of", "dpo", "kto", "ppo", "evaluate",
-    "actor", "critic", "reference", "reward", "rollout", "advantage", "policy_loss", "watch",
-    "tracker",
-}  # fmt: skip
-SELDOM = ("preferences", "best_of", "dpo", "kto")
-"""Stages whose settings are shown and taken where `stages` names them."""
+SHARED = ("actor", "critic", "reference", "reward", "rollout", "advantage", "policy_loss", "watch")
+"""Sections that belong to no single stage."""
+ROOT_KEYS = ("name", "seed", "stages", "model", "device", "precision", "cpu_linear", "runs", "data", "tracker")
 GLOBAL = ("experiment", "debug", "sweep", "local")
 """Groups whose files have no node of their own."""
 
@@ -50,17 +50,18 @@ def check_composition(words: list[str]) -> Iterator[None]:
 
     Hydra 1.3 has no hook after composition, so its loader's method is wrapped.
     """
-    compose = ConfigLoaderImpl.load_configuration
+    compose, specs = ConfigLoaderImpl.load_configuration, stage_specs()
+    register(specs)
 
     def composed(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
         cfg = compose(self, *args, **kwargs)
         typed = kwargs.get("overrides") or (args[1] if len(args) > 1 else [])
         choices = cfg.hydra.runtime.choices
         refuse_shadowed(choices)
-        refuse_values_for_groups(cfg, choices, typed)
-        prune_stages(cfg, typed)
+        refuse_values_for_groups(cfg, choices, typed, specs)
+        prune_sections(cfg, typed, specs)
         prune(cfg, [word.lstrip("+~").partition("=")[0] for word in typed])
-        refuse_strays(cfg, flatten(OmegaConf.to_container(cfg, resolve=False)))
+        refuse_strays(cfg, flatten(OmegaConf.to_container(cfg, resolve=False)), {*ROOT_KEYS, *SHARED, *specs})
         return cfg
 
     with mock.patch.object(ConfigLoaderImpl, "load_configuration", composed):
@@ -71,25 +72,32 @@ def composed(words: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
     """The configuration that the words make, checked like that of a run, and the choice of every group."""
     GlobalHydra.instance().clear()
     with check_composition(words), initialize_config_module("align.conf", version_base="1.3"):
-        cfg = compose("config", words, return_hydra_config=True)
+        cfg = compose(ROOT, words, return_hydra_config=True)
     choices = {str(group): choice for group, choice in cfg.hydra.runtime.choices.items()}
     return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), choices
 
 
-def prune_stages(cfg: DictConfig, typed: list[str]) -> None:
-    """Makes `none` of the nodes of stages that few runs have, where `stages` does not name them."""
-    named = OmegaConf.to_container(cfg).get("stages")
-    named = named if isinstance(named, list) else [named]
-    for stage in (one for one in SELDOM if one in cfg and one not in named):
+def prune_sections(cfg: DictConfig, typed: list[str], specs: Mapping[str, StageSpec]) -> None:
+    """Take out the sections that no stage of the run reads. Raise AlignError for a key of one that was typed."""
+    values = OmegaConf.to_container(cfg, resolve=False)
+    try:
+        named = named_stages(read(values.get("stages")), specs)
+    except AlignError:
+        return  # the plan tells
+    names = with_evaluation(named, specs, judges(values))
+    kinds = {kind_of(name) for name in names}
+    used = {one for kind in kinds for one in (kind, *specs[kind].sections(values.get(kind) or {}, kinds))}
+    for section in [one for one in (*specs, *SHARED) if one in cfg and one not in used]:
         for word in typed:
             key = word.lstrip("+~").partition("=")[0]
-            if key.startswith(f"{stage}.") or key.partition("@")[2].startswith(f"{stage}."):
+            if key.startswith(f"{section}.") or key.partition("@")[2].startswith(f"{section}."):
+                into = f"use stages=[{','.join([*named, section])}]" if section in specs else "use another stage"
                 raise AlignError(
-                    f"{word}: stages=[{','.join(map(str, named))}] has no {stage}\n  write {stage} into stages, or "
-                    "leave the setting out"
+                    f"{word}: no stage of stages=[{','.join(named)}] reads {section}\n"
+                    f"  {into}, or leave the setting out"
                 )
         with open_dict(cfg):
-            cfg[stage] = {"_target_": NONE}
+            del cfg[section]
 
 
 def prune(cfg: DictConfig, typed: list[str], path: str = "") -> None:
@@ -112,13 +120,13 @@ def prune(cfg: DictConfig, typed: list[str], path: str = "") -> None:
             prune(node, typed, f"{here}.")
 
 
-def refuse_strays(cfg: DictConfig, names: list[str], path: str = "") -> None:
+def refuse_strays(cfg: DictConfig, names: list[str], roots: set[str], path: str = "") -> None:
     """Refuses keys that the dataclass of a node does not have: `+ppo.typo=1` passes Hydra's own check.
 
     `names` are all keys of the whole configuration, from which the nearest are shown.
     """
     kind = OmegaConf.get_type(cfg)
-    known = {f.name for f in fields(kind)} if is_dataclass(kind) else ROOT | {"hydra"} if not path else None
+    known = {f.name for f in fields(kind)} if is_dataclass(kind) else roots | {"hydra"} if not path else None
     for name in cfg:
         if known is not None and name not in known:
             key = f"{path}{name}"
@@ -127,13 +135,15 @@ def refuse_strays(cfg: DictConfig, names: list[str], path: str = "") -> None:
             raise AlignError(f"{key}: there is no such key{nearest(key, beside)}{hint if name in GLOBAL else ''}")
         node = None if OmegaConf.is_missing(cfg, name) else cfg._get_node(name)
         if isinstance(node, DictConfig) and name != "hydra" and not node._is_none() and not node._is_interpolation():
-            refuse_strays(node, names, f"{path}{name}.")
+            refuse_strays(node, names, roots, f"{path}{name}.")
 
 
-def refuse_values_for_groups(cfg: DictConfig, choices: dict[str, str | None], typed: list[str]) -> None:
+def refuse_values_for_groups(
+    cfg: DictConfig, choices: dict[str, str | None], typed: list[str], specs: Mapping[str, StageSpec]
+) -> None:  # fmt: skip
     """Refuses `sft.peft=lora` where `peft@sft.peft=lora` is meant, and a node that was taken out."""
     for word in typed:
-        if word.startswith("~") and word[1:] in ROOT:
+        if word.startswith("~") and word[1:] in (*ROOT_KEYS, *SHARED, *specs):
             raise AlignError(
                 f"{word} takes a whole node out\n  leave it out (critic=none and tracker=none are choices)"
             )
@@ -151,7 +161,7 @@ def refuse_values_for_groups(cfg: DictConfig, choices: dict[str, str | None], ty
         if not isinstance(node, DictConfig):
             instead = f"{group}={node or 'NAME'}" if path == package else f"{path}.KEY=VALUE"
             shown = "null" if node is None else node
-            raise AlignError(f"{path}={shown} puts a plain value where a node of settings stands\n  write {instead}")
+            raise AlignError(f"{path}={shown} puts a plain value where a node of settings stands\n  use {instead}")
 
 
 def refuse_shadowed(choices: dict[str, str | None]) -> None:
@@ -166,3 +176,28 @@ def refuse_shadowed(choices: dict[str, str | None]) -> None:
                     f"{key}={choice}: both {owners[0]} and {owners[1]} have one, and that of {owners[0]} would win\n"
                     f"  rename {group}/{choice}.yaml of {owners[1]}"
                 )
+
+
+def plan_of(cfg: DictConfig) -> RunPlan:
+    """The plan of a composed configuration."""
+    return parse(resolved(cfg), stage_specs())
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration with its references resolved, but for those to the environment, which may be secrets."""
+
+    def kept(raw: Any, value: Any) -> Any:
+        if isinstance(raw, dict) and isinstance(value, dict):
+            return {name: kept(raw.get(name), one) for name, one in value.items()}
+        if isinstance(raw, list) and isinstance(value, list):
+            return [kept(*pair) for pair in zip(raw, value, strict=True)]
+        from_environment = isinstance(raw, str) and isinstance(value, str) and FROM_ENVIRONMENT in raw
+        return raw if from_environment else value
+
+    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    return kept(OmegaConf.to_container(cfg, resolve=False), OmegaConf.to_container(cfg, resolve=True))
+
+
+def as_yaml(cfg: DictConfig) -> str:
+    """The file config.yaml of a stage."""
+    return OmegaConf.to_yaml(OmegaConf.create({"whole": resolved(cfg)}).whole)

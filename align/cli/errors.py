@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align.cli.plugins import keys_of
+from align.cli.schema import ROOT
 from align.errors import AlignError
 
 MORE = "HYDRA_FULL_ERROR=1 shows the traceback"
@@ -42,7 +43,7 @@ def _explain(error: BaseException) -> str:
     if isinstance(error, HydraException | OmegaConfBaseException) and not isinstance(error, InstantiationException):
         return _hydra(error)
     if "Config group override must be a string" in str(error):
-        return "a group was given null\n  write GROUP=none (align --help lists the choices)"
+        return "a group was given null\n  use GROUP=none (align --help lists the choices)"
     frame = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     place = f" at {Path(frame.filename).name}:{frame.lineno}" if frame else ""
     return (
@@ -59,14 +60,12 @@ def _screen(text: str) -> str:
 def _unparsed(error: OverrideParseException) -> str:
     word = str(error.override)
     if "=" not in word:
-        return (
-            f"{word} is no setting: write KEY=VALUE, such as experiment=tiny (align --help lists commands and choices)"
-        )
+        return f"{word} is no setting: use KEY=VALUE, such as experiment=tiny (align --help lists commands and choices)"
     for pair in ("()", "[]", "{}"):
         opened, closed = map(word.count, pair)
         if opened != closed:
             missing = pair[1] if opened > closed else pair[0]
-            return f"{word} cannot be read: a {missing} is missing\n  write it, or quote text twice: \"key='a, b'\""
+            return f"{word} cannot be read: a {missing} is missing\n  use it, or quote text twice: \"key='a, b'\""
     if word.startswith("'") or word.startswith('"'):
         return f"{word} cannot be read\n  quote the value, not the key: \"key='a, b'\""
     return f"{word} cannot be read\n  quote a value with spaces, commas, = or brackets twice: \"key='a, b'\""
@@ -80,13 +79,11 @@ def _hydra(error: BaseException) -> str:
         return _unknown_choice(found.group(1), text)
     if found := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text):
         key, value = found.groups()
-        return (
-            f"{key}={value} are several values\n  write '{key}=[{value}]' for a list, or align -m … for a run for each"
-        )
+        return f"{key}={value} are several values\n  use '{key}=[{value}]' for a list, or align -m … for a run for each"
     if found := re.search(r"Key '\w+' not in '\w+'\s+full_key: ([\w.]+)", text):
         return _unknown_key(found.group(1))
     if found := re.search(r"Multiple values for (\w+)\.", text):
-        return f"{found.group(1)} is given twice\n  write {found.group(1)}=NAME once, without +"
+        return f"{found.group(1)} is given twice\n  use {found.group(1)}=NAME once, without +"
     if isinstance(cause, OmegaConfBaseException):
         error = cause
     if isinstance(error, OmegaConfBaseException):
@@ -101,14 +98,14 @@ def _value(error: OmegaConfBaseException) -> str:
         r"Value '(.*?)' (?:of type '\w+' )?(?:could not be converted to|is not a valid) (\w+)", str(error)
     ):
         value, kind = found.groups()
-        return f"{key}={value}: write {KINDS.get(kind.lower(), kind)}"
+        return f"{key}={value}: use {KINDS.get(kind.lower(), kind)}"
     return f"{key}: {_lines(error, 1)}"
 
 
 def _unknown_key(key: str) -> str:
     names, groups = all_keys()
     if several := [group for group in groups if group.startswith(f"{key}@")]:
-        return f"{key}= is a choice for several nodes\n  write one of {', '.join(f'{group}=…' for group in several)}"
+        return f"{key}= is a choice for several nodes\n  use one of {', '.join(f'{group}=…' for group in several)}"
     owner = key.rpartition(".")[0]
     packages = [group.partition("@")[2] or group for group in groups if not group.startswith("stage@")]
     if other := _other_choice(key, names, groups):
@@ -154,7 +151,7 @@ def _unknown_choice(choice: str, text: str) -> str:
 def nearest(key: str, names: list[str]) -> str:
     """A line with the names nearest to a key."""
     if found := re.match(r"(?:peft@)?(dpo|kto)\.peft\b", key):
-        return f"\n  write peft@actor.peft=NAME, and its settings as actor.peft.KEY: {found[1]} trains the actor"
+        return f"\n  use peft@actor.peft=NAME, and its settings as actor.peft.KEY: {found[1]} trains the actor"
     home, _, last = key.rpartition(".")
     last = ALIASES.get(last, last)
     key = f"{home}.{last}" if home else last
@@ -173,7 +170,7 @@ def all_keys() -> tuple[list[str], list[str]]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("align.conf", version_base="1.3"):
-            cfg = compose("config", return_hydra_config=True)
+            cfg = compose(ROOT, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException):
         return [], []
     groups = [str(group) for group in cfg.hydra.runtime.choices if not str(group).startswith("hydra/")]

@@ -31,7 +31,7 @@ SHOWN = 5
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise AlignError(f"export: {message}\n  write align export FOLDER --to DIR --merge [--dtype fp32|bf16|fp16]")
+        raise AlignError(f"export: {message}\n  use align export FOLDER --to DIR --merge [--dtype fp32|bf16|fp16]")
 
 
 def export(words: list[str]) -> Path:
@@ -44,9 +44,9 @@ def export(words: list[str]) -> Path:
     given = parser.parse_args(words)
     folder, out = look(str(policy_of(given.run.expanduser())), "export", (CAUSAL, SCORE)), given.to.expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise AlignError(f"export: {out} is there already\n  write --to with a new folder")
+        raise AlignError(f"export: {out} is there already\n  use --to with a new folder")
     if folder.base and not given.merge:
-        raise AlignError(f"export: {folder.path} is an adapter on {folder.base} as it is\n  write --merge")
+        raise AlignError(f"export: {folder.path} is an adapter on {folder.base} as it is\n  use --merge")
     if folder.base and (why := why_unmergeable(PeftConfig.from_pretrained(folder.path))):
         raise AlignError(
             f"export: the adapter of {folder.path} cannot be merged: {why}\n"
@@ -114,7 +114,7 @@ def report(lost: dict[str, float], folder: Folder, out: Path) -> None:
         table.add_row(name, f"{share:.2%}")
     console.print(table)
     if max(lost.values()) > LOST:
-        console.print("much of the update is finer than this dtype: write --dtype fp32, or serve the adapter as it is")
+        console.print("much of the update is finer than this dtype: use --dtype fp32, or serve the adapter as it is")
 
 
 def _own_dtype(folder: Folder) -> torch.dtype:

@@ -14,25 +14,23 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from importlib.metadata import EntryPoint, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from align import config
-from align.cli.compose import AlignSearchPath, check_composition
+from align.cli.compose import AlignSearchPath, as_yaml, check_composition, plan_of, resolved
 from align.cli.errors import explain
+from align.cli.schema import ROOT
 from align.errors import AlignError, AlignWarning
 from align.library_variables import prepare
-from align.stages.pipeline import STAGES
+from align.plan.order import reordered
 
 COMMANDS = ("run", "plugins", "export")
 """align's own; `plugin_commands` finds the others."""
@@ -41,9 +39,6 @@ VALUED |= {"--experimental-rerun", "--info", "-i"}
 """Flags of Hydra that take the next word."""
 PYTHONS = warnings.formatwarning
 
-for _name, _node in config.SCHEMAS.items():
-    _group = "stage" if _name in STAGES else "schema"
-    ConfigStore.instance().store(group=_group, name=_name, node=_node, provider="align")
 Plugins.instance().register(AlignSearchPath)
 
 
@@ -95,7 +90,7 @@ def run(words: list[str]) -> dict | None:
         hint = f"; nearest: align {near[0]}" if near else ""
         raise AlignError(
             f"there is no command {command}{hint}\n"
-            f"  write one of {', '.join(known)}, or settings such as experiment=tiny seed=1 (align --help)"
+            f"  use one of {', '.join(known)}, or settings such as experiment=tiny seed=1 (align --help)"
         )
     prepare()
     if command in added:
@@ -202,7 +197,7 @@ def _hydra_main(results: list[dict], failures: list[tuple[str, Exception]], full
     A sweep says what it starts and what failed at once, and goes on.
     """
 
-    @hydra.main(version_base="1.3", config_path="pkg://align.conf", config_name="config")
+    @hydra.main(version_base="1.3", config_path="pkg://align.conf", config_name=ROOT)
     def task(cfg: DictConfig) -> None:
         job = HydraConfig.get()
         words = " ".join(job.overrides.task) if job.mode == RunMode.MULTIRUN else ""
@@ -220,23 +215,32 @@ def _hydra_main(results: list[dict], failures: list[tuple[str, Exception]], full
 
 def run_pipeline(cfg: DictConfig) -> dict:
     """One run of a composed configuration; returns its summary."""
-    from align.build import Build
-    from align.looking import first_look
+    from align.build.first_checks import check_first
+    from align.build.plugs import make
+    from align.build.runtime import Runtime
+    from align.imports import locate
     from align.stages import pipeline
-    from align.stages.order import reordered
 
-    build = Build(cfg)
-    if OmegaConf.is_list(cfg.stages) and (line := reordered(list(cfg.stages), build.stages)):
+    plan = plan_of(cfg)
+    named = [cfg.stages] if isinstance(cfg.stages, str) else list(cfg.stages)
+    if line := reordered(named, [stage.name for stage in plan.stages]):
         print(line, flush=True)
-    build.tracker  # noqa: B018 - refused now, not after the run's folder is made
+    runtime = Runtime(plan)
+    tracker = None if plan.tracker is None else make(plan.tracker)  # refused now, not once the run has a folder
+
+    def make_report(folder: Path) -> Any:
+        from align.report.report import Report
+
+        if tracker:
+            tracker.start(folder, resolved(cfg))
+        return Report(tracker)
+
     return pipeline.run(
-        build.stages,
-        build.sources(),
-        partial(first_look, build),
-        build.stage,
-        (Path(cfg.runs).expanduser(), str(cfg.name)),
-        build.report,
-        OmegaConf.to_yaml(cfg, resolve=True),
+        plan,
+        lambda: check_first(plan),
+        lambda stage: locate(stage.spec.build)(stage, runtime),
+        make_report,
+        as_yaml(cfg),
     )
 
 

@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 from peft import PeftConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
+from align.build.plugs import peft
 from align.cli.plugins import plug_file, plugs
-from align.config import Pretrain
+from align.config.values import plug_of
 from align.errors import AlignError
-from align.nodes import peft
 from align.peft.adapters import routes_rows
 from align.peft.routes import (
     ADAPTER,
@@ -27,6 +27,7 @@ from align.peft.routes import (
     route,
 )
 from align.peft.stateful import hooks_of, planned
+from align.stages.pretrain.spec import PretrainOptions
 
 WAYS = {
     ADAPTER: "adapter: vLLM serves it as it is",
@@ -64,7 +65,7 @@ def explain(words: list[str]) -> str:
 def method(name: str, settings: list[str]) -> PeftConfig:
     """The config of a plug with settings such as r=8, planned for a run of some length."""
     node = OmegaConf.merge(OmegaConf.load(plug_file("peft", name)), OmegaConf.from_dotlist(settings))
-    return planned(peft(node, "peft"), STEPS, "peft")
+    return planned(peft(plug_of(OmegaConf.to_container(node), "peft")), STEPS, "peft")
 
 
 def one_base(config: PeftConfig) -> str:
@@ -96,7 +97,7 @@ def _counted(config: PeftConfig, shape: PreTrainedConfig, device: str) -> tuple[
 
 
 def made_by_pretrain() -> PreTrainedConfig:
-    made = Pretrain()
+    made = PretrainOptions()
     return LlamaConfig(
         vocab_size=made.vocab_size, hidden_size=made.hidden_size, num_hidden_layers=made.layers,
         num_attention_heads=made.heads, intermediate_size=made.intermediate_size, tie_word_embeddings=True,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from align.config import SCHEMAS
+from align.config import SECTIONS
 from align.errors import AlignError
 
 HIDDEN = {"local"}
@@ -67,8 +67,8 @@ def _keys(group: str, node: dict) -> list[str]:
     for home, name, package in defaults_of(group, node):
         if package:
             keys.append(package.partition(".")[0])
-        elif home == "schema" and name in SCHEMAS:
-            keys += [field.name for field in fields(SCHEMAS[name]) if field.name != "_target_"]
+        elif home == "schema" and name in SECTIONS:
+            keys += [field.name for field in fields(SECTIONS[name])]
     return list(dict.fromkeys(keys))
 
 

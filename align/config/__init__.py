@@ -1,43 +1,40 @@
-"""Every option of align's own, as dataclasses without torch: a default stands here and nowhere else.
+"""Settings of align as frozen dataclasses: a default, its constraint, unit and help stand here and nowhere else.
 
-`cli` registers them with Hydra's ConfigStore under `schema`; the files of `conf/` build on them.
-A node with a `_target_` is replaced whole by naming another class. `auto` is resolved when a stage
-starts, from what this run has made so far.
+Settings of a stage stand beside its spec. No torch, no Hydra: the command line makes Hydra's schemas of these classes.
 """
 
-from align.config.data import FileData, HelpDesk, Mixture, Sampled, ShortTexts
-from align.config.plugs import Rollout, Tracker, Watch
+from align.config.data import FileDataOptions, MixtureOptions, SampledOptions
 from align.config.rewards import (
-    RewardByColumn,
-    RewardEnsemble,
-    RewardFormat,
-    RewardFunction,
-    RewardGate,
-    RewardHTTP,
-    RewardJSON,
-    RewardLLMJudge,
-    RewardModel,
-    RewardOverlong,
-    RewardRepetition,
-    RewardSum,
+    RewardByColumnOptions,
+    RewardEnsembleOptions,
+    RewardFormatOptions,
+    RewardFunctionOptions,
+    RewardGateOptions,
+    RewardHTTPOptions,
+    RewardJSONOptions,
+    RewardLLMJudgeOptions,
+    RewardModelOptions,
+    RewardOverlongOptions,
+    RewardRepetitionOptions,
+    RewardSumOptions,
 )
-from align.config.roles import Actor, Critic, Reference, Zero
-from align.config.stages import DPO, KTO, PPO, RM, SFT, BestOf, Evaluate, Preferences, Pretrain
+from align.config.roles import ActorOptions, CriticOptions, ReferenceOptions, ZeroOptions
+from align.config.roles import Zero as Zero
+from align.config.rollout import RolloutOptions, TrackerOptions, WatchOptions
 
 
 def none() -> None:
-    """What `critic=none`, `peft@…=none`, `zero@…=none`, `watch=none` and `tracker=none` stand for."""
+    """Stand for the choice `none` of a group: `critic=none`, `peft@…=none`, `watch=none`."""
 
 
-SCHEMAS = {
-    "data": FileData, "help_desk": HelpDesk, "sampled": Sampled, "mixture": Mixture, "short_texts": ShortTexts,
-    "pretrain": Pretrain, "sft": SFT, "rm": RM,
-    "preferences": Preferences, "best_of": BestOf, "dpo": DPO, "kto": KTO, "ppo": PPO, "evaluate": Evaluate,
-    "actor": Actor, "critic": Critic, "reference": Reference, "zero": Zero,
-    "reward_model": RewardModel, "reward_fn": RewardFunction, "reward_sum": RewardSum,
-    "reward_http": RewardHTTP, "reward_llm_judge": RewardLLMJudge, "reward_by_column": RewardByColumn,
-    "reward_gate": RewardGate, "reward_ensemble": RewardEnsemble,
-    "reward_format": RewardFormat, "reward_json": RewardJSON, "reward_overlong": RewardOverlong,
-    "reward_repetition": RewardRepetition,
-    "rollout": Rollout, "watch": Watch, "tracker": Tracker,
+SECTIONS = {
+    "data": FileDataOptions, "sampled": SampledOptions, "mixture": MixtureOptions,
+    "actor": ActorOptions, "critic": CriticOptions, "reference": ReferenceOptions, "zero": ZeroOptions,
+    "reward_model": RewardModelOptions, "reward_fn": RewardFunctionOptions, "reward_sum": RewardSumOptions,
+    "reward_http": RewardHTTPOptions, "reward_llm_judge": RewardLLMJudgeOptions,
+    "reward_by_column": RewardByColumnOptions, "reward_gate": RewardGateOptions,
+    "reward_ensemble": RewardEnsembleOptions, "reward_format": RewardFormatOptions, "reward_json": RewardJSONOptions,
+    "reward_overlong": RewardOverlongOptions, "reward_repetition": RewardRepetitionOptions,
+    "rollout": RolloutOptions, "watch": WatchOptions, "tracker": TrackerOptions,
 }  # fmt: skip
+"""Sections by the name of their schema in `conf/`."""

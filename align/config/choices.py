@@ -13,6 +13,7 @@ DPO_LOSSES = (
 KTO_LOSSES = ("kto", "apo_zero_unpaired")
 SFT_LOSSES = ("nll", "dft")
 """Of TRL (1.16), whose trainers look at them when the model is there."""
+METRICS = ("exact_match", "f1", "accuracy", "format")
 REWARD_BACKBONES = ("auto", "shared", "own")
 FOR_LORA = "lora:"
 """Before a learning rate that is LoRA's, and from which another method's follows."""

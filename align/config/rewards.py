@@ -2,58 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
-from omegaconf import MISSING
-
-from align.config.open_node import open_node
+from align.config.fields import open_settings, section, value
+from align.config.values import Plug, Settings
 
 
-@dataclass
-class RewardModel:
-    _target_: str = "align.rewards.model.ModelReward"
+@section("reward")
+class RewardModelOptions:
+    TARGET = "align.rewards.model.ModelReward"
+
     path: str = "auto"
     """A reward model's folder or hub name; auto: this run's reward model."""
     normalize: bool = True
     """Shift and scale scores to mean 0 and deviation 1 on the samples that the model's card.json tells of."""
     backbone: str = "auto"
     """shared (its adapter and score on the actor's base), own (a model of its own), or auto: shared where it can be."""
-    zero: Any = None
+    zero: Plug | None = None
     """As `reference.zero`."""
 
 
-@dataclass
-class RewardFunction:
-    _target_: str = "align.rewards.function.FunctionReward"
-    fn: str = MISSING
+@section("reward")
+class RewardFunctionOptions:
+    TARGET = "align.rewards.function.FunctionReward"
+
+    fn: str = value()
     """module.function with TRL's signature, from an installed package or the folder one stands in."""
-    args: dict[str, Any] = field(default_factory=open_node)
+    args: Settings = open_settings()
     """Further keyword arguments of the function."""
     name: str | None = None
     """Name in logs; unset: the function's own."""
 
 
-@dataclass
-class RewardSum:
-    _target_: str = "align.rewards.sum.SumReward"
-    terms: dict[str, Any] = field(default_factory=open_node)
+@section("reward")
+class RewardSumOptions:
+    TARGET = "align.rewards.sum.SumReward"
+
+    terms: Settings = open_settings()
     """Rewards by name: +reward@reward.terms.polite=kind_words"""
-    weights: dict[str, Any] = field(default_factory=open_node)
+    weights: Settings = open_settings()
     """Weight of each term, 1 where none is given: a number, or points of a weight that moves over PPO's steps,
     [[0,1.0],[50,0.2]] or [cosine,[0,1.0],[50,0.2]] (align/rewards/sum.py)."""
     normalize: str = "none"
     """batch or running: before its weight, each term is divided by its deviation over the batch, or over all so far."""
 
 
-@dataclass
-class RewardEnsemble(RewardModel):
+@section("reward")
+class RewardEnsembleOptions(RewardModelOptions):
     """Of the models at `path`, which share the settings of one; or of `terms`, which have their own."""
 
-    _target_: str = "align.rewards.ensemble.EnsembleReward"
-    path: Any = "auto"
+    TARGET = "align.rewards.ensemble.EnsembleReward"
+
+    path: str | tuple[str, ...] = "auto"
     """Reward models: [A,B,C]; a glob, 'runs/rm/*/rm'; the folder of a stage with `rm.members`; auto: this run's."""
-    terms: dict[str, Any] = field(default_factory=open_node)
+    terms: Settings = open_settings()
     """Or rewards of any kind by name, two or more: +reward@reward.terms.a=model reward.terms.a.path=FOLDER"""
     combine: str = "lower_bound"
     """mean, lower_bound (the mean less `spread_coef` deviations of the members' scores), or minimum."""
@@ -61,10 +61,11 @@ class RewardEnsemble(RewardModel):
     """Price of one deviation, of lower_bound alone."""
 
 
-@dataclass
-class RewardHTTP:
-    _target_: str = "align.rewards.http.HTTPReward"
-    url: str = MISSING
+@section("reward")
+class RewardHTTPOptions:
+    TARGET = "align.rewards.http.HTTPReward"
+
+    url: str = value()
     """Where a batch is posted as JSON; what is sent and comes back: align/rewards/http.py. `$NAME` stands for
     an environment variable."""
     timeout: float = 60.0
@@ -73,22 +74,23 @@ class RewardHTTP:
     """Further tries after pauses of 1, 2, 4 … 30 seconds, where the server is away or busy."""
     batch_size: int = 64
     """Completions in a request."""
-    headers: dict[str, str] = field(default_factory=open_node)
+    headers: Settings = open_settings()
     """Sent with each request: 'reward.headers.Authorization="Bearer $TOKEN"' takes TOKEN from the environment, and no
     file of the run holds it."""
 
 
-@dataclass
-class RewardLLMJudge:
-    _target_: str = "align.rewards.judge.LLMJudge"
-    url: str = MISSING
+@section("reward")
+class RewardLLMJudgeOptions:
+    TARGET = "align.rewards.judge.LLMJudge"
+
+    url: str = value()
     """Where an OpenAI-compatible server's chat/completions lies. `$NAME` stands for an environment variable."""
-    model: str = MISSING
+    model: str = value()
     """The judge, by the name that the server has for it."""
     template: str | None = None
     """A file with a jinja template of the question, given prompt, completion, messages, low, high and the data set's
     columns; unset: the one in align/rewards/judge.py."""
-    scale: list[float] = field(default_factory=lambda: [1.0, 10.0])
+    scale: tuple[float, ...] = (1.0, 10.0)
     """The worst and the best grade, which become scores of 0 and 1; another number is no grade."""
     pattern: str | None = None
     """Regular expression with one group, the number, in the judge's answer; unset: the number behind the last `Score:`,
@@ -97,7 +99,7 @@ class RewardLLMJudge:
     """Of the judge's sampling; null leaves the field out of the request, as some hosted models want it."""
     max_tokens: int | None = 1024
     """The most tokens of the judge's answer; null leaves the field out (args.max_completion_tokens is its new name)."""
-    args: dict[str, Any] = field(default_factory=open_node)
+    args: Settings = open_settings()
     """Further fields of the request, such as "reward.args.structured_outputs.choice=['1','2','3']" (vLLM)."""
     concurrency: int = 16
     """Requests under way at the same time."""
@@ -108,25 +110,27 @@ class RewardLLMJudge:
     """As that of http."""
     retries: int = 6
     """As that of http."""
-    headers: dict[str, str] = field(default_factory=open_node)
+    headers: Settings = open_settings()
     """As that of http."""
 
 
-@dataclass
-class RewardByColumn:
-    _target_: str = "align.rewards.by_column.ByColumn"
-    column: str = MISSING
+@section("reward")
+class RewardByColumnOptions:
+    TARGET = "align.rewards.by_column.ByColumn"
+
+    column: str = value()
     """Column of the data set whose value names the case that scores a row."""
-    cases: dict[str, Any] = field(default_factory=open_node)
+    cases: Settings = open_settings()
     """Rewards by that value: +reward@reward.cases.math=fn; the case `default` takes all other values."""
 
 
-@dataclass
-class RewardGate:
-    _target_: str = "align.rewards.gate.Gate"
-    score: Any = None
+@section("reward")
+class RewardGateOptions:
+    TARGET = "align.rewards.gate.Gate"
+
+    score: Plug | None = None
     """The reward that is to be had: +reward@reward.score=model"""
-    condition: Any = None
+    condition: Plug | None = None
     """The reward that opens it: +reward@reward.condition=format"""
     threshold: float = 1.0
     """What the condition must score, or more."""
@@ -134,34 +138,38 @@ class RewardGate:
     """The score of a row whose condition scores less."""
 
 
-@dataclass
-class RewardFormat:
-    _target_: str = "align.rewards.format.FormatReward"
-    pattern: str = MISSING
+@section("reward")
+class RewardFormatOptions:
+    TARGET = "align.rewards.format.FormatReward"
+
+    pattern: str = value()
     """Regular expression that the whole completion matches, as in `evaluate.pattern`."""
     timeout: float = 10.0
     """Seconds for one completion, after which the run ends: the pattern is one that takes for ever."""
 
 
-@dataclass
-class RewardJSON:
-    _target_: str = "align.rewards.format.JSONReward"
-    schema: Any = MISSING
+@section("reward")
+class RewardJSONOptions:
+    TARGET = "align.rewards.format.JSONReward"
+
+    schema: str | Settings = value()
     """A file with a JSON schema, or the schema itself."""
 
 
-@dataclass
-class RewardOverlong:
-    _target_: str = "align.rewards.penalties.Overlong"
-    buffer: int = MISSING
+@section("reward")
+class RewardOverlongOptions:
+    TARGET = "align.rewards.penalties.Overlong"
+
+    buffer: int = value()
     """The last tokens before `max_length`, over which the penalty grows from 0 to -1 (Yu et al. 2025, eq. 13)."""
-    max_length: int = "${rollout.max_new_tokens}"  # type: ignore[assignment]
+    max_length: int = value(None, follows="rollout.max_new_tokens")
     """Tokens from which on it is -1."""
 
 
-@dataclass
-class RewardRepetition:
-    _target_: str = "align.rewards.penalties.Repetition"
+@section("reward")
+class RewardRepetitionOptions:
+    TARGET = "align.rewards.penalties.Repetition"
+
     ngram_size: int = 3
     """Tokens in a row that count as said again."""
     max_penalty: float = -1.0

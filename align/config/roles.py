@@ -3,71 +3,86 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from omegaconf import MISSING
+from align.config.choices import ADAPTERS, CRITIC_BACKBONES, FOR_LORA, SCHEDULES
+from align.config.fields import choice, number, section, value
+from align.config.values import Plug
 
 
-@dataclass
+@dataclass(frozen=True)
 class Zero:
-    _target_: str = "align.config.Zero"
-    stage: int = MISSING
+    """How DeepSpeed divides a model over the ranks."""
+
+    stage: int
+    """ZeRO stage: 1 optimizer state, 2 and gradients, 3 and parameters."""
+    offload: bool = False
+    """Keep what is divided in the CPU's memory."""
+
+
+@section("zero")
+class ZeroOptions:
+    TARGET = "align.config.Zero"
+
+    stage: int = value()
     """ZeRO stage: 1 optimizer state, 2 and gradients, 3 and parameters, divided over the ranks."""
     offload: bool = False
     """Keep what is divided in the CPU's memory."""
 
 
-@dataclass
-class Actor:
-    _target_: str = "align.roles.specs.Actor"
+@section("actor")
+class ActorOptions:
+    TARGET = "align.roles.specs.Actor"
+
     path: str = "auto"
-    """The policy PPO starts from; auto: this run's fine-tuned model, else its pretrained one, else `model`."""
-    adapter: str = "auto"
+    """The policy PPO starts from; auto: this run's newest policy, else `model`."""
+    adapter: str = choice("auto", *ADAPTERS)
     """As `sft.adapter`."""
-    learning_rate: Any = "lora:1e-5"
+    learning_rate: float | str = number("lora:1e-5", above=0, high=1, prefix=FOR_LORA)
     """AdamW's rate; its peak, if `schedule` or `warmup_steps` moves it. `lora:` as in `sft.learning_rate`."""
-    loraplus_lr_ratio: float | None = None
+    loraplus_lr_ratio: float | None = number(None, above=0, high=1000)
     """As `sft.loraplus_lr_ratio`."""
-    schedule: str = "constant"
+    schedule: str = choice("constant", *SCHEDULES)
     """The rate after warm-up: constant, linear or cosine; the last two fall to 0 over `ppo.steps`."""
-    warmup_steps: int = 0
+    warmup_steps: int = number(0, low=0)
     """PPO steps in which the rate rises from 0."""
-    peft: Any = None
+    peft: Plug | None = None
     """Which weights train: peft@actor.peft=lora, or none for all."""
-    zero: Any = None
+    zero: Plug | None = None
     """How DeepSpeed divides the actor: zero@actor.zero=stage2."""
 
 
-@dataclass
-class Critic:
-    _target_: str = "align.roles.specs.Critic"
+@section("critic")
+class CriticOptions:
+    TARGET = "align.roles.specs.Critic"
+
     path: str = "auto"
-    """What the critic starts from; auto: this run's reward model, else the actor's start."""
-    adapter: str = "auto"
+    """The model that the critic starts from; auto: this run's reward model, else the actor's start."""
+    adapter: str = choice("auto", *ADAPTERS)
     """As `sft.adapter`."""
-    backbone: str = "auto"
+    backbone: str = choice("auto", *CRITIC_BACKBONES)
     """Where the value head sits: adapter (the critic's own adapter on the actor's base), head (the actor's trunk,
     adapter and all), own (a model of its own), or auto: adapter where it can be, else own."""
-    trunk_gradient: float = 0.1
+    trunk_gradient: float = number(0.1, low=0, high=100)
     """With critic=head, the share of the value's gradient that shapes the actor's trunk; 0: none."""
-    learning_rate: Any = "${actor.learning_rate}"
+    learning_rate: float | str = number("lora:1e-5", above=0, high=1, prefix=FOR_LORA, follows="actor.learning_rate")
     """As `actor.learning_rate`, which it is unless given."""
-    loraplus_lr_ratio: float | None = "${actor.loraplus_lr_ratio}"  # type: ignore[assignment]
+    loraplus_lr_ratio: float | None = number(None, above=0, high=1000, follows="actor.loraplus_lr_ratio")
     """As `actor.loraplus_lr_ratio`."""
-    schedule: str = "${actor.schedule}"
+    schedule: str = choice("constant", *SCHEDULES, follows="actor.schedule")
     """As `actor.schedule`."""
-    warmup_steps: int = "${actor.warmup_steps}"  # type: ignore[assignment]
+    warmup_steps: int = number(0, low=0, follows="actor.warmup_steps")
     """As `actor.warmup_steps`."""
-    peft: Any = None
+    peft: Plug | None = None
     """As `actor.peft`."""
-    zero: Any = None
+    zero: Plug | None = None
     """As `actor.zero`."""
 
 
-@dataclass
-class Reference:
-    _target_: str = "align.roles.specs.Reference"
+@section("reference")
+class ReferenceOptions:
+    TARGET = "align.roles.specs.Reference"
+
     path: str = "auto"
     """The policy that the KL penalty holds to; auto: the actor at step 0."""
-    zero: Any = None
+    zero: Plug | None = None
     """How DeepSpeed divides it: zero@reference.zero=stage3, or stage3_offload."""

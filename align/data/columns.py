@@ -28,7 +28,7 @@ class Columns:
     """The format that a row's columns are, for what it says where this one lacks a column."""
 
     def error(self, problem: str, instead: str) -> AlignError:
-        return AlignError(f"{self.place} {problem}: write {instead}")
+        return AlignError(f"{self.place} {problem}: use {instead}")
 
     def has(self, column: str) -> bool:
         """Whether there is a value; null is none, as data sets with united columns have it."""
@@ -160,7 +160,7 @@ def renamed(rows: list[Placed], columns: Mapping[str, str], key: str) -> list[Pl
     for name, source in columns.items():
         if not isinstance(source, str) or not source:
             template = typed(f"{key}.{name}", "{{ column }}")
-            raise AlignError(f"{key}.{name}={source}: write a column's name, or a template: {template}")
+            raise AlignError(f"{key}.{name}={source}: use a column's name, or a template: {template}")
     makers = {name: _maker(source, key, name) for name, source in columns.items()}
     return [(place, {**row, **{name: make(place, row) for name, make in makers.items()}}) for place, row in rows]
 
@@ -173,7 +173,7 @@ def _maker(source: str, key: str, name: str) -> Callable[[str, dict], object]:
             if source not in row:
                 raise AlignError(
                     f"{place} has no column {source!r}, only {', '.join(map(str, row)) or 'none'}\n"
-                    f"  {said} wants it: write {given_by(key, name, row, source)}"
+                    f"  {said} wants it: use {given_by(key, name, row, source)}"
                 )
             return row[source]
 
@@ -181,7 +181,7 @@ def _maker(source: str, key: str, name: str) -> Callable[[str, dict], object]:
     try:
         template = ENVIRONMENT.from_string(source)
     except TemplateError as error:
-        raise AlignError(f"{said} is no template: {error}\n  write text with {{{{ column }}}} in it") from error
+        raise AlignError(f"{said} is no template: {error}\n  use text with {{{{ column }}}} in it") from error
 
     def filled(place: str, row: dict) -> str:
         try:

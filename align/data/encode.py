@@ -62,7 +62,7 @@ def fitting_prompts(
     if rows and not fitting:
         raise AlignError(
             f"{key}.max_prompt_tokens={max_prompt_tokens}: {_none_left(rows, 'prompt')}, all longer "
-            f"({_extent(ids for _, _, ids in encoded)}): write a larger {key}.max_prompt_tokens, a smaller "
+            f"({_extent(ids for _, _, ids in encoded)}): use a larger {key}.max_prompt_tokens, a smaller "
             f"rollout.max_new_tokens where the model has no room for both, or shorter prompts in {key}.data.path"
         )
     return fitting, len(rows) - len(fitting)
@@ -103,7 +103,7 @@ def fitting_pairs(
         if left_out["too_long"]:
             reasons.append(
                 f"{left_out['too_long']} longer than {key}.max_length={max_length} (the longer sides have "
-                f"{min(lengths)} to {max(lengths)} tokens: write a larger {key}.max_length)"
+                f"{min(lengths)} to {max(lengths)} tokens: use a larger {key}.max_length)"
             )
         if left_out["alike"]:
             reasons.append(
@@ -130,7 +130,7 @@ def fitting_marked(
     if rows and not fitting:
         raise AlignError(
             f"{key}.max_length={max_length}: {_none_left(rows, noun)}, all longer "
-            f"({min(lengths)} to {max(lengths)} tokens): write a larger {key}.max_length"
+            f"({min(lengths)} to {max(lengths)} tokens): use a larger {key}.max_length"
         )
     if not held_out:
         check_preferring(fitting, key)
@@ -179,7 +179,7 @@ def fitting_examples(
     if rows and not fitting:
         raise AlignError(
             f"{key}.max_length={max_length}: {_none_left(rows, 'example')}, since the prompts fill it "
-            f"({_extent(prompts)}): write a larger {key}.max_length, or shorter prompts in {key}.data.path"
+            f"({_extent(prompts)}): use a larger {key}.max_length, or shorter prompts in {key}.data.path"
         )
     return fitting, len(rows) - len(fitting)
 
@@ -217,7 +217,7 @@ def _templated(messages: list[dict], tokenizer: PreTrainedTokenizerBase, place: 
     if tokenizer.chat_template is None:
         raise AlignError(
             f"the tokenizer in {tokenizer.name_or_path} has no chat template, and the data are messages: take an "
-            "instruct model, put a chat_template.jinja into that folder, or write prompts as strings"
+            "instruct model, put a chat_template.jinja into that folder, or use prompts as strings"
         )
     try:
         return tokenizer.apply_chat_template(messages, **options)
@@ -228,7 +228,7 @@ def _templated(messages: list[dict], tokenizer: PreTrainedTokenizerBase, place: 
         raise AlignError(
             f"the chat template of {tokenizer.name_or_path} refuses messages of {roles} ({error}){place}: message "
             f"{number} is the {first['role']}'s {first['content']!r:.60}\n"
-            "  write messages of roles that it takes, in its order, or put another chat_template.jinja into that folder"
+            "  use messages of roles that it takes, in its order, or put another chat_template.jinja into that folder"
         ) from error
 
 

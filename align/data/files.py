@@ -67,20 +67,20 @@ class FileData:
     def _check_settings(self, purpose: str) -> None:
         self._check_share(purpose)
         if self.rows is not None and (isinstance(self.rows, bool) or not isinstance(self.rows, int) or self.rows < 1):
-            raise AlignError(f"{purpose}.data.rows={self.rows}: write 1 or more, or null for all")
+            raise AlignError(f"{purpose}.data.rows={self.rows}: use 1 or more, or null for all")
         if self.report_by is not None and purpose != "rm":
             raise AlignError(
                 f"{purpose}.data.report_by={self.report_by}: only a reward model has such a report\n"
-                "  write rm.data.report_by, or leave it out"
+                "  use rm.data.report_by, or leave it out"
             )
         if self.path is None:
             raise AlignError(
-                f"{purpose}.data.path is not set: write {purpose}.data.path=FILE (or data.path=FILE, which all "
+                f"{purpose}.data.path is not set: use {purpose}.data.path=FILE (or data.path=FILE, which all "
                 "stages take over)"
             )
         if isinstance(self.path, list):
             raise AlignError(
-                f"{purpose}.data.path={self.path}: write one file, {purpose}.data.path=FILE (SFT alone takes a list)"
+                f"{purpose}.data.path={self.path}: use one file, {purpose}.data.path=FILE (SFT alone takes a list)"
             )
         check_columns(self.columns, self.format, purpose, self.report_by)
 
@@ -89,14 +89,14 @@ class FileData:
         if Path(self.eval_path).expanduser().absolute() == Path(self.path).expanduser().absolute():
             raise AlignError(
                 f"{key}={self.eval_path} is {purpose}.data.path, too, and held-out rows must not be trained on: "
-                f"write another file, or leave it out ({purpose}.data.eval_share then holds out rows)"
+                f"use another file, or leave it out ({purpose}.data.eval_share then holds out rows)"
             )
         train = self._read(self.path, f"{purpose}.data.path", purpose)
         held_out = self._read(self.eval_path, key, purpose)
         if shape(train[0], purpose) != shape(held_out[0], purpose):
             raise AlignError(
                 f"{key}={self.eval_path} gives {shape(held_out[0], purpose)} where {purpose}.data.path={self.path} "
-                f"gives {shape(train[0], purpose)}: write both files alike"
+                f"gives {shape(train[0], purpose)}: use both files alike"
             )
         return _split(train, held_out, purpose)
 
@@ -111,7 +111,7 @@ class FileData:
         share = self.eval_share
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
             raise AlignError(
-                f"{purpose}.data.eval_share={share} is no share of the rows: write a number from 0 (nothing is "
+                f"{purpose}.data.eval_share={share} is no share of the rows: use a number from 0 (nothing is "
                 "held out) to below 1, such as 0.05"
             )
 
@@ -124,7 +124,7 @@ def hold_out(rows: list[Meant], share: float, purpose: str) -> tuple[list[Meant]
     ordered = sorted(places, key=places.get)
     if len(ordered) < 2:
         raise AlignError(
-            f"{purpose}.data.path: all {len(rows)} rows have one prompt, so that none can be held out: write "
+            f"{purpose}.data.path: all {len(rows)} rows have one prompt, so that none can be held out: use "
             f"{purpose}.data.eval_share=0, or {purpose}.data.eval_path=FILE"
         )
     # The first in the order is always held out and the last never, however few rows there are.
@@ -177,7 +177,7 @@ class Sampled:
         folder = Path(self.path).expanduser()
         if not (folder / RANKINGS).is_file():
             raise AlignError(
-                f"{purpose}.data.path={self.path}: there is no {RANKINGS} in it\n  write {purpose}.data.path="
+                f"{purpose}.data.path={self.path}: there is no {RANKINGS} in it\n  use {purpose}.data.path="
                 "runs/NAME/latest/preferences, a folder of that stage"
             )
         held_out = folder / HELD_OUT

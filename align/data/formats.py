@@ -147,14 +147,14 @@ def check_preferring(rows: list[dict], key: str) -> None:
     """Raises AlignError where every pair has one text on both sides, or every answer one label."""
     if rows and all("chosen" in row and row["chosen"] == row["rejected"] for row in rows):
         raise AlignError(
-            f"{key}.data: no pair is left of {len(rows)}, since chosen and rejected are alike in each: write pairs "
+            f"{key}.data: no pair is left of {len(rows)}, since chosen and rejected are alike in each: use pairs "
             f"that differ in {key}.data.path"
         )
     labels = {row.get("label") for row in rows}
     if len(labels) == 1 and labels != {None}:
         raise AlignError(
             f"{key}.data: every answer is labelled {str(labels.pop()).lower()}, and there is nothing to tell apart: "
-            f"write rows of both labels in {key}.data.path"
+            f"use rows of both labels in {key}.data.path"
         )
 
 
@@ -357,7 +357,7 @@ def understand(rows: list[Placed], format: str, purpose: str, report_by: str | N
     begun, first = found[0][0], shape(found[0][1], purpose)
     for place, one in found:
         if shape(one, purpose) != first:
-            raise AlignError(f"{place} gives {shape(one, purpose)} where {begun} gives {first}: write all rows alike")
+            raise AlignError(f"{place} gives {shape(one, purpose)} where {begun} gives {first}: use all rows alike")
     return [one for _, one in found]
 
 
@@ -400,7 +400,7 @@ def check_columns(columns: Mapping[str, str], format: str, purpose: str, report_
     for name, source in columns.items() if meaning != "ppo" else ():
         if name not in read:
             near = difflib.get_close_matches(name, read, n=1)
-            hint = f"nearest: {purpose}.data.columns.{near[0]}" if near else "write one of these, or leave it out"
+            hint = f"nearest: {purpose}.data.columns.{near[0]}" if near else "use one of these, or leave it out"
             raise AlignError(
                 f"{purpose}.data.columns.{name}={source}: nobody would read it: data@{purpose}.data={format} gives "
                 f"{purpose} {', '.join(read)}\n  {hint}"
@@ -432,7 +432,7 @@ def _conversion(format: str, purpose: str) -> Callable[[Columns], Meant | list[M
         return FORMATS[format][meaning]
     serving = ", ".join(name for name, purposes in FORMATS.items() if meaning in purposes)
     problem = f"does not serve {purpose}" if format in FORMATS else "is no format"
-    raise AlignError(f"{purpose}.data.format={format} {problem}: write one of {serving}")
+    raise AlignError(f"{purpose}.data.format={format} {problem}: use one of {serving}")
 
 
 def _text(columns: Columns) -> Meant:

@@ -69,7 +69,7 @@ class Mixture:
         for name, split in found.items():
             if not split.train:
                 raise AlignError(
-                    f"{key}.parts.{name}: the task has no rows to train on\n  write more rows, or leave it out"
+                    f"{key}.parts.{name}: the task has no rows to train on\n  use more rows, or leave it out"
                 )
         counts = self.counts({name: len(split.train) for name, split in found.items()})
         train = [
@@ -103,21 +103,21 @@ class Mixture:
 
     def _check_numbers(self, key: str) -> None:
         if not self.parts:
-            raise AlignError(f"{key}=mixture has no parts\n  write +data@{key}.parts.NAME=prompt_completion")
+            raise AlignError(f"{key}=mixture has no parts\n  use +data@{key}.parts.NAME=prompt_completion")
         for name, value in self.weights.items():
             if name not in self.parts:
                 near = difflib.get_close_matches(name, self.parts, n=1) or list(self.parts)[:1]
                 raise AlignError(f"{key}.weights.{name}: there is no part {name}\n  nearest: {key}.weights.{near[0]}")
             if not (is_number(value) and value >= 0):
-                raise AlignError(f"{key}.weights.{name}={value}: write a number from 0")
+                raise AlignError(f"{key}.weights.{name}={value}: use a number from 0")
         if self.weights and not sum(self.weights.get(name, 1.0) for name in self.parts):
-            raise AlignError(f"{key}.weights sum to nothing\n  write a weight above 0 for one part at least")
+            raise AlignError(f"{key}.weights sum to nothing\n  use a weight above 0 for one part at least")
         if self.weights and self.temperature is not None:
-            raise AlignError(f"{key}.temperature and {key}.weights both say how to mix\n  write one of them")
+            raise AlignError(f"{key}.temperature and {key}.weights both say how to mix\n  use one of them")
         if self.temperature is not None and not (is_number(self.temperature) and self.temperature > 0):
-            raise AlignError(f"{key}.temperature={self.temperature}: write a number above 0, such as 2")
+            raise AlignError(f"{key}.temperature={self.temperature}: use a number above 0, such as 2")
         if self.rows is not None and not (is_number(self.rows) and self.rows >= 1 and self.rows == int(self.rows)):
-            raise AlignError(f"{key}.rows={self.rows}: write a whole number of rows, or null")
+            raise AlignError(f"{key}.rows={self.rows}: use a whole number of rows, or null")
 
     def _check_alike(self, firsts: dict[str, dict], key: str) -> None:
         """Parts give one kind of row, since a trainer takes one."""
@@ -127,7 +127,7 @@ class Mixture:
             if kind != kinds[first]:
                 raise AlignError(
                     f"{key}.parts.{name} gives {kind} where {key}.parts.{first} gives {kinds[first]}\n"
-                    "  write both in one way: the same columns, all as strings or all as messages"
+                    "  use both in one way: the same columns, all as strings or all as messages"
                 )
 
     def _of(self, name: str, purpose: str, do: Callable[[], Any]) -> Any:

@@ -34,16 +34,16 @@ def read_rows(path: str, split: str, key: str, most: int | None = None) -> list[
     if file.is_file():
         rows = _from_file(file, place, most)
     elif file.exists():
-        raise AlignError(f"{place} is a folder: write {key}=FILE, a file that ends in {_listed(SUFFIXES)}")
+        raise AlignError(f"{place} is a folder: use {key}=FILE, a file that ends in {_listed(SUFFIXES)}")
     elif on_hub(path):
         rows = _from_hub(path, split, place, most)
     else:
         raise AlignError(
-            f"{place}: there is no such file (looked for {file.absolute()}): write {key}=FILE, or the name of a "
+            f"{place}: there is no such file (looked for {file.absolute()}): use {key}=FILE, or the name of a "
             "hub data set such as org/name"
         )
     if not rows:
-        raise AlignError(f"{place} holds no rows: write {key}=FILE with one object a row")
+        raise AlignError(f"{place} holds no rows: use {key}=FILE with one object a row")
     return rows
 
 
@@ -66,7 +66,7 @@ def _from_hub(name: str, split: str, place: str, most: int | None) -> list[Place
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AlignError(
             f"{place} is no file here, and as a hub data set its split {split!r} could not be loaded "
-            f"({reason}): write the path of a file that ends in {_listed(SUFFIXES)}, or check name, split and network"
+            f"({reason}): use the path of a file that ends in {_listed(SUFFIXES)}, or check name, split and network"
         ) from error
     return [(f"{place} row {number}", dict(row)) for number, row in enumerate(rows, start=1)]
 
@@ -75,7 +75,7 @@ def _from_file(file: Path, place: str, most: int | None) -> list[Placed]:
     name = file.name.lower()
     kind = next((suffix for suffix in SUFFIXES if name.removesuffix(".gz").endswith(suffix)), None)
     if kind is None or (kind == ".parquet" and name.endswith(".gz")):
-        raise AlignError(f"{place} is no table: write a file that ends in {_listed(SUFFIXES)} (.gz behind a text file)")
+        raise AlignError(f"{place} is no table: use a file that ends in {_listed(SUFFIXES)} (.gz behind a text file)")
     values: Iterable[tuple[str, object]]
     if kind == ".parquet":
         values = parquet_rows(file, place)
@@ -109,7 +109,7 @@ def _lines(text: str, place: str) -> Iterator[tuple[str, object]]:
             yield where, json.loads(line)
         except json.JSONDecodeError as error:
             raise AlignError(
-                f"{where} is not json ({error.msg} at column {error.colno}): write one object a line"
+                f"{where} is not json ({error.msg} at column {error.colno}): use one object a line"
             ) from error
 
 
@@ -119,18 +119,18 @@ def _items(text: str, place: str) -> list[tuple[str, object]]:
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
-        hint = "name a file with one object a line .jsonl" if error.msg == "Extra data" else "write a list of objects"
+        hint = "name a file with one object a line .jsonl" if error.msg == "Extra data" else "use a list of objects"
         raise AlignError(
             f"{place} line {error.lineno} is not json ({error.msg} at column {error.colno}): {hint}"
         ) from error
     if not isinstance(values, list):
-        raise AlignError(f"{place} holds {_kind(values)}: write a list of objects, or one object a line in .jsonl")
+        raise AlignError(f"{place} holds {_kind(values)}: use a list of objects, or one object a line in .jsonl")
     return [(f"{place} row {number}", value) for number, value in enumerate(values, start=1)]
 
 
 def _object(where: str, value: object) -> dict:
     if not isinstance(value, dict):
-        raise AlignError(f'{where} is {_kind(value)}, not an object: write {{"column": value, …}}')
+        raise AlignError(f'{where} is {_kind(value)}, not an object: use {{"column": value, …}}')
     return value
 
 
@@ -163,7 +163,7 @@ def csv_rows(text: str, place: str) -> Iterator[tuple[str, dict]]:
             return
         again = next((name for name in names if names.count(name) > 1), None)
         if again is not None:
-            raise AlignError(f"{place} line 1 names the column {again!r} twice: write another name for one of them")
+            raise AlignError(f"{place} line 1 names the column {again!r} twice: use another name for one of them")
         begun = reader.line_num + 1
         for cells in reader:
             where, begun = f"{place} line {begun}", reader.line_num + 1

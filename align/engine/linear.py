@@ -105,9 +105,9 @@ def choose_linear(model: nn.Module, kind: str = "auto") -> tuple[str, str]:
     Raises AlignError for an unknown kind, and for `onednn` where this torch has no such kernel.
     """
     if kind not in LINEARS:
-        raise AlignError(f"cpu_linear={kind!r}: write one of {', '.join(LINEARS)}")
+        raise AlignError(f"cpu_linear={kind!r}: use one of {', '.join(LINEARS)}")
     if kind == "onednn" and not has_onednn():
-        raise AlignError(f"cpu_linear=onednn: torch {torch.__version__} has no such kernel\n  write cpu_linear=torch")
+        raise AlignError(f"cpu_linear=onednn: torch {torch.__version__} has no such kernel\n  use cpu_linear=torch")
     layers = _layers(model)
     if kind != "auto" or not measurable(model):
         return ("torch" if kind == "auto" else kind), f"linear layers by {'torch' if kind == 'auto' else kind}"

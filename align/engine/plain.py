@@ -152,7 +152,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.shape not in SCHEDULES:
-            raise AlignError(f"schedule={self.shape}: write one of {', '.join(SCHEDULES)}")
+            raise AlignError(f"schedule={self.shape}: use one of {', '.join(SCHEDULES)}")
 
     def rate(self, step: int, steps: int) -> float:
         """The rate of step `step` (from 0) out of `steps`.

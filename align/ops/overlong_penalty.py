@@ -15,5 +15,5 @@ def overlong_penalty(length_B: Tensor, max_length: int, buffer: int) -> Tensor:
     Raises ValueError for a buffer that is not from 1 to max_length.
     """
     if not 0 < buffer <= max_length:
-        raise ValueError(f"buffer={buffer}: write a number of tokens from 1 to max_length={max_length}")
+        raise ValueError(f"buffer={buffer}: use a number of tokens from 1 to max_length={max_length}")
     return ((max_length - buffer - length_B.float()) / buffer).clamp(-1.0, 0.0)

@@ -23,7 +23,7 @@ def policy_loss(
     Raises ValueError for a `dual_clip` that is not above 1: it would also cut ratios that PPO leaves alone.
     """
     if dual_clip is not None and not dual_clip > 1:
-        raise ValueError(f"dual_clip={dual_clip}: write a number above 1 (3 in the paper), or none")
+        raise ValueError(f"dual_clip={dual_clip}: use a number above 1 (3 in the paper), or none")
     advantage = advantage.float()
     ratio = (logp.float() - old_logp.float()).clamp(-LOG_RATIO, LOG_RATIO).exp()
     clipped = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))

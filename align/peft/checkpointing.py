@@ -21,7 +21,7 @@ def recompute_layers(model: PreTrainedModel) -> None:
     if not any(isinstance(m, GradientCheckpointingLayer) for m in model.modules()):
         raise AlignError(
             f"ppo.gradient_checkpointing=true: transformers cannot compute the layers of a {model.config.model_type} "
-            "model again\n  write ppo.gradient_checkpointing=false, and a lower ppo.micro_batch_tokens"
+            "model again\n  use ppo.gradient_checkpointing=false, and a lower ppo.micro_batch_tokens"
         )
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for layer in _layers(model):

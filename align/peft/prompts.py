@@ -83,7 +83,7 @@ def load_encoder(model: PeftModel, path: str, name: str = "default") -> None:
     if list(encoder.state_dict()) != ["embedding.weight"]:
         raise AlignError(
             f"{path} has the virtual tokens, but not the encoder that made them ({ENCODER_FILE}): its training cannot "
-            "go on\n  write the folder of a stage of align, or start from its base"
+            "go on\n  use the folder of a stage of align, or start from its base"
         )
     encoder.load_state_dict({"embedding.weight": made})
 

@@ -46,7 +46,7 @@ def check_wanted(method: PeftConfig, key: str) -> None:
     if kind is None:
         return
     if kind not in KINDS:
-        raise AlignError(f"{key}.quantize={kind}: write {' or '.join(KINDS)}")
+        raise AlignError(f"{key}.quantize={kind}: use {' or '.join(KINDS)}")
     require("bitsandbytes", f"{key}.quantize={kind}", f"{key}.quantize=null")
     check_sits(method, key)
 
@@ -56,9 +56,9 @@ def check_sits(method: PeftConfig, key: str) -> None:
     start = getattr(method, "init_lora_weights", True)
     name, instead = method.peft_type.value, f"peft@{key}=qlora"
     if isinstance(start, str) and start not in ("gaussian", "orthogonal"):
-        raise AlignError(f"{key}: init_lora_weights={start} needs a base in full precision\n  write {instead}")
+        raise AlignError(f"{key}: init_lora_weights={start} needs a base in full precision\n  use {instead}")
     if name not in SIT_ON_IT:
-        raise AlignError(f"{key}: PEFT has no {name} for a base of quantised weights\n  write {instead}")
+        raise AlignError(f"{key}: PEFT has no {name} for a base of quantised weights\n  use {instead}")
 
 
 def told_by(config: dict[str, Any]) -> str | None:

@@ -49,5 +49,5 @@ def check_loraplus(ratio: float | None, method: PeftConfig | None, key: str) -> 
     if ratio is not None and (method is None or method.peft_type.value != "LORA"):
         what = "all weights train" if method is None else f"{method.peft_type.value} has no B beside an A"
         raise AlignError(
-            f"{key}.loraplus_lr_ratio={ratio:g}: {what}\n  write peft@{key}.peft=lora, or {key}.loraplus_lr_ratio=null"
+            f"{key}.loraplus_lr_ratio={ratio:g}: {what}\n  use peft@{key}.peft=lora, or {key}.loraplus_lr_ratio=null"
         )

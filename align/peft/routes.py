@@ -116,9 +116,9 @@ def check_servable(method: PeftConfig | None, engine: str, fallback: str) -> str
         return ""
     way = route(method)
     if way.mode == REFUSED:
-        raise AlignError(f"actor.peft: no rollout can be the policy's: {way.why}\n  write another peft@actor.peft")
+        raise AlignError(f"actor.peft: no rollout can be the policy's: {way.why}\n  use another peft@actor.peft")
     if fallback not in ("hf", "error"):
-        raise AlignError(f"rollout.fallback={fallback}: write hf or error")
+        raise AlignError(f"rollout.fallback={fallback}: use hf or error")
     if way.mode == GENERATE and engine != "hf" and fallback == "error":
-        raise AlignError(f"rollout={engine}: {way.why}\n  write rollout=auto (transformers writes then), or rollout=hf")
+        raise AlignError(f"rollout={engine}: {way.why}\n  use rollout=auto (transformers writes then), or rollout=hf")
     return way.why if way.mode == GENERATE else ""

@@ -68,14 +68,14 @@ class AdaLora(Hooks):
         elif config.total_step != steps:
             raise AlignError(
                 f"{key}.peft.total_step={config.total_step}, but this run makes {steps} optimizer steps\n"
-                f"  write {key}.peft.total_step=null"
+                f"  use {key}.peft.total_step=null"
             )
         config.tinit = int(WARMUP * steps) if "tinit" in left_open else config.tinit
         config.tfinal = int(FINAL * steps) if "tfinal" in left_open else config.tfinal
         if config.tinit >= steps - config.tfinal:
             raise AlignError(
                 f"{key}.peft: tinit={config.tinit} and tfinal={config.tfinal} leave none of {steps} optimizer steps "
-                f"for pruning\n  write {key}.peft.tinit=null {key}.peft.tfinal=null"
+                f"for pruning\n  use {key}.peft.tinit=null {key}.peft.tfinal=null"
             )
         return config
 

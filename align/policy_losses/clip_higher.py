@@ -18,7 +18,7 @@ class ClipHigher:
 
     def __post_init__(self) -> None:
         if not self.clip_high > 0:
-            raise ValueError(f"clip_high={self.clip_high}: write a number above 0 (0.28 in the paper)")
+            raise ValueError(f"clip_high={self.clip_high}: use a number above 0 (0.28 in the paper)")
 
     def __call__(self, logp_BT: Tensor, old_logp_BT: Tensor, advantage_BT: Tensor, mask_BT: Tensor) -> Tensor:
         return ops.policy_loss(logp_BT, old_logp_BT, advantage_BT, self.clip, self.clip_high)

@@ -18,7 +18,7 @@ class DualClip:
 
     def __post_init__(self) -> None:
         if not self.dual_clip > 1:
-            raise ValueError(f"dual_clip={self.dual_clip}: write a number above 1 (3 in the paper)")
+            raise ValueError(f"dual_clip={self.dual_clip}: use a number above 1 (3 in the paper)")
 
     def __call__(self, logp_BT: Tensor, old_logp_BT: Tensor, advantage_BT: Tensor, mask_BT: Tensor) -> Tensor:
         return ops.policy_loss(logp_BT, old_logp_BT, advantage_BT, self.clip, dual_clip=self.dual_clip)

@@ -19,7 +19,7 @@ class GSPO:
 
     def __post_init__(self) -> None:
         if not self.clip_high > 0:
-            raise ValueError(f"clip_high={self.clip_high}: write a number above 0 (0.0004 in the paper)")
+            raise ValueError(f"clip_high={self.clip_high}: use a number above 0 (0.0004 in the paper)")
 
     def __call__(self, logp_BT: Tensor, old_logp_BT: Tensor, advantage_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Every token's loss is its completion's in value; the gradient flows through its own log-probability.

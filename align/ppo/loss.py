@@ -11,10 +11,11 @@ from functools import partial
 
 from torch import Tensor
 
-from align import config, ops
+from align import ops
 from align.engine.plain import NotFinite
 from align.errors import AlignError
 from align.ppo import metrics as ppo_metrics
+from align.ppo.options import PPOOptions
 from align.types import Experience, PolicyLoss, Roles, RolloutEngine, Scores
 
 TRUSTED_GAP = 1e-3
@@ -28,7 +29,7 @@ class MinibatchLoss:
     The shares of all micro-batches add up to the minibatch's losses, however it is cut and trimmed.
     """
 
-    options: config.PPO
+    options: PPOOptions
     policy_loss: PolicyLoss
     kl_coef: float
     """Price of the KL in the loss; 0 where it is in the reward."""
@@ -78,9 +79,9 @@ class MinibatchLoss:
             return
         given = micro.advantage_BT if role == "actor" else micro.return_BT
         if not given[micro.rollout.loss_mask_BT].isfinite().all():
-            instead = "its advantages are not finite already: look at what the reward gives, or write ppo.score_clip=10"
+            instead = "its advantages are not finite already: look at what the reward gives, or use ppo.score_clip=10"
         else:
-            instead = f"write a lower {role}.learning_rate or ppo.max_grad_norm"
+            instead = f"use a lower {role}.learning_rate or ppo.max_grad_norm"
         raise AlignError(
             f"{self.place}, micro-batch {number}: the loss of the {role} is {loss}; its weights are those of before\n"
             f"  {instead}"
@@ -108,22 +109,22 @@ def where_not_finite(
     return losses.place
 
 
-def kl_estimator(options: config.PPO) -> str:
+def kl_estimator(options: PPOOptions) -> str:
     """The estimator, where the options leave it to us."""
     return options.kl_estimator if options.kl_estimator != "auto" else {"reward": "k1", "loss": "k3"}[options.kl_in]
 
 
-def may_trust(engine: RolloutEngine, options: config.PPO) -> bool:
+def may_trust(engine: RolloutEngine, options: PPOOptions) -> bool:
     """Whether the engine's log-probabilities may be taken for the trainer's, without a pass of its own."""
     return options.old_logp == "auto" and options.importance_correction == "none" and engine.exact
 
 
-def old_logp(experience: Experience, options: config.PPO) -> Tensor:
+def old_logp(experience: Experience, options: PPOOptions) -> Tensor:
     """The log-probabilities that the ratio starts from."""
     return experience.rollout.logp_BT if options.old_logp == "engine" else experience.old.logp_BT
 
 
-def weights(experience: Experience, options: config.PPO) -> Tensor | None:
+def weights(experience: Experience, options: PPOOptions) -> Tensor | None:
     """Importance weights of every real token; None where nothing is corrected."""
     if options.importance_correction == "none":
         return None

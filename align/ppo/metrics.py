@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from align import config, ops
+from align import ops
+from align.ppo.options import PPOOptions
 from align.types import Experience, Rollout, Scored, Scores
 
 FAR = 0.1
@@ -95,7 +96,7 @@ def of_weights(weight_BT: Tensor | None, mask_BT: Tensor) -> dict[str, float]:
     return {"val/importance_weight": float(weights.mean()), "val/importance_weight_max": float(weights.max())}
 
 
-def of_update(new: Scores, micro: Experience, old_logp_BT: Tensor, options: config.PPO) -> dict[str, float]:
+def of_update(new: Scores, micro: Experience, old_logp_BT: Tensor, options: PPOOptions) -> dict[str, float]:
     """Ratios, clipping and entropy of one micro-batch, as means over its tokens.
 
     `policy/clipfrac_avg` is the share of ratios beyond 1 ± ppo.clip, whatever the policy's loss.

@@ -51,7 +51,7 @@ class Signal:
         others = "" if self.dynamic_sampling else ", or ppo.dynamic_sampling=3, which looks for others"
         return (
             f"warning: step {step}: the samples of each prompt all score alike{batches}: nothing tells the good ones "
-            "from the bad; write more rollout.samples_per_prompt, a higher rollout.temperature, a reward of finer "
+            "from the bad; use more rollout.samples_per_prompt, a higher rollout.temperature, a reward of finer "
             f"steps, prompts that are neither too easy nor too hard{others}"
         )
 
@@ -69,6 +69,6 @@ def _silent(step: int, terms: list[str]) -> str:
     named = f"{', '.join(terms)}: " if terms else ""
     return (
         f"reward: no completion of {steps} has a score ({named}None on every row), so that nothing was "
-        "trained\n  write a reward that returns numbers for rows like these; look at which columns of ppo.data it "
+        "trained\n  use a reward that returns numbers for rows like these; look at which columns of ppo.data it "
         "goes by, and in which form it wants the answer"
     )

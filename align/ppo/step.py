@@ -20,17 +20,17 @@ from functools import partial
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from align import config, ops
+from align import ops
 from align.engine.plain import NotFinite
 from align.errors import AlignError, AlignWarning, StaleRolloutError
 from align.policy_losses.clip import Clip
 from align.ppo import loss as ppo_loss
 from align.ppo import metrics as ppo_metrics
+from align.ppo.options import PPOOptions
 from align.ppo.rollouts import Row, texts_of, write
 from align.ppo.sampling import ScoredRollout, replace_alike
 from align.report.report import Clock
 from align.rollout.keys import sample_key
-from align.stages.ranges import check_dynamic_sampling, check_ppo
 from align.types import (
     Advantage,
     Experience,
@@ -59,7 +59,7 @@ class PPO:
         advantage: Advantage,
         tokenizer: PreTrainedTokenizerBase,
         sampling: Sampling,
-        options: config.PPO | None = None,
+        options: PPOOptions | None = None,
         samples_per_prompt: int = 1,
         seed: int = 0,
         policy_loss: PolicyLoss | None = None,
@@ -73,9 +73,8 @@ class PPO:
         self.advantage = advantage
         self.tokenizer = tokenizer
         self.sampling = sampling
-        self.options = options or config.PPO()
-        check_ppo(vars(self.options))
-        check_dynamic_sampling(self.options.dynamic_sampling, samples_per_prompt)
+        self.options = options or PPOOptions()
+        self.options.check_dynamic_sampling(samples_per_prompt)
         self.policy_loss = policy_loss or Clip(self.options.clip)
         self.kl_coef = self.options.kl_coef
         self.adaptive_kl = None
@@ -203,7 +202,7 @@ class PPO:
         except NotFinite as error:
             self.roles.clear()
             where = ppo_loss.where_not_finite(self.roles, minibatch, groups, losses, roles)
-            raise AlignError(f"{where}: {error}\n  write a lower learning_rate or ppo.max_grad_norm") from error
+            raise AlignError(f"{where}: {error}\n  use a lower learning_rate or ppo.max_grad_norm") from error
         except Exception:
             self.roles.clear()
             raise

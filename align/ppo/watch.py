@@ -50,11 +50,11 @@ class Watch:
 
     def __init__(self, judge: Reward, patience: int = 2, deviations: float = 2.0, action: str = "warn") -> None:
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"patience={patience}: write a number of evaluations, 1 or more")
+            raise ValueError(f"patience={patience}: use a number of evaluations, 1 or more")
         if not isinstance(deviations, int | float) or isinstance(deviations, bool) or not 0 <= deviations < math.inf:
-            raise ValueError(f"deviations={deviations}: write a number from 0")
+            raise ValueError(f"deviations={deviations}: use a number from 0")
         if action not in ACTIONS:
-            raise ValueError(f"action={action}: write one of {', '.join(ACTIONS)}")
+            raise ValueError(f"action={action}: use one of {', '.join(ACTIONS)}")
         self.judge, self.patience, self.deviations, self.action = judge, patience, deviations, action
         self.best: Seen | None = None
         self.last: Seen | None = None
@@ -122,10 +122,10 @@ def check_watched(held_out: int, prompts: int, eval_prompts: int) -> str:
     else:
         found = f"ppo.data has {held_out} among its {prompts}"
     if watched >= FEWEST:
-        return f"warning: watch compares held-out prompts, and {found}: too few to rely on; write {more}"
+        return f"warning: watch compares held-out prompts, and {found}: too few to rely on; use {more}"
     raise AlignError(
         f"watch compares held-out prompts, {FEWEST} at least, and {found}: it could never fire\n"
-        f"  write {more} (better {ENOUGH} or more of them), or watch=none"
+        f"  use {more} (better {ENOUGH} or more of them), or watch=none"
     )
 
 

@@ -17,11 +17,9 @@ class AccelerateTracker:
         self.name = name
         if name not in LOGGER_TYPE_TO_CLASS:
             known = ", ".join(sorted(map(str, LOGGER_TYPE_TO_CLASS)))
-            raise AlignError(f"tracker={name}: accelerate knows no such tracker\n  write one of {known}")
+            raise AlignError(f"tracker={name}: accelerate knows no such tracker\n  use one of {known}")
         if name not in map(str, get_available_trackers()):
-            raise AlignError(
-                f"tracker={name}: its package is not installed\n  pip install {name}, or write tracker=none"
-            )
+            raise AlignError(f"tracker={name}: its package is not installed\n  pip install {name}, or use tracker=none")
 
     def start(self, run: Path, settings: dict) -> None:
         """Opens the tracker on the run's folder."""

@@ -47,7 +47,7 @@ class ByColumn:
             if self.column not in row:
                 raise AlignError(
                     f"{key}.column={self.column}: the data set has no such column, only {', '.join(row)}\n"
-                    f"  write {key}.column=COLUMN, one of these"
+                    f"  use {key}.column=COLUMN, one of these"
                 )
             rows_of[self._case(row[self.column], key, f"the prompt {str(row.get('prompt'))[:60]!r}")].append(row)
         for name, case in self.cases.items():
@@ -83,7 +83,7 @@ class ByColumn:
         new = name if name and name.replace("_", "").isalnum() else "VALUE"
         raise AlignError(
             f"{key}.column={self.column}: {where} has {value!r:.60}, and the cases are {', '.join(self.cases)}\n"
-            f"  write +reward@{key}.cases.{new}=fn, or +reward@{key}.cases.{DEFAULT}=fn for all other values"
+            f"  use +reward@{key}.cases.{new}=fn, or +reward@{key}.cases.{DEFAULT}=fn for all other values"
         )
 
 

@@ -41,10 +41,10 @@ class EnsembleReward:
                 "+reward@reward.terms.a=model adds one"
             )
         if combine not in COMBINE:
-            raise ValueError(f"combine={combine}: write one of {', '.join(COMBINE)}")
+            raise ValueError(f"combine={combine}: use one of {', '.join(COMBINE)}")
         number = isinstance(spread_coef, int | float) and not isinstance(spread_coef, bool)
         if not number or not 0 <= spread_coef < math.inf:
-            raise ValueError(f"spread_coef={spread_coef}: write a number from 0")
+            raise ValueError(f"spread_coef={spread_coef}: use a number from 0")
         self.terms, self.combine, self.spread_coef = dict(terms), combine, spread_coef
         self.rewards_inside = {f"terms.{name}": term for name, term in terms.items()}
         self.wants = set().union(*(term.wants for term in terms.values()))

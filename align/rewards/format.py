@@ -41,7 +41,7 @@ class FormatReward:
     def __init__(self, pattern: str, timeout: float = 10.0) -> None:
         self.pattern = compiled(pattern)
         if not 0 < timeout < math.inf:
-            raise ValueError(f"timeout={timeout}: write a number of seconds above 0")
+            raise ValueError(f"timeout={timeout}: use a number of seconds above 0")
         self.timeout = timeout
         self.wants: set[str] = set()
 
@@ -77,7 +77,7 @@ class JSONReward:
 
         self.here, given = ("schema", schema) if not isinstance(schema, str) else (f"schema={schema}", _read(schema))
         if not isinstance(given, dict | bool):
-            raise ValueError(f"{self.here} is {given!r:.60}, no JSON schema: write an object such as {{type: object}}")
+            raise ValueError(f"{self.here} is {given!r:.60}, no JSON schema: use an object such as {{type: object}}")
         kind = validator_for(given, default=Draft202012Validator)
         try:
             kind.check_schema(given)
@@ -103,7 +103,7 @@ class JSONReward:
         except Unresolvable as error:
             raise AlignError(
                 f"reward {self.name!r}, {self.here}: a $ref leads nowhere: {error}\n"
-                "  write what it names into $defs of the schema"
+                "  use what it names into $defs of the schema"
             ) from error
 
 
@@ -112,7 +112,7 @@ def _read(path: str) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"schema={path} cannot be read ({error.strerror}): write a file with a JSON schema") from error
+        raise ValueError(f"schema={path} cannot be read ({error.strerror}): use a file with a JSON schema") from error
     except ValueError as error:
         raise ValueError(f"schema={path} is not JSON: {error}") from error
 
@@ -138,5 +138,5 @@ def patience(said: str, seconds: float, text: str) -> Iterator[None]:
     except TimeoutError:
         raise AlignError(
             f"{said} takes more than {seconds:g} seconds for {text[:60]!r}\n"
-            "  write a pattern that can match a text in one way only: fewer * and + in one another"
+            "  use a pattern that can match a text in one way only: fewer * and + in one another"
         ) from None

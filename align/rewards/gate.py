@@ -32,10 +32,10 @@ class Gate:
             if reward is None:
                 raise ValueError(f"{name} is not set: add the reward, +reward@reward.{name}=fn")
             if not callable(reward):
-                raise ValueError(f"{name}={reward} is no reward: write +reward@reward.{name}={reward}")
+                raise ValueError(f"{name}={reward} is no reward: use +reward@reward.{name}={reward}")
         for name, number in (("threshold", threshold), ("otherwise", otherwise)):
             if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
-                raise ValueError(f"{name}={number}: write a finite number")
+                raise ValueError(f"{name}={number}: use a finite number")
         self.threshold, self.otherwise = threshold, otherwise
         self.wants = score.wants | condition.wants
 

@@ -45,7 +45,7 @@ class HTTPReward:
         headers: dict[str, str] | None = None,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: write 1 or more")
+            raise ValueError(f"batch_size={batch_size}: use 1 or more")
         self.server = Server(self.name, url, timeout, retries, headers)
         self.batch_size = batch_size
         self.wants: set[str] = set()
@@ -81,7 +81,7 @@ class HTTPReward:
             except (TypeError, ValueError) as error:
                 raise AlignError(
                     f"{self.server.here}: the column {name} cannot be sent as JSON ({error})\n"
-                    "  write a data set without it"
+                    "  use a data set without it"
                 ) from error
         return f"{{{', '.join(texts)}}}".encode()
 

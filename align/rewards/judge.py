@@ -79,11 +79,11 @@ class LLMJudge:
         headers: dict[str, str] | None = None,
     ) -> None:
         if len(scale) != 2:
-            raise ValueError(f"scale={list(scale)}: write two numbers, the worse grade first")
+            raise ValueError(f"scale={list(scale)}: use two numbers, the worse grade first")
         if concurrency < 1:
-            raise ValueError(f"concurrency={concurrency}: write 1 or more")
+            raise ValueError(f"concurrency={concurrency}: use 1 or more")
         if not 0 <= max_unread <= 1:
-            raise ValueError(f"max_unread={max_unread}: write a share from 0 to 1")
+            raise ValueError(f"max_unread={max_unread}: use a share from 0 to 1")
         if taken := [field for field in OWN if field in (args or {})]:
             raise ValueError(f"args.{taken[0]} cannot be given there: other settings say it, or it is always the same")
         self.question, self.grade = Question(template, tuple(scale)), Grade(tuple(scale), pattern)
@@ -107,7 +107,7 @@ class LLMJudge:
                 _choice(self.server, answer)
             except AlignError as error:
                 raise AlignError(
-                    f"{error}\n  write another url (of vLLM: http://HOST:PORT/v1), model, args, max_tokens, or headers "
+                    f"{error}\n  use another url (of vLLM: http://HOST:PORT/v1), model, args, max_tokens, or headers "
                     f"(a key: {typed('headers.Authorization', 'Bearer $NAME')}), among the settings of this reward"
                 ) from None
 
@@ -159,7 +159,7 @@ class LLMJudge:
         raise AlignError(
             f"{self.server.here}: {sum(self.latest)} of {len(self.latest)} answers hold no number from {low} to "
             f"{high}, such as the one on {row_name(rollout, row)}: {_end(verdicts[row].words)!r}\n"
-            "  write another template (it asks for the number), a pattern that finds it, more max_tokens, args that "
+            "  use another template (it asks for the number), a pattern that finds it, more max_tokens, args that "
             "hold the model to numbers, another model, or more max_unread, among the settings of this reward"
         )
 
@@ -236,7 +236,7 @@ class Question:
             self.source = BUILT_IN if file is None else Path(file).expanduser().read_text(encoding="utf-8")
             self.template = ENVIRONMENT.from_string(self.source)
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.said} cannot be read ({error}): write a file with a jinja template") from error
+            raise ValueError(f"{self.said} cannot be read ({error}): use a file with a jinja template") from error
         except TemplateError as error:
             raise ValueError(f"{self.said} is no jinja template: {error}") from error
         self.ends = {"low": f"{scale[0]:g}", "high": f"{scale[1]:g}"}
@@ -264,7 +264,7 @@ class Question:
                 others = ", ".join(name for name in row if name != "prompt") or "none beside the prompt"
                 raise AlignError(
                     f"{key}.{self.said} wants {name}, and the data set's columns are {others}\n"
-                    "  write prompt, completion, messages, low, high or one of these columns there"
+                    "  use prompt, completion, messages, low, high or one of these columns there"
                 ) from error
 
     def _given(self, prompt: Prompt, completion: Prompt, columns: dict[str, Any]) -> dict[str, Any]:
@@ -312,10 +312,10 @@ class Grade:
     def __init__(self, scale: tuple[float, float], pattern: str | None = None) -> None:
         self.low, self.high = scale
         if not self.low < self.high:
-            raise ValueError(f"scale=[{self.low:g},{self.high:g}]: write two numbers, the worse grade first")
+            raise ValueError(f"scale=[{self.low:g},{self.high:g}]: use two numbers, the worse grade first")
         self.pattern = None if pattern is None else compiled(pattern)
         if self.pattern and self.pattern.groups != 1:
-            raise ValueError(f"pattern={pattern} has {self.pattern.groups} groups: write one, (…), around the number")
+            raise ValueError(f"pattern={pattern} has {self.pattern.groups} groups: use one, (…), around the number")
 
     def of(self, answer: str) -> float | None:
         """From 0 to 1; None for an answer that holds no grade. Raises AlignError for a pattern that takes for ever."""

@@ -44,7 +44,7 @@ class ModelReward:
         own it stands together with those of `bench` that have its base. Errors name it by its `key`.
         """
         if backbone not in REWARD_BACKBONES:
-            raise AlignError(f"{key}.backbone={backbone}: write one of {', '.join(REWARD_BACKBONES)}")
+            raise AlignError(f"{key}.backbone={backbone}: use one of {', '.join(REWARD_BACKBONES)}")
         folder = inspect(path, f"{key}.path", SCORE)
         check_same_tokenizer(load_tokenizer(path, f"{key}.path"), tokenizer, f"{key}.path")
         self.mean, self.std = (0.0, 1.0) if not normalize else score_scale(Path(path))
@@ -57,7 +57,7 @@ class ModelReward:
         if apart and backbone == "shared":
             raise AlignError(
                 f"{key}.backbone=shared: the reward model cannot sit on the actor's base: {apart}\n"
-                f"  write {key}.backbone=own"
+                f"  use {key}.backbone=own"
             )
         self.seat: Seat | None = None
         self.wants = {"reward"}
@@ -100,5 +100,5 @@ def check_same_tokenizer(other: PreTrainedTokenizerBase, policy: PreTrainedToken
         raise AlignError(
             f"{key}: its tokenizer ({other.name_or_path}, {len(other)} tokens) is not the policy's "
             f"({policy.name_or_path}, {len(policy)} tokens), so it would misread the policy's token ids\n"
-            f"  write a model made from the policy's own base{instead}"
+            f"  use a model made from the policy's own base{instead}"
         )

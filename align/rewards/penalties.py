@@ -50,9 +50,9 @@ class Repetition:
 
     def __init__(self, ngram_size: int = 3, max_penalty: float = -1.0) -> None:
         if ngram_size < 1:
-            raise ValueError(f"ngram_size={ngram_size}: write 1 or more")
+            raise ValueError(f"ngram_size={ngram_size}: use 1 or more")
         if not -math.inf < max_penalty <= 0:
-            raise ValueError(f"max_penalty={max_penalty}: write 0 or less, such as -1.0")
+            raise ValueError(f"max_penalty={max_penalty}: use 0 or less, such as -1.0")
         self.penalties = get_repetition_penalty_reward(ngram_size, max_penalty)
         self.wants: set[str] = set()
 

@@ -65,9 +65,9 @@ class Server:
 
     def __init__(self, name: str, url: str, timeout: float, retries: int, headers: dict[str, str] | None) -> None:
         if not 0 < timeout < math.inf:
-            raise ValueError(f"timeout={timeout}: write a number of seconds above 0")
+            raise ValueError(f"timeout={timeout}: use a number of seconds above 0")
         if retries < 0:
-            raise ValueError(f"retries={retries}: write 0 or more")
+            raise ValueError(f"retries={retries}: use 0 or more")
         self.url = address(from_environment(url, "url"))
         given = dict(header(key, from_environment(value, f"headers.{key}")) for key, value in (headers or {}).items())
         self.headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **given}
@@ -141,7 +141,7 @@ class Server:
         tries = f"{retries + 1} tries" if retries else "one try"
         raise AlignError(
             f"{self.here} stayed away for {tries}, the last time: {why}\n"
-            "  write the url of a server that runs, or more timeout or retries, among the settings of this reward"
+            "  use the url of a server that runs, or more timeout or retries, among the settings of this reward"
         )
 
     async def _sign_of_life(self, client: httpx2.AsyncClient) -> None:
@@ -179,7 +179,7 @@ def from_environment(text: str, key: str) -> str:
     Raises ValueError for a variable that is not set; `key` is the setting that holds `text`.
     """
     if not isinstance(text, str):
-        raise ValueError(f"{key}={text}: write text")
+        raise ValueError(f"{key}={text}: use text")
     try:
         return string.Template(text).substitute(os.environ)
     except KeyError as error:
@@ -198,7 +198,7 @@ def address(url: str) -> str:
         whole = False
     if not whole:
         # Whatever stands before an @ may be a password.
-        raise ValueError(f"url={url.rpartition('@')[2]} is no URL: write http://HOST:PORT/PATH, or https")
+        raise ValueError(f"url={url.rpartition('@')[2]} is no URL: use http://HOST:PORT/PATH, or https")
     return url
 
 
@@ -217,7 +217,7 @@ def shown(url: str) -> str:
 def header(name: str, value: str) -> tuple[str, str]:
     """Both as they are; raises ValueError, without the value, for what HTTP does not take."""
     if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII):
-        raise ValueError(f"headers.{name} is no name of a header: write letters, digits and dashes")
+        raise ValueError(f"headers.{name} is no name of a header: use letters, digits and dashes")
     if not (value.isascii() and value.isprintable()):
         raise ValueError(f"headers.{name} holds a line break or another character that no header may have")
     return name, value

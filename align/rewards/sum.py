@@ -51,12 +51,12 @@ class SumReward:
                 + (f"; did you mean {near[0]}?" if near else f"; +reward@reward.terms.{name}=kind_words adds one")
             )
         if normalize not in NORMALIZE:
-            raise ValueError(f"normalize={normalize}: write one of {', '.join(NORMALIZE)}")
+            raise ValueError(f"normalize={normalize}: use one of {', '.join(NORMALIZE)}")
         self.terms = dict(terms)
         self.rewards_inside = {f"terms.{name}": term for name, term in terms.items()}
         self.weights = {name: weight_of(weights.get(name, 1.0), f"weights.{name}") for name in terms}
         if not any(weight for one in self.weights.values() for _, weight in one.points):
-            raise ValueError("weights are all 0, so that every score is: write one that is not")
+            raise ValueError("weights are all 0, so that every score is: use one that is not")
         self.deviations = None if normalize == "none" else Deviations(normalize == "running")
         self.wants = set().union(*(term.wants for term in terms.values()))
 
@@ -117,14 +117,14 @@ def weight_of(setting: Any, key: str) -> Weight:
         return Weight(((0, float(setting)),))
     here = f"{key}={setting}"
     if not isinstance(setting, list | tuple) or not setting:
-        raise ValueError(f"{here}: write a number, or points such as [[0,1.0],[50,0.2]]")
+        raise ValueError(f"{here}: use a number, or points such as [[0,1.0],[50,0.2]]")
     shape, points = (setting[0], setting[1:]) if isinstance(setting[0], str) else ("linear", setting)
     if shape not in SHAPES:
-        raise ValueError(f"{here}: write one of {', '.join(SHAPES)} before the points")
+        raise ValueError(f"{here}: use one of {', '.join(SHAPES)} before the points")
     if not points or not all(_point(point) for point in points):
-        raise ValueError(f"{here}: write points [STEP,WEIGHT] with whole steps from 0, such as [[0,1.0],[50,0.2]]")
+        raise ValueError(f"{here}: use points [STEP,WEIGHT] with whole steps from 0, such as [[0,1.0],[50,0.2]]")
     if any(later[0] <= earlier[0] for earlier, later in pairwise(points)):
-        raise ValueError(f"{here}: steps are out of order: write each point after those of earlier steps")
+        raise ValueError(f"{here}: steps are out of order: use each point after those of earlier steps")
     return Weight(tuple((step, float(weight)) for step, weight in points), shape)
 
 

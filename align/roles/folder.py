@@ -44,12 +44,12 @@ def inspect(path: str | Path, key: str, want: str) -> Folder:
         older = sorted(p for p in path.parent.parent.glob(f"*/{path.name}") if p.parent.name != "latest")
         if path.parent.name == "latest" and older:
             raise AlignError(f"{key}: there is no folder {path}\n  the newest run that has one: {key}={older[-1]}")
-        raise AlignError(f"{key}: there is no folder {path}\n  write {key}=FOLDER, or a hub name such as org/name")
+        raise AlignError(f"{key}: there is no folder {path}\n  use {key}=FOLDER, or a hub name such as org/name")
     found = _look(path, key)
     if found.kind != want:
         raise AlignError(
             f"{key}: {path} holds {NAMES[found.kind]}, but {key} needs {NAMES[want]}\n"
-            f"  write the folder of {'an sft or pretrain' if want == CAUSAL else 'an rm'} stage, such as "
+            f"  use the folder of {'an sft or pretrain' if want == CAUSAL else 'an rm'} stage, such as "
             f"{key}=runs/NAME/latest/{'sft' if want == CAUSAL else 'rm'}"
         )
     return found
@@ -61,18 +61,18 @@ def is_hub_name(path: str) -> bool:
 
 def _look(path: Path, key: str) -> Folder:
     if path.is_file():
-        raise AlignError(f"{key}: {path} is a file, not the folder of a model\n  write {key}=FOLDER")
+        raise AlignError(f"{key}: {path} is a file, not the folder of a model\n  use {key}=FOLDER")
     adapter, whole = path / "adapter_config.json", path / "config.json"
     if adapter.exists():
         config = _read(adapter, key)
         kind = {"CAUSAL_LM": CAUSAL, "SEQ_CLS": SCORE}.get(config.get("task_type"), OTHER)
         base = config.get("base_model_name_or_path")
         if not base:
-            raise AlignError(f"{key}: {adapter} names no base model (base_model_name_or_path)\n  write it there")
+            raise AlignError(f"{key}: {adapter} names no base model (base_model_name_or_path)\n  use it there")
         if not Path(base).exists() and not is_hub_name(base):
             raise AlignError(
                 f"{key}: the adapter in {path} stands on {base}, which is not there\n"
-                f"  put the base model back, or write its new place into {adapter} (base_model_name_or_path)"
+                f"  put the base model back, or use its new place into {adapter} (base_model_name_or_path)"
             )
         return Folder(str(path.resolve()), kind, base=base)
     if whole.exists():
@@ -81,7 +81,7 @@ def _look(path: Path, key: str) -> Folder:
         kind = SCORE if architecture.endswith("ForSequenceClassification") else kind
         return Folder(str(path.resolve()), kind)
     stages = [p.name for p in path.iterdir() if (p / "card.json").exists()]
-    hint = f"\n  it is a run: write one of its stages, {key}={path}/{stages[0]}" if stages else ""
+    hint = f"\n  it is a run: use one of its stages, {key}={path}/{stages[0]}" if stages else ""
     raise AlignError(f"{key}: {path} holds no model (neither config.json nor adapter_config.json){hint}")
 
 

@@ -113,7 +113,7 @@ class Critic:
         From a reward model: its adapter, and its head divided by the score's deviation.
         """
         if self.backbone not in CRITIC_BACKBONES:
-            raise AlignError(f"critic.backbone={self.backbone}: write one of {', '.join(CRITIC_BACKBONES)}")
+            raise AlignError(f"critic.backbone={self.backbone}: use one of {', '.join(CRITIC_BACKBONES)}")
         if self.backbone == "head":
             self._on_the_trunk(seats)
             return
@@ -121,7 +121,7 @@ class Critic:
         if apart and self.backbone == "adapter":
             raise AlignError(
                 f"critic=adapter: the critic cannot sit on the actor's base: {apart}\n"
-                "  write critic=own, critic=head, or critic=auto"
+                "  use critic=own, critic=head, or critic=auto"
             )
         if apart:
             self._alone(seats, apart)
@@ -133,7 +133,7 @@ class Critic:
         if self.trunk_gradient and not body:
             raise AlignError(
                 "critic=head: the actor trains nothing in its trunk that a value could shape\n"
-                "  write critic.trunk_gradient=0, or critic=own"
+                "  use critic.trunk_gradient=0, or critic=own"
             )
         home.adapters[CRITIC] = home.adapters[ACTOR]
         home.value_gradient = self.trunk_gradient

@@ -103,7 +103,7 @@ def start(
     if wanted(peft) and there not in (None, wanted(peft)):
         raise AlignError(
             f"{key}.peft.quantize={wanted(peft)}: the weights of {folder.path} are {there} already\n"
-            f"  write {key}.peft.quantize={there}, or the plain model's folder"
+            f"  use {key}.peft.quantize={there}, or the plain model's folder"
         )
     if wanted(peft) and there is None:
         quantized_from = home
@@ -123,17 +123,15 @@ def check_adapter(folder: Folder, key: str, peft: PeftConfig | None, adapter: st
     if peft is not None and peft.peft_type == PeftType.TRAINABLE_TOKENS and folder.local and _tied(folder):
         raise AlignError(
             f"{key}.peft: the head of {folder.base or folder.path} is its embedding (tie_word_embeddings): TRL (1.16) "
-            f"trains no single tokens of a head, PEFT (0.21) holds one set of them\n  write peft@{key}.peft=lora"
+            f"trains no single tokens of a head, PEFT (0.21) holds one set of them\n  use peft@{key}.peft=lora"
         )
     if adapter not in ADAPTERS:
-        raise AlignError(f"{key}.adapter={adapter}: write auto, continue or new")
+        raise AlignError(f"{key}.adapter={adapter}: use auto, continue or new")
     if adapter == "continue" and peft is None:
-        raise AlignError(
-            f"{key}.adapter=continue needs an adapter\n  write peft@{key}.peft=lora, or {key}.adapter=auto"
-        )
+        raise AlignError(f"{key}.adapter=continue needs an adapter\n  use peft@{key}.peft=lora, or {key}.adapter=auto")
     if adapter == "continue" and folder.base is None and folder.local:
         raise AlignError(
-            f"{key}.adapter=continue: {folder.path} holds a whole model and no adapter\n  write {key}.adapter=auto"
+            f"{key}.adapter=continue: {folder.path} holds a whole model and no adapter\n  use {key}.adapter=auto"
         )
     check_fits(folder, key)
     if peft is not None:
@@ -239,7 +237,7 @@ def check_fits(folder: Folder, key: str) -> None:
                 raise AlignError(
                     f"{key}: the adapter in {folder.path} was made on another base than {folder.base}:\n"
                     f"  {name} is {shape} there and would be {here[name]} here\n"
-                    "  write the right base into its adapter_config.json (base_model_name_or_path)"
+                    "  use the right base into its adapter_config.json (base_model_name_or_path)"
                 )
 
 

@@ -28,14 +28,14 @@ def load_tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:
         if offline:
             raise AlignError(
                 f"{key}: {home} is no folder here, and no model of that name in the cache; the hub cannot be reached\n"
-                f"  write {key}=FOLDER, or try again with a network"
+                f"  use {key}=FOLDER, or try again with a network"
             ) from error
         reason = str(error).splitlines()[0]
         raise AlignError(f"{key}: no tokenizer can be loaded from {path}: {reason}") from error
     if tokenizer.eos_token_id is None:
         raise AlignError(
             f"{key}: the tokenizer of {path} has no EOS token, so no answer could ever end\n"
-            '  write "eos_token" into its tokenizer_config.json'
+            '  use "eos_token" into its tokenizer_config.json'
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from align import config
+from align.config import RolloutOptions
 from align.errors import AlignError
 from align.installed import installed, require
 from align.peft.routes import ADAPTER, CONVERTED, EMBEDDINGS, check_servable
@@ -38,16 +38,16 @@ def head_size(model: dict[str, Any]) -> int | None:
 def check_rollout(engine: str, model: dict[str, Any], on_cpu: bool) -> None:
     """Refuses `rollout=vllm` for what vLLM cannot serve."""
     if engine not in ("auto", "vllm", "hf"):
-        raise AlignError(f"rollout.engine={engine}: write rollout=auto, rollout=vllm or rollout=hf")
+        raise AlignError(f"rollout.engine={engine}: use rollout=auto, rollout=vllm or rollout=hf")
     if engine != "vllm":
         return
     require("vllm", "rollout=vllm", "rollout=hf")
     if reason := unserved(model, on_cpu):
-        raise AlignError(f"rollout=vllm: {reason}\n  write rollout=hf")
+        raise AlignError(f"rollout=vllm: {reason}\n  use rollout=hf")
 
 
 def choose(
-    options: config.Rollout,
+    options: RolloutOptions,
     policy: Any,
     base: str,
     tokenizer: Any,

@@ -68,7 +68,7 @@ class HFRollout:
                 else:
                     raise AlignError(
                         f"actor.peft: a {model.config.model_type} model prepares its inputs in its own way, which "
-                        "knows no virtual tokens\n  write another method, such as peft@actor.peft=lora"
+                        "knows no virtual tokens\n  use another method, such as peft@actor.peft=lora"
                     )
         return ids_BT.cpu(), logp_BT.cpu()
 

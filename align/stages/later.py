@@ -1,4 +1,4 @@
-"""What stages that start from an earlier one's model will read: looked at before the first of them trains."""
+"""Rows of stages that start from an earlier one's model: checked before the first of them trains."""
 
 from __future__ import annotations
 
@@ -6,28 +6,26 @@ from typing import Any
 
 from align.data.encode import check_dialogues
 from align.data.files import unwritten
-from align.data.source import LIKE, PURPOSES
+from align.data.source import PURPOSES
+from align.plan.plan import StagePlan
 from align.roles.tokenizer import load_tokenizer
 
 
-def check_later(steps: dict[str, Any], known: dict[str, dict[str, str]]) -> None:
-    """Raises AlignError for messages in their data that the chat template refuses.
+def check_later(steps: list[tuple[StagePlan, Any]]) -> None:
+    """Raise AlignError for messages in their data that the chat template refuses.
 
-    `steps` are a run's stages by name, `known` their inputs as far as they are there. The template is that of the
-    first model, which stages hand on; one that `pretrain` is still to make is not looked at.
+    The template is that of the model that the run starts from, which stages hand on; of a model that is still to be
+    made there is none to check.
     """
-    starts = {name: known[name].get("actor", known[name].get("path")) for name in steps}
-    first = next((path for path in starts.values() if path is not None), None)
-    later = [name for name in steps if name in PURPOSES and starts[name] is None]
-    if first is None or "pretrain" in steps or not later:
-        return
-    tokenizer = load_tokenizer(first, "model")
-    for name in later:
-        data = steps[name].data
+    for stage, step in steps:
+        start = stage.input("actor") or stage.input("path")
+        if start is None or start.path is not None or start.origin.path is None or stage.spec.name not in PURPOSES:
+            continue
+        tokenizer, data = load_tokenizer(start.origin.path, "model"), step.data
         for source in data if isinstance(data, list) else [data]:
             if not unwritten(source):
-                split = source.load(name, steps[name].seed)
+                split = source.load(stage.spec.name, step.seed)
                 rows = [*split.train, *split.eval, *split.test]
-                if LIKE.get(name, name) == "ppo":  # other columns are a reward's
+                if (stage.spec.data_like or stage.spec.name) == "ppo":  # other columns are a reward's
                     rows = [{"prompt": row["prompt"]} for row in rows]
-                check_dialogues(rows, tokenizer, f"{name}.data")
+                check_dialogues(rows, tokenizer, f"{stage.spec.name}.data")

@@ -55,7 +55,7 @@ def arguments(
         asked = f"{key}.early_stopping={options.early_stopping}"
         ours |= {"eval_strategy": "epoch", "save_strategy": options.args.get("eval_strategy", "epoch")}
         ours |= {"save_total_limit": 1, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
-    settings = {**ours, **options.args}
+    settings = {**ours, **options.args.plain()}
     check_best(settings, asked, key)
     if settings.get("load_best_model_at_end"):  # each evaluation is saved: transformers saves every 500 steps
         settings = {"save_steps": settings.get("eval_steps") or settings["logging_steps"], **settings}
@@ -210,7 +210,7 @@ def check_arguments(cls: type[TrainingArguments], given: dict[str, Any], key: st
     for name, value in given.items():
         if name in OURS:
             where = OURS[name] if name in ("output_dir", "seed") else f"{key}.{OURS[name]}"
-            raise AlignError(f"{key}.args.{name} is set by {where}: write that instead")
+            raise AlignError(f"{key}.args.{name} is set by {where}: use that instead")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3)
             raise AlignError(
@@ -219,7 +219,7 @@ def check_arguments(cls: type[TrainingArguments], given: dict[str, Any], key: st
             )
         if wanted := _instead(types[name], value):
             shown = value if isinstance(value, str) else json.dumps(value)
-            raise AlignError(f"{key}.args.{name}={shown}: write {wanted}")
+            raise AlignError(f"{key}.args.{name}={shown}: use {wanted}")
 
 
 def _instead(annotation: Any, value: Any) -> str | None:
@@ -249,7 +249,7 @@ def check_best(settings: dict[str, Any], asked: str, key: str) -> None:
     raise AlignError(
         f"{asked}: the best is of the evaluations that are saved, and with eval_strategy={evaluated} and "
         f"save_strategy={saved} there are none\n"
-        f"  write +{key}.args.eval_strategy={when} +{key}.args.save_strategy={when}, or leave it out"
+        f"  use +{key}.args.eval_strategy={when} +{key}.args.save_strategy={when}, or leave it out"
     )
 
 
@@ -258,7 +258,7 @@ def check_metric(args: TrainingArguments, key: str, tasks: Iterable[str] = ()) -
     if (asked := args.metric_for_best_model) is None:
         if args.save_strategy == "best":
             raise AlignError(
-                f"{key}.args.save_strategy=best: by which figure?\n  write +{key}.args.metric_for_best_model=eval_loss"
+                f"{key}.args.save_strategy=best: by which figure?\n  use +{key}.args.metric_for_best_model=eval_loss"
             )
         return
     parts = [f"eval_{task}" for task in tasks] or ["eval"]
@@ -268,7 +268,7 @@ def check_metric(args: TrainingArguments, key: str, tasks: Iterable[str] = ()) -
         near = difflib.get_close_matches(name, known, n=3, cutoff=0)
         raise AlignError(
             f"{key}.args.metric_for_best_model={asked}: nothing that {key} tells of held-out rows has that name\n"
-            f"  write another, nearest: {', '.join(near)}"
+            f"  use another, nearest: {', '.join(near)}"
         )
 
 
@@ -277,7 +277,7 @@ def check_held_out(args: TrainingArguments, held_out: list, key: str) -> None:
     if args.eval_strategy != "no" and not held_out:
         raise AlignError(
             f"{key}.args.eval_strategy={args.eval_strategy.value}: no rows are held out\n"
-            f"  write {key}.data.eval_share=0.05, or leave it out"
+            f"  use {key}.data.eval_share=0.05, or leave it out"
         )
 
 

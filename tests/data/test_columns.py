@@ -64,10 +64,10 @@ def test_any_column_may_be_given_where_reward_functions_read_it_and_that_of_the_
 @pytest.mark.parametrize(
     ("format", "row", "told"),
     [
-        ("prompt_completion", {"Prompt": "p", "completion": "c"}, "write sft.data.columns.prompt=Prompt, or another"),
-        ("prompt_completion", {"the prompt": "p"}, "write \"sft.data.columns.prompt='the prompt'\", or another"),
-        ("prompt_completion", {"prompt": "p", "answer": "c"}, "write sft.data.columns.completion=COLUMN, or another"),
-        ("conversational", {"message": [USER]}, "write sft.data.columns.messages=message, or another"),
+        ("prompt_completion", {"Prompt": "p", "completion": "c"}, "use sft.data.columns.prompt=Prompt, or another"),
+        ("prompt_completion", {"the prompt": "p"}, "use \"sft.data.columns.prompt='the prompt'\", or another"),
+        ("prompt_completion", {"prompt": "p", "answer": "c"}, "use sft.data.columns.completion=COLUMN, or another"),
+        ("conversational", {"message": [USER]}, "use sft.data.columns.messages=message, or another"),
     ],
 )
 def test_a_column_that_is_not_there_is_answered_with_what_to_write(format, row, told):

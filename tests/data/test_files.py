@@ -25,7 +25,7 @@ def loaded(tmp_path, rows: list[dict], purpose: str = "ppo", format: str = "prom
 
 
 def test_a_path_that_is_not_set_says_how_to_set_it():
-    with pytest.raises(AlignError, match=r"^sft.data.path is not set: write sft.data.path=FILE \(or data.path=FILE"):
+    with pytest.raises(AlignError, match=r"^sft.data.path is not set: use sft.data.path=FILE \(or data.path=FILE"):
         FileData("text", None).check("sft")
 
 
@@ -102,7 +102,7 @@ def test_the_training_file_cannot_be_the_held_out_file(tmp_path):
 
 def test_both_files_must_be_alike(tmp_path):
     other = write(tmp_path / "other.jsonl", [{"prompt": [{"role": "user", "content": "hi"}]}])
-    with pytest.raises(AlignError, match=r"eval_path=.* gives prompt as messages where .* gives prompt: write both"):
+    with pytest.raises(AlignError, match=r"eval_path=.* gives prompt as messages where .* gives prompt: use both"):
         loaded(tmp_path, prompts(3), eval_path=other)
 
 

@@ -175,7 +175,7 @@ def test_what_is_no_pair_of_dialogues_is_refused_by_row(chosen, rejected):
             "preferences",
             "rm",
             {"chosen": "a", "rejected": "b", "margin": "2"},
-            "has a string in 'margin': write a finite",
+            "has a string in 'margin': use a finite",
         ),
         (
             "preferences",
@@ -235,7 +235,7 @@ def test_a_format_that_does_not_serve_a_stage_is_refused_with_those_that_do(purp
     for format in [*(set(FORMATS) - set(serving)), "alpaca"]:
         message = error_of(format, purpose, {})
         assert message.startswith(f"{purpose}.data.format={format} ")
-        assert message.endswith(": write one of " + ", ".join(serving))
+        assert message.endswith(": use one of " + ", ".join(serving))
 
 
 def test_the_table_of_formats_is_what_the_module_says():

@@ -79,17 +79,17 @@ def test_a_ranking_in_which_all_tie_is_left_out_and_nothing_else_is_refused():
 @pytest.mark.parametrize(
     ("order", "said"),
     [
-        ({"ranking": [0, 3, 1]}, "ranks 3, which is none of its 3 completions: write their numbers, 0 to 2"),
+        ({"ranking": [0, 3, 1]}, "ranks 3, which is none of its 3 completions: use their numbers, 0 to 2"),
         ({"ranking": [0, [1, 0], 2]}, "ranks the completion 0 twice"),
         ({"ranking": [0, 2]}, "does not rank the completion 1"),
         ({"ranking": "abc"}, "ranks 'abc', which is none"),
         ({"ranks": [1, 2]}, "has 2 ranks for 3 completions"),
-        ({"ranks": [1, "2", 3]}, "in 'ranks': write a list of finite numbers"),
-        ({"scores": [1, 2, float("nan")]}, "in 'scores': write a list of finite numbers"),
+        ({"ranks": [1, "2", 3]}, "in 'ranks': use a list of finite numbers"),
+        ({"scores": [1, 2, float("nan")]}, "in 'scores': use a list of finite numbers"),
         ({"scores": [1, 2, 3], "ranks": [3, 2, 1]}, "says its order twice (ranks and scores)"),
-        ({}, "has no order of its completions: write one of the columns ranking, ranks, scores"),
+        ({}, "has no order of its completions: use one of the columns ranking, ranks, scores"),
         ({"completions": ["a"], "ranks": [1]}, "has one answer in 'completions'"),
-        ({"completions": ["a", [GOOD]], "ranks": [1, 2]}, "in 'completions': write a list of strings, or of lists"),
+        ({"completions": ["a", [GOOD]], "ranks": [1, 2]}, "in 'completions': use a list of strings, or of lists"),
         ({"completions": [[GOOD], [BAD]], "ranks": [1, 2]}, "mixes strings and lists of messages"),
     ],
 )
@@ -101,4 +101,4 @@ def test_a_ranking_names_each_completion_once(order, said):
 @pytest.mark.parametrize("label", ["good", 2, [True]])
 def test_a_label_is_true_or_false(label):
     message = error_of("unpaired", "kto", {"prompt": "p", "completion": "c", "label": label})
-    assert "in 'label', which is no label: write true (or 1) or false (or 0)" in message
+    assert "in 'label', which is no label: use true (or 1) or false (or 0)" in message

@@ -71,12 +71,12 @@ def test_the_seed_draws(tmp_path):
     [
         ({"weights": {"c": 1}}, "sft.data.weights.c: there is no part c\n  nearest: sft.data.weights.a"),
         ({"weights": {"a": 0, "b": 0}}, "sft.data.weights sum to nothing"),
-        ({"weights": {"a": -1}}, "sft.data.weights.a=-1: write a number from 0"),
-        ({"weights": {"a": "much"}}, "sft.data.weights.a=much: write a number from 0"),
-        ({"temperature": 0}, "sft.data.temperature=0: write a number above 0"),
+        ({"weights": {"a": -1}}, "sft.data.weights.a=-1: use a number from 0"),
+        ({"weights": {"a": "much"}}, "sft.data.weights.a=much: use a number from 0"),
+        ({"temperature": 0}, "sft.data.temperature=0: use a number above 0"),
         ({"temperature": 2, "weights": {"a": 1}}, "both say how to mix"),
-        ({"rows": 0}, "sft.data.rows=0: write a whole number"),
-        ({"parts": {}}, "sft.data=mixture has no parts\n  write +data@sft.data.parts.NAME=prompt_completion"),
+        ({"rows": 0}, "sft.data.rows=0: use a whole number"),
+        ({"parts": {}}, "sft.data=mixture has no parts\n  use +data@sft.data.parts.NAME=prompt_completion"),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(tmp_path, options, said):
@@ -119,5 +119,5 @@ def test_pairs_without_a_share_stand_for_one_of_1_beside_pairs_with_shares(tmp_p
     for rows in (split.train, split.eval):
         assert {(row["task"], row["share"]) for row in rows} == {("people", 0.75), ("rule", 1.0)}
     both = Mixture({"people": pairs("people", share=0.75), "rule": pairs("far", margin=2.0)})
-    with pytest.raises(AlignError, match="write both in one way"):
+    with pytest.raises(AlignError, match="use both in one way"):
         both.load("rm", 0)

@@ -67,12 +67,12 @@ def test_columns_come_by_another_name_or_a_template(tmp_path):
     [
         (
             {"prompt": "question"},
-            "line 2 has no column 'question', only text, topic\n  sft.data.columns.prompt=question wants it: write "
+            "line 2 has no column 'question', only text, topic\n  sft.data.columns.prompt=question wants it: use "
             "sft.data.columns.prompt=COLUMN",
         ),
         ({"prompt": "{{ question }}"}, "line 2: sft.data.columns.prompt={{ question }} cannot be filled"),
         ({"prompt": "{{ text"}, "sft.data.columns.prompt={{ text is no template"),
-        ({"prompt": 3}, "sft.data.columns.prompt=3: write a column's name, or a template"),
+        ({"prompt": 3}, "sft.data.columns.prompt=3: use a column's name, or a template"),
     ],
 )
 def test_a_name_or_a_template_that_cannot_be_is_refused(tmp_path, columns, said):
@@ -83,5 +83,5 @@ def test_a_name_or_a_template_that_cannot_be_is_refused(tmp_path, columns, said)
 
 @pytest.mark.parametrize("rows", [0, -1, True, 1.5])
 def test_a_number_of_rows_is_whole_and_above_nothing(tmp_path, rows):
-    with pytest.raises(AlignError, match=r"sft\.data\.rows=.*: write 1 or more"):
+    with pytest.raises(AlignError, match=r"sft\.data\.rows=.*: use 1 or more"):
         csv_of(tmp_path, CSV, rows=rows).check("sft")

@@ -153,7 +153,7 @@ def test_bfloat16_models_stay_with_torch(base):
 
 def test_an_unknown_kind_and_a_missing_kernel_are_refused(base, monkeypatch):
     model = nn.Linear(64, 64)
-    with pytest.raises(AlignError, match="cpu_linear='mkl': write one of auto, torch, onednn"):
+    with pytest.raises(AlignError, match="cpu_linear='mkl': use one of auto, torch, onednn"):
         choose_linear(model, "mkl")
     monkeypatch.setattr(linear, "has_onednn", lambda: False)
     with pytest.raises(AlignError, match=r"cpu_linear=onednn: torch .* has no such kernel"):

@@ -29,5 +29,5 @@ def test_after_the_warm_up_they_are_those_of_transformers(shape):
 
 
 def test_an_unknown_shape_is_refused():
-    with pytest.raises(AlignError, match="schedule=sawtooth: write one of constant, linear, cosine"):
+    with pytest.raises(AlignError, match="schedule=sawtooth: use one of constant, linear, cosine"):
         Schedule(1.0, "sawtooth")

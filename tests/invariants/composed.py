@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 
-import align.cli.main  # noqa: F401 - registers the schemas
-from align.build import Build
-from align.cli.compose import check_composition
+import align.cli.main  # noqa: F401 - registers the search path
+from align.build.checks import check_ppo
+from align.build.ppo import assemble
+from align.build.runtime import Runtime
+from align.cli.compose import composed, plan_of
 from align.ppo.step import PPO
 from align.report.report import Report
 from align.roles.tokenizer import load_tokenizer
@@ -29,12 +29,10 @@ def even(completion_ids, **kwargs) -> list[float]:
 def assembled(base: str, folder: Path, *words: str) -> PPO:
     """The loop that `align stages=ppo actor.path=BASE …` runs."""
     overrides = [*WORDS.split(), f"actor.path={base}", *words]
-    GlobalHydra.instance().clear()
-    with check_composition(overrides), initialize_config_module("align.conf", version_base="1.3"):
-        build = Build(compose("config", overrides))
-    inputs = build.sources().inputs("ppo", {})
-    build.check_roles(inputs)
+    plan = plan_of(composed(overrides)[0])
+    stage, runtime = plan.stage("ppo"), Runtime(plan)
+    check_ppo(stage, plan, runtime.device, stage.known())
     torch.manual_seed(0)  # LoRA's own start is random
     folder.mkdir(exist_ok=True)
     with Report().stage("ppo", folder) as report:
-        return build.ppo(inputs, folder, report, load_tokenizer(base, "actor.path"))
+        return assemble(stage, runtime, stage.known(), folder, report, load_tokenizer(base, "actor.path"))

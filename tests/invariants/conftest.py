@@ -9,9 +9,9 @@ from peft import LoraConfig
 from runs import RATE, Even, Run, play
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from align import config
 from align.advantages.gae import GAE
 from align.engine.plain import PlainEngine
+from align.ppo.options import PPOOptions
 from align.ppo.rollouts import as_rows
 from align.ppo.step import PPO
 from align.roles.placement import Seating, Setting
@@ -44,7 +44,7 @@ def absolute(tokenizer, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def make(base, tokenizer, tmp_path_factory) -> Callable[..., PPO]:
-    """make(setup of runs.SETUPS, reference, checkpointing, tokens, stop_ids, path, **options of config.PPO) -> PPO"""
+    """make(setup of runs.SETUPS, reference, checkpointing, tokens, stop_ids, path, **options of PPOOptions) -> PPO"""
 
     def engine(module, rates, max_grad_norm, zero):
         return PlainEngine(module, rates, max_grad_norm)
@@ -61,7 +61,7 @@ def make(base, tokenizer, tmp_path_factory) -> Callable[..., PPO]:
         **options,
     ) -> PPO:
         torch.manual_seed(0)
-        chosen = config.PPO(**{"batch_size": 8, "micro_batch_size": 8, **options})
+        chosen = PPOOptions(**{"batch_size": 8, "micro_batch_size": 8, **options})
         setting = Setting(
             torch.device("cpu"), torch.float32, engine, tmp_path_factory.mktemp("run"),
             max_grad_norm=chosen.max_grad_norm, gradient_checkpointing=checkpointing,

@@ -39,7 +39,7 @@ WRONG = [
     (
         "weights that a method cannot sit on",
         f"{SFT} peft@sft.peft=loha +sft.peft.quantize=nf4",
-        ["sft.peft: PEFT has no LOHA for a base of quantised weights", "write peft@sft.peft=qlora"],
+        ["sft.peft: PEFT has no LOHA for a base of quantised weights", "use peft@sft.peft=qlora"],
     ),
     (
         "a start that takes a part out of quantised weights",
@@ -54,7 +54,7 @@ WRONG = [
     (
         "LoRA+ without LoRA",
         f"{PPO} peft@actor.peft=houlsby actor.loraplus_lr_ratio=16",
-        ["actor.loraplus_lr_ratio=16", "write peft@actor.peft=lora, or actor.loraplus_lr_ratio=null"],
+        ["actor.loraplus_lr_ratio=16", "use peft@actor.peft=lora, or actor.loraplus_lr_ratio=null"],
     ),
     (
         "tokens of a tied head",
@@ -65,7 +65,7 @@ WRONG = [
     (
         "steps that contradict the plan of SFT",
         f"{SFT} peft@sft.peft=adalora sft.peft.total_step=7 sft.args.max_steps=3",
-        ["sft.peft.total_step=7", "3 optimizer steps", "write sft.peft.total_step=null"],
+        ["sft.peft.total_step=7", "3 optimizer steps", "use sft.peft.total_step=null"],
     ),
     (
         "steps that contradict the plan of PPO",
@@ -80,12 +80,12 @@ WRONG = [
     (
         "AdaLoRA under DeepSpeed",
         f"{PPO} peft@actor.peft=adalora zero@actor.zero=stage2",
-        ["actor.peft", "ADALORA", "write zero@actor.zero=none"],
+        ["actor.peft", "ADALORA", "use zero@actor.zero=none"],
     ),
     (
         "what vLLM cannot serve",
         f"{PPO} peft@actor.peft=prefix rollout=vllm",
-        ["rollout=vllm", "PREFIX_TUNING", "write rollout=auto"],
+        ["rollout=vllm", "PREFIX_TUNING", "use rollout=auto"],
     ),
     (
         "a stage whose adapter cannot merge, before it runs",

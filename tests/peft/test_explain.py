@@ -24,7 +24,7 @@ def test_lora_on_a_model_of_ones_own(base):
 
 def test_settings_are_taken_as_they_are_typed():
     assert " 15,360 of" in explain(["lora", "r=2"]) and " 7,680 of" in explain(["lora", "r=1"])
-    with pytest.raises(AlignError, match=r"peft.token_indices is not set\n  write peft.token_indices=VALUE"):
+    with pytest.raises(AlignError, match=r"peft.token_indices is not set\n  use peft.token_indices=VALUE"):
         explain(["trainable_tokens"])
 
 

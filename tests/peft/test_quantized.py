@@ -131,7 +131,7 @@ def test_a_quantised_model_of_ones_own_is_taken_as_it_is(nf4, tmp_path):
     assert route(begun.model.peft_config["default"]).mode == "adapter"
     other = begin(nf4, "dora", tmp_path)
     assert route(other.model.peft_config["default"]).mode == "generate"
-    with pytest.raises(AlignError, match=r"the weights of .* are nf4 already\n  write sft.peft.quantize=nf4"):
+    with pytest.raises(AlignError, match=r"the weights of .* are nf4 already\n  use sft.peft.quantize=nf4"):
         begin(nf4, "qlora", tmp_path, CAUSAL, "auto", "peft.quantize=fp4")
     with pytest.raises(AlignError, match="PEFT has no LOHA for a base of quantised weights"):
         begin(nf4, "loha", tmp_path)
@@ -152,8 +152,8 @@ def test_other_methods_sit_on_it_too(base, name, tmp_path):
 @pytest.mark.parametrize(
     "name, kind, message",
     [
-        ("lora", "nf5", r"sft.peft.quantize=nf5: write nf4 or fp4"),
-        ("loha", "nf4", r"PEFT has no LOHA for a base of quantised weights\n  write peft@sft.peft=qlora"),
+        ("lora", "nf5", r"sft.peft.quantize=nf5: use nf4 or fp4"),
+        ("loha", "nf4", r"PEFT has no LOHA for a base of quantised weights\n  use peft@sft.peft=qlora"),
         ("pissa", "nf4", r"init_lora_weights=pissa needs a base in full precision"),
     ],
 )

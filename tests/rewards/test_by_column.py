@@ -85,7 +85,7 @@ def test_the_default_takes_every_other_value():
 def test_a_value_without_a_case_stops_the_run_with_its_row():
     words = (
         r"reward\.column=task: row 1 of the batch \(row 11 of the data set\) has 'code', and the cases are a"
-        r"\n  write \+reward@reward\.cases\.code=fn, or \+reward@reward\.cases\.default=fn for all other values"
+        r"\n  use \+reward@reward\.cases\.code=fn, or \+reward@reward\.cases\.default=fn for all other values"
     )
     with pytest.raises(AlignError, match=words):
         score({"a": fixed(1.0)}, ["a", "code", "a"])
@@ -101,7 +101,7 @@ def test_rows_are_looked_at_before_a_run():
     check_rows(reward, [{"prompt": "p", "task": "a"}], "reward")
     with pytest.raises(AlignError, match=r"reward\.terms\.style\.column=task: the prompt 'q' has 'b'.*the cases are a"):
         check_rows(reward, [{"prompt": "p", "task": "a"}, {"prompt": "q", "task": "b"}], "reward")
-    with pytest.raises(AlignError, match=r"no such column, only prompt, topic\n  write reward\.terms\.style\.column="):
+    with pytest.raises(AlignError, match=r"no such column, only prompt, topic\n  use reward\.terms\.style\.column="):
         check_rows(reward, [{"prompt": "p", "topic": "a"}], "reward")
 
 

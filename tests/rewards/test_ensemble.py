@@ -42,8 +42,8 @@ def test_members_and_their_disagreement_are_logged():
     ("settings", "words"),
     [
         ({"terms": {"a": fixed(1.0)}}, "terms has 1 of the two or more"),
-        ({"combine": "median"}, "combine=median: write one of mean, lower_bound, minimum"),
-        ({"spread_coef": -1}, "spread_coef=-1: write a number from 0"),
+        ({"combine": "median"}, "combine=median: use one of mean, lower_bound, minimum"),
+        ({"spread_coef": -1}, "spread_coef=-1: use a number from 0"),
         ({"spread_coef": NAN}, "spread_coef=nan"),
     ],
 )

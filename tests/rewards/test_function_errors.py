@@ -42,7 +42,7 @@ def failed(fn, completions=("a", "b", "c"), state=STATE, **columns):
 
 
 def test_a_name_without_a_module_is_refused():
-    assert "names no module: write MODULE.FUNCTION" in refused("brevity")
+    assert "names no module: use MODULE.FUNCTION" in refused("brevity")
 
 
 def test_a_missing_module_says_where_was_looked_and_what_is_near(folder):

@@ -63,10 +63,10 @@ def test_a_pattern_that_takes_for_ever_is_named(monkeypatch):
 @pytest.mark.parametrize(
     ("scale", "pattern", "said"),
     [
-        ((10, 1), None, r"scale=\[10,1\]: write two numbers, the worse grade first"),
+        ((10, 1), None, r"scale=\[10,1\]: use two numbers, the worse grade first"),
         ((1, 1), None, "scale="),
         ((0, 1), "(", "is no regular expression"),
-        ((0, 1), "yes", "has 0 groups: write one"),
+        ((0, 1), "yes", "has 0 groups: use one"),
         ((0, 1), "(a)(b)", "has 2 groups"),
     ],
 )

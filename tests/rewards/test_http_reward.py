@@ -133,7 +133,7 @@ def test_a_server_that_fails_twice_and_then_works_is_asked_again():
         assert score(HTTPReward(server.url, retries=2), ["ab"]).score_B.tolist() == [2.0]
         assert len(server.seen) == 3
     said = refused(lambda handler, body: handler.say(503, "loading"), retries=1)
-    assert "stayed away for 2 tries" in said and "status 503 'loading'" in said and "\n  write the url of" in said
+    assert "stayed away for 2 tries" in said and "status 503 'loading'" in said and "\n  use the url of" in said
 
 
 def test_a_connection_that_breaks_is_tried_again():
@@ -246,7 +246,7 @@ def test_a_server_that_knows_no_head_is_there_all_the_same():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"url": "localhost:8000"}, "url=localhost:8000 is no URL: write http://HOST:PORT/PATH"),
+        ({"url": "localhost:8000"}, "url=localhost:8000 is no URL: use http://HOST:PORT/PATH"),
         ({"url": "ftp://host/x"}, "is no URL"),
         ({"url": "http://"}, "is no URL"),
         ({"url": "http://me:s3cret@host:port/"}, "url=host:port/ is no URL"),
@@ -258,7 +258,7 @@ def test_a_server_that_knows_no_head_is_there_all_the_same():
         ({"headers": {"X": "$1"}}, r"headers.X has a \$ that begins no name"),
         ({"headers": {"X": "a\nb"}}, "headers.X holds a line break"),
         ({"headers": {"X Y": "a"}}, "headers.X Y is no name"),
-        ({"headers": {"X": 3}}, "headers.X=3: write text"),
+        ({"headers": {"X": 3}}, "headers.X=3: use text"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, words):

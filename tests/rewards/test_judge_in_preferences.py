@@ -19,7 +19,7 @@ from command_line import answer, refused, stand_in
 from servers import serving
 from test_llm_judge import chat, question
 
-from align.stages import preferences
+from align.stages.preferences import stage as preferences
 
 PAGE = Path(__file__).resolve().parents[2] / "examples" / "rewards"
 SHORT = (
@@ -91,7 +91,7 @@ def flat(line: dict) -> dict:
 
 def test_a_judge_of_nonsense_ends_the_stage_and_shows_what_it_said(here, base, capsys):
     with serving(lambda handler, body: handler.say(200, chat("Bananas!"))) as server:
-        said = refused(capsys, command(base, server.url), ["hold no number from 0 to 5", "Bananas!", "write another"])
+        said = refused(capsys, command(base, server.url), ["hold no number from 0 to 5", "Bananas!", "use another"])
     assert "preferences.samples" not in said.err and not list(here.rglob("rankings.jsonl"))
 
 
@@ -157,5 +157,5 @@ def test_a_real_server_of_vllm_judges_with_structured_outputs(here, base, vllm_s
     )
     wrong = "preferences.judge.model=OTHER"
     refused(
-        capsys, command(base, vllm_server, wrong), ["status 404", "The model `OTHER` does not exist", "write another"]
+        capsys, command(base, vllm_server, wrong), ["status 404", "The model `OTHER` does not exist", "use another"]
     )

@@ -201,7 +201,7 @@ def test_more_than_a_share_without_a_grade_ends_the_run_and_shows_one():
     said = refused(saying(good, bad, bad, bad), ["a", "b", "c", "d"])
     assert "3 of 4 answers hold no number from 1 to 10" in said
     assert "row 1 of the batch (row 11 of the data set): '… " in said and "and more'" in said
-    assert "\n  write another template" in said and "max_unread" in said and len(said) < 800
+    assert "\n  use another template" in said and "max_unread" in said and len(said) < 800
     assert "cut off at max_tokens" in refused(saying(chat("5", finish_reason="length")))
     assert "status 400: 'too long'" in refused(saying((400, "too long")))
     with serving(saying(bad)) as server:
@@ -238,7 +238,7 @@ def test_what_is_no_chat_server_ends_the_run(answer, said):
 def test_an_early_question_finds_what_is_wrong_with_the_request():
     for answer in ((401, "who are you?"), (404, "no model NAME"), (400, "no field seeed"), '{"scores": [1]}'):
         with serving(saying(answer)) as server:
-            with pytest.raises(AlignError, match="write another url"):
+            with pytest.raises(AlignError, match="use another url"):
                 check_reachable(SumReward({"judge": judge(server)}))
             assert len(server.seen) == 1
     with serving(saying(chat(None))) as server:  # any chat server's answer will do
@@ -251,11 +251,11 @@ def test_an_early_question_finds_what_is_wrong_with_the_request():
     ("settings", "said"),
     [
         ({"url": "localhost:8000"}, "is no URL"),
-        ({"scale": (1, 2, 3)}, r"scale=\[1, 2, 3\]: write two numbers"),
+        ({"scale": (1, 2, 3)}, r"scale=\[1, 2, 3\]: use two numbers"),
         ({"scale": (5, 1)}, r"scale=\[5,1\]"),
         ({"pattern": "x"}, "pattern=x has 0 groups"),
         ({"concurrency": 0}, "concurrency=0"),
-        ({"max_unread": 2}, "max_unread=2: write a share"),
+        ({"max_unread": 2}, "max_unread=2: use a share"),
         ({"timeout": 0}, "timeout=0"),
         ({"args": {"messages": []}}, "args.messages cannot be given"),
         ({"template": "nowhere.jinja"}, "template=nowhere.jinja cannot be read"),

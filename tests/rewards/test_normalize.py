@@ -100,5 +100,5 @@ def test_the_deviation_is_logged():
 
 
 def test_another_word_is_refused():
-    with pytest.raises(ValueError, match="normalize=group: write one of none, batch, running"):
+    with pytest.raises(ValueError, match="normalize=group: use one of none, batch, running"):
         make("group")

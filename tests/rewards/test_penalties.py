@@ -24,7 +24,7 @@ def test_the_last_tokens_before_the_longest_response_cost():
 
 @pytest.mark.parametrize("buffer", [0, 21])
 def test_a_buffer_that_does_not_fit_is_refused(buffer):
-    with pytest.raises(ValueError, match=f"buffer={buffer}: write a number of tokens from 1 to max_length=20"):
+    with pytest.raises(ValueError, match=f"buffer={buffer}: use a number of tokens from 1 to max_length=20"):
         Overlong(20, buffer)
 
 
@@ -45,9 +45,7 @@ def test_repeated_ngrams_are_those_that_stood_before(ngram_size):
         assert got == pytest.approx(-3.0 * again / max(len(starts), 1), abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"), [((0,), "ngram_size=0"), ((3, 0.5), "max_penalty=0.5: write 0 or less")]
-)
+@pytest.mark.parametrize(("settings", "words"), [((0,), "ngram_size=0"), ((3, 0.5), "max_penalty=0.5: use 0 or less")])
 def test_settings_that_cannot_be_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         Repetition(*settings)

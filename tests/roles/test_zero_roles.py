@@ -16,10 +16,10 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 
-from align import config
 from align.advantages.gae import GAE
 from align.config import Zero
 from align.engine.plain import PlainEngine
+from align.ppo.options import PPOOptions
 from align.ppo.rollouts import Row
 from align.ppo.step import PPO
 from align.rewards.model import ModelReward
@@ -86,7 +86,7 @@ def three_steps(base: str, reward_base: str, tokenizer, zero: dict[str, Zero | N
     Critic(reward_base, "auto", LEARNING_RATE, lora(), zero["critic"]).seat(seats)
     roles = seats.roles(micro_batch_size=3)
     reward = ModelReward(reward_base, setting, tokenizer, zero=zero["reward"])
-    options = config.PPO(batch_size=10, minibatches=MINIBATCHES, micro_batch_size=3, epochs=EPOCHS)
+    options = PPOOptions(batch_size=10, minibatches=MINIBATCHES, micro_batch_size=3, epochs=EPOCHS)
     sampling = Sampling(temperature=0.9, max_new_tokens=8, stop_ids=(tokenizer.eos_token_id, *range(40, 60)))
     ppo = PPO(
         roles,

@@ -6,7 +6,7 @@ import pytest
 from peft import LoraConfig
 from transformers import BloomConfig, BloomForCausalLM
 
-from align import config
+from align.config import RolloutOptions
 from align.errors import AlignError
 from align.roles.alone import load_roles
 from align.rollout import choice as auto
@@ -57,7 +57,7 @@ def test_asking_for_a_missing_vllm_is_refused_with_what_to_install(monkeypatch):
 
 def test_asking_for_vllm_where_it_cannot_serve_is_refused(with_vllm):
     small = {**LLAMA, "num_attention_heads": 8}
-    with pytest.raises(AlignError, match=r"rollout=vllm: .*head size of 16.*\n  write rollout=hf"):
+    with pytest.raises(AlignError, match=r"rollout=vllm: .*head size of 16.*\n  use rollout=hf"):
         auto.check_rollout("vllm", small, on_cpu=True)
 
 
@@ -67,7 +67,7 @@ def test_auto_and_hf_are_never_refused(engine):
 
 
 def test_an_unknown_engine_is_refused():
-    with pytest.raises(AlignError, match=r"rollout\.engine=sglang: write rollout=auto"):
+    with pytest.raises(AlignError, match=r"rollout\.engine=sglang: use rollout=auto"):
         auto.check_rollout("sglang", LLAMA, on_cpu=True)
 
 
@@ -84,11 +84,11 @@ def test_where_vllm_does_not_start_auto_goes_on_with_transformers(tmp_path, toke
 
     def choose(**options):
         return auto.choose(
-            config.Rollout(**{"engine": "auto", **options}), policy, str(tmp_path), tokenizer, 32, said.append
+            RolloutOptions(**{"engine": "auto", **options}), policy, str(tmp_path), tokenizer, 32, said.append
         )
 
     assert choose().name == "hf"
     assert said[0].startswith("rollouts by transformers: vLLM does not start on this model: BloomForCausalLM does not")
     for refusing in ({"engine": "vllm"}, {"fallback": "error"}):
-        with pytest.raises(AlignError, match=r"BloomForCausalLM does not support LoRA.*\n  write rollout=hf"):
+        with pytest.raises(AlignError, match=r"BloomForCausalLM does not support LoRA.*\n  use rollout=hf"):
             choose(**refusing)

@@ -175,7 +175,7 @@ def test_a_base_whose_tensors_mean_something_else_there_is_read_from_disk(starte
 
 @pytest.mark.parametrize("name", [name for name in METHODS if ROUTES.get(name) == "generate"])
 def test_what_it_cannot_serve_is_refused_or_left_to_transformers(name):
-    with pytest.raises(AlignError, match=r"rollout=vllm: .*\n  write rollout=auto"):
+    with pytest.raises(AlignError, match=r"rollout=vllm: .*\n  use rollout=auto"):
         check_servable(method(name), "vllm", "error")
     assert check_servable(method(name), "auto", "hf")
     assert check_servable(method(name), "vllm", "hf")

@@ -1,4 +1,4 @@
-"""A whole PPO loop on tiny random models, as `align.build` wires it, with transformers' generation."""
+"""A whole PPO loop on tiny random models, as `align.build.runtime` wires it, with transformers' generation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +8,10 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from align import config
 from align.advantages.gae import GAE
 from align.advantages.rloo import RLOO
 from align.engine.plain import PlainEngine
+from align.ppo.options import PPOOptions
 from align.ppo.rollouts import as_rows
 from align.ppo.step import PPO
 from align.roles.placement import Seating, Setting
@@ -47,7 +47,7 @@ def setting(tmp_path: Path) -> Setting:
 
 @pytest.fixture
 def make_ppo(base: str, lora: LoraConfig, setting: Setting, tokenizer) -> Callable[..., PPO]:
-    """make_ppo(path, peft, critic, critic_path, reward, learning_rate, samples, …, **options of config.PPO)
+    """make_ppo(path, peft, critic, critic_path, reward, learning_rate, samples, …, **options of PPOOptions)
 
     `rollout` makes an engine for the actor.
     """
@@ -66,7 +66,7 @@ def make_ppo(base: str, lora: LoraConfig, setting: Setting, tokenizer) -> Callab
         **options: Any,
     ) -> PPO:
         torch.manual_seed(0)  # LoRA's own start is random
-        chosen = config.PPO(**{"batch_size": 8, "micro_batch_size": 4, "kl_coef": 0.05, **options})
+        chosen = PPOOptions(**{"batch_size": 8, "micro_batch_size": 4, "kl_coef": 0.05, **options})
         seats = Seating(setting, Actor(path, "auto", learning_rate, peft, None))
         Reference("auto", None).seat(seats)
         if critic:

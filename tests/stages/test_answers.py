@@ -159,7 +159,7 @@ def test_accuracy_chooses_the_likeliest_label_and_is_told_by_task(policy, tokeni
 
 def test_too_many_examples_are_refused_with_the_room_there_is(policy, tokenizer):
     rows = [{"prompt": "a red kite " * 20, "completion": " x"} for _ in range(40)]
-    with pytest.raises(AlignError, match=r"evaluate\.shots=40: .* positions\n  write fewer shots"):
+    with pytest.raises(AlignError, match=r"evaluate\.shots=40: .* positions\n  use fewer shots"):
         answer_figures(policy, Questions(rows, rows, ["f1"]), 40, tokenizer, (2,), 4, 8, 0)
 
 
@@ -203,9 +203,9 @@ def test_general_text_is_all_of_a_file_and_told_of_by_its_own_key(tmp_path, poli
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("evaluate.shots=[-1]", ["evaluate.shots=[-1]: write a list of numbers", "[0,4]"]),
-        ("evaluate.shots=four", ["evaluate.shots=four: write a list"]),
-        ("evaluate.shots=[9999]", ["evaluate.shots=9999: there are", "write fewer"]),
+        ("evaluate.shots=[-1]", ["evaluate.shots=[-1]: use a list of numbers", "[0,4]"]),
+        ("evaluate.shots=four", ["evaluate.shots=four: use a list"]),
+        ("evaluate.shots=[9999]", ["evaluate.shots=9999: there are", "use fewer"]),
         ("evaluate.metrics=[bleu]", ["there is no bleu", "exact_match,f1,accuracy,format"]),
         ("evaluate.metrics=[format]", ["format has nothing to check by", "evaluate.pattern=REGEX"]),
         ("evaluate.metrics=[format] evaluate.pattern=*a", ["is no regular expression"]),

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import align
 from align.roles.start import start
-from align.stages.direct import frozen_copy
+from align.stages.direct.stage import frozen_copy
 
 SMALL = ["experiment=tiny", "debug=default", "evaluate.judge=null", "actor.learning_rate=1e-2"]
 DPO = [*SMALL, "stages=[dpo]", "dpo.data.pairs=96", "dpo.batch_size=32"]

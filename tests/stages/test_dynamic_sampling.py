@@ -137,5 +137,5 @@ def test_further_rows_are_all_others_in_an_order_of_the_steps_own(many):
 
 
 def test_samples_of_a_prompt_are_needed(make_ppo):
-    with pytest.raises(AlignError, match=r"write rollout\.samples_per_prompt=4, or ppo\.dynamic_sampling=0"):
+    with pytest.raises(AlignError, match=r"use rollout\.samples_per_prompt=4, or ppo\.dynamic_sampling=0"):
         make_ppo(dynamic_sampling=1)

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from align import config
 from align.errors import AlignError
 from align.ppo.rollouts import texts_of
 from align.roles.modules import plain
+from align.stages.evaluate.spec import EvaluateOptions
 from align.stages.evaluate.stage import Evaluate, kl, load_judge
 
 
 def stage(judge: str) -> Evaluate:
-    options = config.Evaluate(judge=judge)
+    options = EvaluateOptions(judge=judge)
     return Evaluate(
         options, None, None, None, None, lambda *given: None, 128, 12, lambda paths: 64, 0, torch.device("cpu")
     )
@@ -21,8 +21,8 @@ def test_a_judge_that_fails_is_named_with_the_prompt(make_ppo, rows, tokenizer):
     ppo = make_ppo()
     ppo.step(rows)
     rollout, _ = ppo.last
-    with pytest.raises(AlignError, match=r"evaluate.judge=align.data.help_desk_rule.true_score fails on the prompt 'a"):
-        stage("align.data.help_desk_rule.true_score")._judge(rollout, texts_of(rollout, tokenizer), None, None)
+    with pytest.raises(AlignError, match=r"evaluate.judge=help_desk.rule.true_score fails on the prompt 'a"):
+        stage("help_desk.rule.true_score")._judge(rollout, texts_of(rollout, tokenizer), None, None)
 
 
 def test_a_judge_that_is_not_there_is_refused():

@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from align import config
 from align.data.files import FileData
 from align.data.formats import as_pairs
 from align.errors import AlignError
 from align.report.report import Report
 from align.stages.rm.graded import Ordinal, Plan, collated, plan, soft_pairs, with_targets
+from align.stages.rm.spec import RMOptions
 from align.stages.rm.stage import RM
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ PAIRS = [
 
 @pytest.fixture
 def trained(reward_base, tmp_path):
-    """trained(rows, format, **options of config.RM) -> weights and card of a reward model; four steps or fewer."""
+    """trained(rows, format, **options of RMOptions) -> weights and card of a reward model; four steps or fewer."""
 
     def train(rows: list[dict], format: str, **options):
         number = len(list(tmp_path.glob("*.jsonl")))
@@ -32,7 +32,7 @@ def trained(reward_base, tmp_path):
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         out.mkdir()
         settings = {"learning_rate": 1e-3, "batch_size": 8, "norm_samples": 0, "args": {"max_steps": 4}, **options}
-        stage = RM(config.RM(**settings), FileData(format, str(file), eval_share=0.2), None, 8, 0, CPU, torch.float32)
+        stage = RM(RMOptions(**settings), FileData(format, str(file), eval_share=0.2), None, 8, 0, CPU, torch.float32)
         with Report().stage("rm", out) as report:
             stage.check({"path": reward_base})
             stage.run({"path": reward_base}, out, report)
@@ -130,7 +130,7 @@ def test_rankings_and_ratings_as_pairs():
 @pytest.mark.parametrize(
     ("format", "more", "options", "message"),
     [
-        ("preferences", {"share": 1.5}, {}, "line 1 has 1.5 in 'share': write the share of people"),
+        ("preferences", {"share": 1.5}, {}, "line 1 has 1.5 in 'share': use the share of people"),
         ("preferences", {"share": 0.5}, {}, "every share is 0.5"),
         ("preferences", {"share": 0.7, "margin": 1}, {}, "says twice how clear its preference is"),
         ("preferences", {"margin": 1}, {"loss": "plackett_luce"}, "knows no margin"),
@@ -147,7 +147,7 @@ def test_rankings_and_ratings_as_pairs():
         ("preferences", {}, {"loss": "ordinal"}, "rm.data has no ratings"),
         ("ratings", {"completion": "c", "rating": 3}, {}, "every rating is 3"),
         ("ratings", {"completion": "c", "rating": 3}, {"loss": "ordinal"}, "every rating is 3"),
-        ("ratings", {"completion": "c", "rating": "good"}, {}, "in 'rating': write a finite number"),
+        ("ratings", {"completion": "c", "rating": "good"}, {}, "in 'rating': use a finite number"),
         ("ratings", {"completion": "c", "rating": 3}, {"loss": "pairs"}, "rm.loss=pairs: rm.data has ratings"),
     ],
 )
@@ -156,7 +156,7 @@ def test_labels_that_say_nothing_or_do_not_fit_are_refused_before_a_model_loads(
 ):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({**row, **more}) + "\n" for row in PAIRS[:4]))
-    stage = RM(config.RM(learning_rate=1e-3, **options), FileData(format, str(file)), None, 8, 0, CPU, torch.float32)
+    stage = RM(RMOptions(learning_rate=1e-3, **options), FileData(format, str(file)), None, 8, 0, CPU, torch.float32)
     with pytest.raises(AlignError) as caught:
         stage.check({})
     assert message in str(caught.value)
@@ -165,4 +165,4 @@ def test_labels_that_say_nothing_or_do_not_fit_are_refused_before_a_model_loads(
 def test_ratings_of_many_values_are_no_levels():
     rows = [{"prompt": "p", "completion": "c", "rating": float(i)} for i in range(21)]
     with pytest.raises(AlignError, match=r"21 different ratings.*\n.*write rm.loss=squared_error"):
-        plan(rows, config.RM(loss="ordinal"))
+        plan(rows, RMOptions(loss="ordinal"))

@@ -9,14 +9,15 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import SFTTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from align import config
 from align.data.encode import answer_ids, prompt_ids
 from align.data.source import Split
 from align.report.report import Report
 from align.roles.modules import ScoreModule
 from align.stages import sft as sft_stage
 from align.stages.rm.report import score_ids
+from align.stages.rm.spec import RMOptions
 from align.stages.rm.stage import RM
+from align.stages.sft.spec import SFTOptions
 from align.stages.sft.stage import SFT
 
 WORDS = "red kite harbour sailors ropes rain seven old quiet".split()
@@ -99,7 +100,7 @@ def test_sft_learns_eos_and_not_the_padding(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sft_stage, "SFTTrainer", Watched)
     rows = demonstrations()
-    options = config.SFT(learning_rate=5e-3, batch_size=8, max_length=32, args={"max_steps": 12})
+    options = SFTOptions(learning_rate=5e-3, batch_size=8, max_length=32, args={"max_steps": 12})
     out = trained(SFT(options, Rows(rows, []), None, 0, CPU, torch.float32), model, tmp_path / "sft")
 
     eos = AutoTokenizer.from_pretrained(model).eos_token_id
@@ -118,7 +119,7 @@ def test_sft_learns_eos_and_not_the_padding(model, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_reward_model_scores_at_eos_where_the_trainer_does(model, tmp_path):
     rows = pairs()
-    options = config.RM(learning_rate=2e-3, batch_size=8, max_length=32, norm_samples=0, args={"max_steps": 12})
+    options = RMOptions(learning_rate=2e-3, batch_size=8, max_length=32, norm_samples=0, args={"max_steps": 12})
     stage = RM(options, Rows(rows[:24], rows[24:]), None, 8, 0, CPU, torch.float32)
     out = trained(stage, model, tmp_path / "rm")
 

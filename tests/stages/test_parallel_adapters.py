@@ -173,7 +173,7 @@ REFUSED = [
     ("no file", "sft.data.path=[]", ["sft.data.path=[]"]),
     ("nothing held out", "sft.parallel_adapters=2 sft.data.eval_share=0", ["held out", "sft.data.eval_share=0.05"]),
     ("the last seeds", "sft.parallel_adapters=2 seed=4294967295", ["sft.parallel_adapters=2", "seed=4294967294"]),
-    ("best_of", f"{BEST} peft@best_of.peft=none", ["best_of.peft: 2 adapters", "write peft@best_of.peft=lora"]),
+    ("best_of", f"{BEST} peft@best_of.peft=none", ["best_of.peft: 2 adapters", "use peft@best_of.peft=lora"]),
     ("TRL's for best_of", f"{BEST} best_of.args.packing=true", ["best_of.args.packing"]),
     ("files for another stage", "stages=rm data@rm.data=preferences rm.data.path=[a.jsonl,b.jsonl]", ["SFT alone"]),
 ]  # fmt: skip

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from align import config, ops
+from align import ops
 from align.errors import AlignError
+from align.ppo.options import PPOOptions
 from align.types import Scored
 
 
@@ -133,11 +134,11 @@ def test_the_passes_end_when_the_policy_is_too_far_from_the_old_one(make_ppo, ro
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kl_in": "los"}, "ppo.kl_in=los: write one of reward, loss"),
-        ({"kl_in": "loss", "kl_estimator": "k1"}, "write ppo.kl_estimator=k3"),
-        ({"kl_target": 6.0, "kl_coef": 0.0}, "write ppo.kl_coef"),
-        ({"old_logp": "engine", "importance_correction": "token"}, "write ppo.old_logp=trainer"),
-        ({"missing_eos_penalty": 1.0, "missing_eos_score": -1.0}, "write one of them"),
+        ({"kl_in": "los"}, "ppo.kl_in=los: use one of reward, loss"),
+        ({"kl_in": "loss", "kl_estimator": "k1"}, "use ppo.kl_estimator=k3"),
+        ({"kl_target": 6.0, "kl_coef": 0.0}, "use ppo.kl_coef"),
+        ({"old_logp": "engine", "importance_correction": "token"}, "use ppo.old_logp=trainer"),
+        ({"missing_eos_penalty": 1.0, "missing_eos_score": -1.0}, "use one of them"),
         ({"loss_aggregation": "mean"}, "fixed_length"),
     ],
 )
@@ -149,5 +150,5 @@ def test_options_that_cannot_be_are_refused_in_a_script_too(make_ppo, options, w
 @pytest.mark.parametrize("options", [{"kl_in": "loss"}, {"old_logp": "engine"}, {"missing_eos_penalty": 0.0}])
 def test_options_that_can_be_are_not(make_ppo, options):
     assert dataclasses.asdict(make_ppo(**options).options) == dataclasses.asdict(
-        config.PPO(batch_size=8, micro_batch_size=4, **options)
+        PPOOptions(batch_size=8, micro_batch_size=4, **options)
     )

@@ -123,13 +123,13 @@ def test_a_warned_run_goes_on(here, base, capsys):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ("ppo.eval_every=0", ["ppo.eval_every samples, and it is 0", "write ppo.eval_every=8"]),
+        ("ppo.eval_every=0", ["ppo.eval_every samples, and it is 0", "use ppo.eval_every=8"]),
         ("watch.patience=0", ["watch.patience=0", "1 or more"]),
         ("watch.action=halt", ["watch.action=halt", "warn, stop"]),
         ("watch.deviations=-1", ["watch.deviations=-1", "from 0"]),
         ("ppo.data.eval_share=0", ["ppo.data has none among its 60", "ppo.data.eval_share=0.27", "watch=none"]),
         ("ppo.data.eval_share=0.01", ["ppo.data has 1 among its 60", "could never fire", "ppo.data.eval_path=FILE"]),
-        ("ppo.eval_prompts=1", ["ppo.eval_prompts=1 takes no more", "write ppo.eval_prompts=16"]),
+        ("ppo.eval_prompts=1", ["ppo.eval_prompts=1 takes no more", "use ppo.eval_prompts=16"]),
         ("watch.judge.fn=my_rewards.lwo", ["my_rewards", "lwo"]),
         ("watch.judge.fn=my_rewards.high", ["watch.judge is the reward itself", "watch=none"]),
     ],

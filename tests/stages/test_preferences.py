@@ -13,7 +13,7 @@ from command_line import answer, refused, stand_in
 from peft import AutoPeftModelForCausalLM
 
 import align
-from align.stages import preferences
+from align.stages.preferences import stage as preferences
 
 ASK = (
     "evaluate.judge=null rollout.max_new_tokens=40 stages=[preferences] preferences.data.path=prompts.jsonl "
@@ -92,13 +92,13 @@ def test_an_answer_that_did_not_end_is_not_judged_and_what_that_costs_is_said(he
     fewer = [row for row in judged if row["file"] == "rankings.jsonl" and sum(row["finished"]) < 2]
     assert left_out["cut"] == len(fewer) > 0
     words = f"{sum(left_out.values())} of 17 prompts left out: {len(fewer)} have fewer than two that ended"
-    assert words in " ".join(said.out.split()) and "write rollout.max_new_tokens=20, or more" in said.out
+    assert words in " ".join(said.out.split()) and "use rollout.max_new_tokens=20, or more" in said.out
 
 
 def test_a_policy_that_never_ends_is_warned_of_on_the_way(here, base, capsys, monkeypatch):
     monkeypatch.setattr(preferences, "PROMPTS_AT_ONCE", 8)
     words = " ".join(ask(base, rollout__max_new_tokens="1", preferences__samples="2"))
-    said = refused(capsys, words, ["no prompt has two answers to rank", "write rollout.max_new_tokens=2, or more"])
+    said = refused(capsys, words, ["no prompt has two answers to rank", "use rollout.max_new_tokens=2, or more"])
     assert "warning: none of 16 answers ended within rollout.max_new_tokens=1" in " ".join(said.out.split())
 
 
@@ -128,7 +128,7 @@ def test_a_run_that_was_stopped_keeps_what_was_judged_and_goes_on_to_the_same_en
     refused(capsys, " ".join([*words, resume, "preferences.samples=15"]), ["preferences.samples=16", "resume"])
     refused(capsys, " ".join([*words, resume, "preferences.judge.fn=judges.even"]), ["judge.fn=judges.tires", "resume"])
     for folder, why in (
-        ("runs", "there is no answers.jsonl in it\n  write the"),
+        ("runs", "there is no answers.jsonl in it\n  use the"),
         ("away", "there is no such folder\n"),
     ):
         answered = refused(capsys, " ".join([*words, f"preferences.resume={folder}"]), [f"/{folder}: {why}"])
@@ -199,7 +199,7 @@ def test_a_reward_model_of_the_run_judges_and_is_made_first(here, base):
     ("words", "said"),
     [
         (["preferences.samples=1"], ["preferences.samples=1", "2 or more"]),
-        (["preferences.samples=0"], ["preferences.samples=0: write 1 or more"]),
+        (["preferences.samples=0"], ["preferences.samples=0: use 1 or more"]),
         (["preferences.policies=nowhere"], ["preferences.policies", "nowhere"]),
         (["preferences.judge.fn=judges.none"], ["judges.none"]),
         (["stages=[dpo]", "data@dpo.data=sampled"], ["dpo.data.path is auto", "stages=[preferences,dpo]"]),

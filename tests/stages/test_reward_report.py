@@ -7,13 +7,13 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from align import config
 from align.data.files import FileData
 from align.data.source import Split
 from align.errors import AlignError
 from align.report.report import Report
 from align.rewards.model import ModelReward
 from align.stages.rm.report import Judged, agreement, calibration, judge, plot, report_of, said
+from align.stages.rm.spec import RMOptions
 from align.stages.rm.stage import RM
 
 CPU = torch.device("cpu")
@@ -128,7 +128,7 @@ def test_a_trained_model_has_its_report_and_ppo_says_its_warnings(reward_base, t
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in pairs))
     data = FileData("preferences", str(file), eval_share=0.3, report_by="topic")
-    options = config.RM(learning_rate=1e-9, norm_samples=0, args={"max_steps": 1})
+    options = RMOptions(learning_rate=1e-9, norm_samples=0, args={"max_steps": 1})
     stage = RM(options, data, None, 8, 0, CPU, torch.float32)
     out = tmp_path / "rm"
     out.mkdir()
@@ -150,7 +150,7 @@ def test_a_trained_model_has_its_report_and_ppo_says_its_warnings(reward_base, t
 
 def test_scores_that_are_not_finite_are_warned_of(tokenizer, tmp_path):
     pairs = [{"prompt": "p", "chosen": " kite", "rejected": " rain"}]
-    stage = RM(config.RM(), None, None, 8, 0, CPU, torch.float32)
+    stage = RM(RMOptions(), None, None, 8, 0, CPU, torch.float32)
     with Report().stage("rm", tmp_path) as report:
         module = lambda ids_BN, mask_BN: torch.full((len(ids_BN),), math.nan)
         found = stage.judge(module, Split([], pairs), pairs, tokenizer, tmp_path, report)

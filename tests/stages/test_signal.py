@@ -55,7 +55,7 @@ def test_a_reward_that_has_never_an_opinion_ends_the_run_in_its_first_steps(step
     signal = Signal(steps, 0)
     for step in range(1, last):
         assert signal.see(step, scored(NAN, NAN), alike(1.0)) == []
-    with pytest.raises(AlignError, match=r"^reward: no completion .* \(mine: None on every row\).*\n  write a reward"):
+    with pytest.raises(AlignError, match=r"^reward: no completion .* \(mine: None on every row\).*\n  use a reward"):
         signal.see(last, scored(NAN, NAN), alike(1.0))
 
 
@@ -79,7 +79,7 @@ RUN = f"{PPO} critic=none advantage=rloo rollout.samples_per_prompt=2 ppo.dynami
 
 
 def test_a_silent_reward_ends_with_an_error(here, base, capsys):
-    words = ["reward: no completion of the first 3 steps has a score (silent: None", "write a reward", "ppo.data"]
+    words = ["reward: no completion of the first 3 steps has a score (silent: None", "use a reward", "ppo.data"]
     refused(capsys, f"{RUN.format(base=base)} reward.fn=my_rewards.silent ppo.steps=5", words)
 
 

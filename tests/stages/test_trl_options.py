@@ -188,24 +188,24 @@ def test_early_stopping_keeps_the_best_epoch(here, base):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("sft.early_stopping=0", ["sft.early_stopping=0: write 1 or more"]),
+        ("sft.early_stopping=0", ["sft.early_stopping=0: use 1 or more"]),
         ("sft.early_stopping=2 sft.data.eval_share=0", ["sft.early_stopping wants one", "no held-out rows"]),
         ("+sft.args.padding_free=true", ["sft.args.padding_free=true", "+sft.args.packing=true"]),
         ("+sft.args.pack=true", ["sft.args.pack", "nearest: packing"]),
-        ("+sft.args.packing=no", ["sft.args.packing=no: write true or false"]),
-        ("+sft.args.completion_only_loss=maybe", ["sft.args.completion_only_loss=maybe: write true or false"]),
-        ("+sft.args.max_steps=2.5", ["sft.args.max_steps=2.5: write a whole number"]),
-        ("+sft.args.max_steps=null", ["sft.args.max_steps=null: write a whole number"]),
+        ("+sft.args.packing=no", ["sft.args.packing=no: use true or false"]),
+        ("+sft.args.completion_only_loss=maybe", ["sft.args.completion_only_loss=maybe: use true or false"]),
+        ("+sft.args.max_steps=2.5", ["sft.args.max_steps=2.5: use a whole number"]),
+        ("+sft.args.max_steps=null", ["sft.args.max_steps=null: use a whole number"]),
         (
             "+sft.args.load_best_model_at_end=true",
             [
                 "load_best_model_at_end=true: the best",
-                "write +sft.args.eval_strategy=epoch +sft.args.save_strategy=epoch",
+                "use +sft.args.eval_strategy=epoch +sft.args.save_strategy=epoch",
             ],
         ),
         (
             "+sft.args.load_best_model_at_end=true +sft.args.eval_strategy=steps +sft.args.save_strategy=epoch",
-            ["eval_strategy=steps and save_strategy=epoch", "write +sft.args.eval_strategy=steps +sft.args.save_"],
+            ["eval_strategy=steps and save_strategy=epoch", "use +sft.args.eval_strategy=steps +sft.args.save_"],
         ),
         ("sft.early_stopping=2 +sft.args.eval_strategy=no", ["sft.early_stopping=2: the best"]),
         (
@@ -213,13 +213,13 @@ def test_early_stopping_keeps_the_best_epoch(here, base):
             ["metric_for_best_model=eval_acuracy", "nearest: eval_mean_token_accuracy"],
         ),
         ("+sft.args.eval_strategy=epoch sft.data.eval_share=0", ["eval_strategy=epoch: no rows are held out"]),
-        ("+sft.args.save_strategy=best", ["save_strategy=best", "write +sft.args.metric_for_best_model=eval_loss"]),
+        ("+sft.args.save_strategy=best", ["save_strategy=best", "use +sft.args.metric_for_best_model=eval_loss"]),
         (
             "+sft.args.load_best_model_at_end=true +sft.args.eval_strategy=steps +sft.args.save_strategy=steps "
             "+sft.args.eval_steps=2 +sft.args.save_steps=3",
             ["sft.args: trl.SFTConfig refuses them", "round multiple of the evaluation steps, but found 3"],
         ),
-        ("+sft.args.weight_decay=true", ["sft.args.weight_decay=true: write a number"]),
+        ("+sft.args.weight_decay=true", ["sft.args.weight_decay=true: use a number"]),
     ],
 )
 def test_what_cannot_be_is_refused(here, base, capsys, words, said):

@@ -98,7 +98,7 @@ def start_engine(settings: Settings, dtype: torch.dtype, rank: int, own_weights:
             )
         except ValueError as error:
             raise DoesNotStart(
-                f"rollout=vllm: vLLM does not start on {settings.base}: {error}\n  write rollout=hf"
+                f"rollout=vllm: vLLM does not start on {settings.base}: {error}\n  use rollout=hf"
             ) from error
     client = llm.llm_engine.engine_core
     client._finalizer.detach()  # it would destroy the process group whenever the engine is collected

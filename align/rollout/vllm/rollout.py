@@ -80,7 +80,7 @@ class VLLMRollout:
             self.close()
             raise AlignError(
                 f"rollout.share_weights=true: vLLM cannot stand on the trainer's weights: {self.why_apart}\n"
-                "  write rollout.share_weights=auto"
+                "  use rollout.share_weights=auto"
             )
 
     @property
@@ -138,7 +138,7 @@ class VLLMRollout:
         self.close()
         raise StaleRolloutError(
             f"vLLM does not serve the base that is trained on: its log-probabilities are {self.canary.noise:.3g} nats "
-            "off\n  write rollout=hf"
+            "off\n  use rollout=hf"
         )
 
     def attach(self, policy: Policy) -> SyncReceipt:
@@ -159,7 +159,7 @@ class VLLMRollout:
         raise StaleRolloutError(
             f"vLLM does not serve the policy that is trained (version {policy.version}): {self.canary.cause}\n"
             f"  its log-probabilities are up to {self.canary.gap:.3g} nats off, after a second push "
-            "and with a new engine\n  write rollout=hf"
+            "and with a new engine\n  use rollout=hf"
         )
 
     def _rebuild(self, policy: Policy) -> SyncReceipt:
@@ -193,7 +193,7 @@ class VLLMRollout:
             return copy_weights(policy, self.model)
         except Unshareable as error:
             raise AlignError(
-                f"rollout=vllm: the policy's weights do not fit vLLM's: {error}\n  write rollout=hf"
+                f"rollout=vllm: the policy's weights do not fit vLLM's: {error}\n  use rollout=hf"
             ) from error
 
     def _check_shared(self) -> None:
@@ -204,7 +204,7 @@ class VLLMRollout:
             self.weights.join(plain(self.policy.model), self.model)
         except Unshareable as error:
             raise AlignError(
-                f"vLLM no longer stands on the trainer's weights: {error}\n  write rollout.share_weights=false"
+                f"vLLM no longer stands on the trainer's weights: {error}\n  use rollout.share_weights=false"
             ) from error
 
     def generate(self, prompts: list[list[int]], keys: list[int], sampling: Sampling) -> Generation:

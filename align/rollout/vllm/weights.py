@@ -70,7 +70,7 @@ class Adapters:
             self.llm.llm_engine.add_lora(request)
         except ValueError as error:
             shutil.rmtree(folder)
-            raise AlignError(f"rollout=vllm: vLLM refuses the actor's adapter: {error}\n  write rollout=hf") from error
+            raise AlignError(f"rollout=vllm: vLLM refuses the actor's adapter: {error}\n  use rollout=hf") from error
         if self.request is not None:
             self.llm.llm_engine.remove_lora(self.request.lora_int_id)
             shutil.rmtree(self.request.lora_path)

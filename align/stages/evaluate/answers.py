@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from align import config
 from align.data.encode import answer_ids, completion_as, prompt_ids, shared_length, text_of
 from align.data.files import FileData
 from align.data.mixture import TASK
@@ -30,6 +29,7 @@ from align.rewards.format import FormatReward, JSONReward
 from align.roles.modules import by_length
 from align.roles.policy import TrainedPolicy
 from align.rollout.hf import HFRollout
+from align.stages.evaluate.spec import EvaluateOptions
 from align.types import Rollout, Sampling
 
 BETWEEN = "\n\n"
@@ -37,17 +37,11 @@ BETWEEN = "\n\n"
 MOST_LABELS = 50
 
 
-def check_answers(options: config.Evaluate) -> None:
-    """Raises AlignError for shots, metrics and formats that cannot be."""
-    shots, metrics = options.shots, options.metrics
-    if not isinstance(shots, list) or any(isinstance(k, bool) or not isinstance(k, int) or k < 0 for k in shots):
-        raise AlignError(f"evaluate.shots={shots}: write a list of numbers of examples, such as [0,4]")
-    unknown = [name for name in metrics if name not in NAMED] if isinstance(metrics, list) else [metrics]
-    if unknown:
-        raise AlignError(f"evaluate.metrics: there is no {unknown[0]}\n  write some of [{','.join(NAMED)}]")
-    if "format" in metrics and options.pattern is None and options.schema is None:
+def check_answers(options: EvaluateOptions) -> None:
+    """Raise AlignError for formats that cannot be."""
+    if "format" in options.metrics and options.pattern is None and options.schema is None:
         raise AlignError(
-            "evaluate.metrics: format has nothing to check by\n  write evaluate.pattern=REGEX or schema=FILE"
+            "evaluate.metrics: format has nothing to check by\n  use evaluate.pattern=REGEX or schema=FILE"
         )
     format_check(options.pattern, options.schema)
     if options.diversity:
@@ -74,7 +68,7 @@ class Questions:
             own = [row for row in self.examples if row.get(TASK) == task]
             if own and len(own) < shots:
                 raise AlignError(
-                    f"evaluate.shots={shots}: there are {len(own)} rows to take examples from\n  write fewer"
+                    f"evaluate.shots={shots}: there are {len(own)} rows to take examples from\n  use fewer"
                 )
             chosen[task] = random.Random(f"{seed}/shots/{task}").sample(own, min(shots, len(own)))
         return [with_examples(row["prompt"], chosen[row.get(TASK)]) for row in self.rows]
@@ -93,14 +87,14 @@ def as_questions(rows: list[dict]) -> list[dict]:
                 raise AlignError(
                     "evaluate.shots: a row of sft.data is no question with its answer; it ends with the "
                     f"{last['role']}'s {last['content']!r:.60}\n"
-                    "  write messages that end with an answer of the assistant, or evaluate.shots=[]"
+                    "  use messages that end with an answer of the assistant, or evaluate.shots=[]"
                 )
             row = {**{name: value for name, value in row.items() if name != "messages"}, "prompt": prompt}
             row["completion"] = [last]
         elif "completion" not in row:
             raise AlignError(
                 "evaluate.shots: the rows of sft.data are text, with no question and no answer\n"
-                "  write data@sft.data=prompt_completion or conversational, or evaluate.shots=[]"
+                "  use data@sft.data=prompt_completion or conversational, or evaluate.shots=[]"
             )
         found.append(row)
     return found
@@ -146,7 +140,7 @@ def check_room(policy: TrainedPolicy, rows: list[Row], shots: int, max_new_token
     if room and longest > room:
         raise AlignError(
             f"evaluate.shots={shots}: prompt, examples and answer take up to {longest} tokens, and the model has "
-            f"{room} positions\n  write fewer shots, or a smaller rollout.max_new_tokens ({max_new_tokens})"
+            f"{room} positions\n  use fewer shots, or a smaller rollout.max_new_tokens ({max_new_tokens})"
         )
 
 
@@ -174,7 +168,7 @@ def labels_of(questions: Questions) -> dict[str | None, list[str]]:
             count = f"every answer is {known[0]!r:.60}" if len(known) == 1 else f"there are {len(known)} different ones"
             raise AlignError(
                 f"evaluate.metrics: accuracy chooses among the answers{f' to {task}' if task else ''} as labels, 2 to "
-                f"{MOST_LABELS} of them, and {count}\n  write exact_match or f1 instead"
+                f"{MOST_LABELS} of them, and {count}\n  use exact_match or f1 instead"
             )
     return labels
 
@@ -219,7 +213,6 @@ def label_logp(policy: TrainedPolicy, ids: list[list[int]], begun: list[int], ba
     return found.tolist()
 
 
-NAMED = ("exact_match", "f1", "accuracy", "format")
 MOST_FOR_BLEU = 100
 
 
@@ -325,7 +318,7 @@ def text_loss(policy: TrainedPolicy, texts: list[str], tokenizer: PreTrainedToke
     ids = [one[:LONGEST] for one in tokenizer(texts)["input_ids"]]
     ids = [one for one in ids if len(one) > 1]
     if not ids:
-        raise AlignError("evaluate.general: no text has two tokens, so that none has a loss\n  write longer texts")
+        raise AlignError("evaluate.general: no text has two tokens, so that none has a loss\n  use longer texts")
     total = sum(label_logp(policy, ids, [1] * len(ids), batch_size))
     return -total / sum(len(one) - 1 for one in ids)
 

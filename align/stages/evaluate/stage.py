@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,16 @@ from rich.markup import escape
 from rich.table import Column, Table
 from transformers import PreTrainedTokenizerBase
 
-from align import config, ops
+from align import ops
 from align.data.encode import fitting_pairs, fitting_prompts, text_of
 from align.data.files import located
 from align.data.formats import as_pairs
 from align.data.source import Source, Split
 from align.engine.linear import CpuLinear
 from align.errors import AlignError
+from align.plan.plan import StagePlan
+from align.plan.rewards import MODEL, takes_this_runs_model
+from align.plan.runtime import Runtime
 from align.ppo.rollouts import Row, row_of, texts_of, write
 from align.report.report import StageReport
 from align.roles.alone import load_policy
@@ -50,16 +53,17 @@ from align.stages.evaluate.answers import (
     labels_of,
     text_loss,
 )
-from align.stages.pipeline import LATER
+from align.stages.evaluate.spec import EvaluateOptions
 from align.stages.rm.report import compare, swapped
 from align.types import Reward, RewardState, Rollout, Sampling, Texts
 
-POLICIES = ("base", "sft", *LATER)
+NO_POLICY = ("rm", "samples")
+"""Inputs that are no policy."""
 
 
 @dataclass
 class Evaluate:
-    options: config.Evaluate
+    options: EvaluateOptions
     data: Source | None
     """Prompts to complete; None where no policy is to write completions."""
     demonstrations: Source | None
@@ -93,16 +97,13 @@ class Evaluate:
             questions.asked(max(self.options.shots), self.seed)
             if "accuracy" in questions.metrics:
                 labels_of(questions)
-        if self.options.split not in ("eval", "test"):
-            raise AlignError(f"evaluate.split={self.options.split}: write eval or test")
-        for name in POLICIES:
-            if name in inputs:
-                inspect(inputs[name], "actor.path", CAUSAL)
+        for name in policies_of(inputs):
+            inspect(inputs[name], "actor.path", CAUSAL)
         if self.data is not None:
-            self.longest_prompt([inputs[name] for name in POLICIES if name in inputs])
+            self.longest_prompt([inputs[name] for name in policies_of(inputs)])
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
-        names = [name for name in POLICIES if name in inputs]
+        names = policies_of(inputs)
         tokenizer = load_tokenizer(inputs[names[-1]], "evaluate")
         rows = self._rows([inputs[name] for name in names], tokenizer) if self.data else []
         model = self._reward_model(inputs) if self.data else None
@@ -158,7 +159,7 @@ class Evaluate:
         rows = self._part(split)
         if not rows:
             raise AlignError(
-                "evaluate.shots: sft.data has no held-out rows\n  write sft.data.eval_share=0.05, or evaluate.shots=[]"
+                "evaluate.shots: sft.data has no held-out rows\n  use sft.data.eval_share=0.05, or evaluate.shots=[]"
             )
         rows, examples = as_questions(rows), as_questions(split.train)
         options = self.options
@@ -185,7 +186,7 @@ class Evaluate:
         """Held-out prompts, round and round until there are `samples` of them."""
         rows = self._part(self.data.load("ppo", self.seed))
         if not rows:
-            raise AlignError("ppo.data: no held-out prompts to evaluate on: write ppo.data.eval_share=0.05")
+            raise AlignError("ppo.data: no held-out prompts to evaluate on: use ppo.data.eval_share=0.05")
         fitting, _ = fitting_prompts(rows, tokenizer, self.longest_prompt(policies), "ppo")
         fitting = [row_of(number, row, ids) for number, row, ids in fitting]
         return [fitting[i % len(fitting)] for i in range(self.options.samples)]
@@ -234,7 +235,7 @@ class Evaluate:
             except Exception as error:  # whatever a user's function raises
                 raise AlignError(
                     f"evaluate.judge={self.options.judge} fails on the prompt {str(prompt)[:80]!r}: "
-                    f"{type(error).__name__}: {error}\n  write evaluate.judge=null, or a judge of these prompts"
+                    f"{type(error).__name__}: {error}\n  use evaluate.judge=null, or a judge of these prompts"
                 ) from error
         return {part: round(sum(p[part] for p in parts) / len(parts), 6) for part in parts[0]}
 
@@ -250,6 +251,50 @@ class Evaluate:
             "reward_accuracy": compare(model, pairs, tokenizer, self.device).accuracy,
             "swap_accuracy": compare(model, swaps, tokenizer, self.device).accuracy if swaps else None,
         }
+
+
+def build(stage: StagePlan, runtime: Runtime) -> Evaluate:
+    """The stage with what the run has: prompts of ppo, demonstrations of sft and pairs of rm."""
+    options, sections = stage.options, stage.sections
+    sft, rm, ppo = (sections.options_of(name) for name in ("sft", "rm", "ppo"))
+    shots = options.shots if isinstance(options.shots, tuple) else (options.shots,)
+    metrics = options.metrics if isinstance(options.metrics, tuple) else (options.metrics,)
+    general = None if options.general is None else runtime.data(options.general)
+    writes = options.judge is not None or options.diversity or "ppo" in stage.before or not (shots or general)
+    return Evaluate(
+        options=replace(options, shots=shots, metrics=metrics),
+        data=runtime.data(ppo.data) if writes else None,
+        demonstrations=runtime.data(sft.data) if shots else None,
+        general=general,
+        pairs=None if rm is None else runtime.data(rm.data),
+        make_reward=_own_reward(stage, runtime),
+        ppo_steps=ppo.steps,
+        max_pair_tokens=0 if rm is None else rm.max_length,
+        max_new_tokens=sections.rollout.options.max_new_tokens,
+        longest_prompt=runtime.longest_prompt(stage),
+        seed=runtime.seed,
+        device=runtime.device,
+        linear=runtime.linear,
+    )
+
+
+def _own_reward(stage: StagePlan, runtime: Runtime) -> Callable[..., Any]:
+    """make(inputs, …) -> the run's reward; None where it is one reward model, whose raw score is told anyway, and where
+    it takes this run's reward model and there is none."""
+    reward = stage.sections.reward
+    make = runtime.reward_maker(reward, stage)
+
+    def make_own(inputs: dict[str, str], *given: Any) -> Any:
+        if reward.target == MODEL or (takes_this_runs_model(reward) and "rm" not in inputs):
+            return None
+        return make({**inputs, "reward": inputs.get("rm")}, *given)
+
+    return make_own
+
+
+def policies_of(inputs: dict[str, str]) -> list[str]:
+    """The names of the policies among the inputs."""
+    return [name for name in inputs if name not in NO_POLICY]
 
 
 @torch.no_grad()
@@ -270,7 +315,7 @@ def load_judge(name: str | None) -> Callable[[object, object, bool], dict[str, f
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise AlignError(f"evaluate.judge={name} cannot be imported: {error}\n  write module.function") from error
+        raise AlignError(f"evaluate.judge={name} cannot be imported: {error}\n  use module.function") from error
 
 
 COMPLETIONS = "completions.jsonl"

@@ -22,9 +22,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import RewardConfig
 from trl.trainer.utils import disable_dropout_in_model
 
-from align import config, ops
+from align import ops
 from align.data.encode import answer_ids
 from align.errors import AlignError
+from align.stages.rm.spec import RMOptions
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -83,39 +84,39 @@ class Plan:
     """The share of each different rating, the lowest first; of ordinal alone."""
 
 
-def plan(rows: list[dict], options: config.RM) -> Plan:
+def plan(rows: list[dict], options: RMOptions) -> Plan:
     """The loss for rows to train on. Raises AlignError where it does not fit them, or they say nothing."""
     asked, first = options.loss, rows[0]
     rated = "rating" in first
     kind = asked if asked != "auto" else "squared_error" if rated else "pairs"
     if rated != (kind in RATED):
         raise AlignError(
-            f"rm.loss={asked}: rm.data has {'' if rated else 'no '}ratings\n  write rm.loss=auto, or "
+            f"rm.loss={asked}: rm.data has {'' if rated else 'no '}ratings\n  use rm.loss=auto, or "
             f"data@rm.data={'preferences' if rated else 'ratings'}"
         )
     told = next((name for name in ("margin", "share") if name in first), None)
     if kind == "plackett_luce" and told:
-        raise AlignError(f"rm.loss=plackett_luce knows no {told}, and rm.data has one\n  write rm.loss=pairs")
+        raise AlignError(f"rm.loss=plackett_luce knows no {told}, and rm.data has one\n  use rm.loss=pairs")
     if kind != "pairs" and options.label_smoothing:
         raise AlignError(
             f"rm.label_smoothing={options.label_smoothing} is for pairs, and the loss is {kind}\n"
-            "  write rm.label_smoothing=0"
+            "  use rm.label_smoothing=0"
         )
     if options.label_smoothing == 0.5:
-        raise AlignError("rm.label_smoothing=0.5 leaves no preference in any pair\n  write less, such as 0.1")
+        raise AlignError("rm.label_smoothing=0.5 leaves no preference in any pair\n  use less, such as 0.1")
     if options.label_smoothing and "margin" in first:
         raise AlignError(
             f"rm.label_smoothing={options.label_smoothing} with a column margin: the two say different things about "
-            "the same pair\n  write rm.label_smoothing=0, or leave the column out"
+            "the same pair\n  use rm.label_smoothing=0, or leave the column out"
         )
     by_trl = kind == "pairs" and not options.label_smoothing and "share" not in first
     if not by_trl and options.args.get("center_rewards_coefficient") is not None:
         raise AlignError(
             "rm.args.center_rewards_coefficient is for pairs without shares or label smoothing\n"
-            "  leave it out, or write rm.loss=pairs rm.label_smoothing=0"
+            "  leave it out, or use rm.loss=pairs rm.label_smoothing=0"
         )
     if "share" in first and all(row["share"] == 0.5 for row in rows):
-        raise AlignError("rm.data: every share is 0.5, so that nothing is preferred\n  write shares that differ")
+        raise AlignError("rm.data: every share is 0.5, so that nothing is preferred\n  use shares that differ")
     ratings = [row["rating"] for row in rows] if rated else []
     return Plan(kind, by_trl, *(_scale(ratings) if rated else ()), _levels(ratings) if kind == "ordinal" else {})
 
@@ -125,7 +126,7 @@ def _levels(ratings: list[float]) -> dict[float, float]:
     if len(count) > MOST_LEVELS:
         raise AlignError(
             f"rm.loss=ordinal: rm.data has {len(count)} different ratings, and the loss is for {MOST_LEVELS} levels at "
-            "most\n  write rm.loss=squared_error"
+            "most\n  use rm.loss=squared_error"
         )
     return {level: count[level] / len(ratings) for level in sorted(count)}
 
@@ -133,7 +134,7 @@ def _levels(ratings: list[float]) -> dict[float, float]:
 def _scale(ratings: list[float]) -> tuple[float, float]:
     if len(set(ratings)) == 1:
         raise AlignError(
-            f"rm.data: every rating is {ratings[0]:g}, so that there is nothing to learn\n  write ratings that differ"
+            f"rm.data: every rating is {ratings[0]:g}, so that there is nothing to learn\n  use ratings that differ"
         )
     return statistics.fmean(ratings), statistics.pstdev(ratings)
 
@@ -193,7 +194,7 @@ def encoded(
     if not out:
         raise AlignError(
             f"rm.data: no row is left of {len(rows)}: {left_out['too_long']} longer than rm.max_length={max_length}, "
-            f"{left_out['alike']} with two answers alike\n  write a larger rm.max_length, or answers that differ"
+            f"{left_out['alike']} with two answers alike\n  use a larger rm.max_length, or answers that differ"
         )
     return out, left_out
 

@@ -153,7 +153,7 @@ def too_few(pairs: int) -> str:
         return ""
     found = f"only {pairs} held-out pair{'s' * (pairs != 1)}" if pairs else "no held-out pairs"
     return (
-        f"{found}: too few to tell a good reward model from one that guesses; write a larger rm.data.eval_share, or "
+        f"{found}: too few to tell a good reward model from one that guesses; use a larger rm.data.eval_share, or "
         "rm.data.eval_path=FILE"
     )
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import RewardConfig, RewardTrainer
 
-from align import config
 from align.data.encode import answer_ids, fitting_pairs
 from align.data.files import located, unwritten
 from align.data.formats import as_pairs, check_preferring
@@ -38,9 +37,11 @@ from align.engine.linear import CpuLinear
 from align.errors import AlignError
 from align.peft.folder import save_model
 from align.peft.prompts import prompted
-from align.peft.rates import check_loraplus
+from align.peft.rates import check_loraplus, rate
 from align.peft.routes import changes_the_base
 from align.peft.stateful import planned
+from align.plan.plan import StagePlan
+from align.plan.runtime import Runtime
 from align.ppo.rollouts import as_rows, texts_of
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL, SCORE
@@ -71,6 +72,7 @@ from align.stages.rm.report import (
     swapped,
     too_few,
 )
+from align.stages.rm.spec import RMOptions
 from align.stages.sft.side_by_side import check_seeds
 from align.stages.trl import (
     arguments,
@@ -110,7 +112,7 @@ class Lesson:
 
 @dataclass
 class RM:
-    options: config.RM
+    options: RMOptions
     data: Source
     peft: PeftConfig | None
     max_new_tokens: int
@@ -124,7 +126,7 @@ class RM:
     """Loads the judge with whom the scores of samples are compared; None: nobody."""
 
     def check(self, inputs: dict[str, str]) -> None:
-        check_arguments(RewardConfig, self.options.args, "rm")
+        check_arguments(RewardConfig, self.options.args.plain(), "rm")
         check_metric(self._arguments(Path("unused"), self.seed), "rm")
         check_seeds("rm.members", self.options.members, self.seed)
         check_loraplus(self.options.loraplus_lr_ratio, self.peft, "rm")
@@ -200,9 +202,9 @@ class RM:
             return None
         asked = f"rm.args.eval_strategy={args.eval_strategy.value}"
         if not how.by_trl:
-            raise AlignError(f"{asked}: TRL evaluates on hard pairs alone\n  leave it out, or write rm.loss=pairs")
+            raise AlignError(f"{asked}: TRL evaluates on hard pairs alone\n  leave it out, or use rm.loss=pairs")
         if not held_out:
-            raise AlignError(f"{asked}: no pairs are held out\n  write rm.data.eval_share=0.05")
+            raise AlignError(f"{asked}: no pairs are held out\n  use rm.data.eval_share=0.05")
         return dataset(held_out)
 
     def _fitting(
@@ -310,6 +312,15 @@ class RM:
 
     def _arguments(self, out: Path, seed: int) -> RewardConfig:
         return arguments(RewardConfig, "rm", self.options, out, seed, self.device, self.dtype == torch.bfloat16)
+
+
+def build(stage: StagePlan, runtime: Runtime) -> RM:
+    options, method = stage.options, runtime.peft(stage.options.peft)
+    return RM(
+        replace(options, learning_rate=rate(options.learning_rate, method)), runtime.data(options.data), method,
+        stage.sections.rollout.options.max_new_tokens, runtime.seed, runtime.device, runtime.dtype, runtime.linear,
+        **runtime.judge(options.judge, stage),
+    )  # fmt: skip
 
 
 FIGURES = ("eval_accuracy", "eval_margin", "swap_accuracy", "eval_rating_correlation")

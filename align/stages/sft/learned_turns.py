@@ -22,7 +22,7 @@ def check_rows(args: dict[str, Any], rows: list[dict], key: str) -> None:
         if isinstance(rows[0][kind], str):
             raise AlignError(
                 f"{asked}: the rows of {key}.data are strings, and turns are those of messages\n"
-                f"  write data@{key}.data=conversational, or leave it out (of prompt and completion as strings the "
+                f"  use data@{key}.data=conversational, or leave it out (of prompt and completion as strings the "
                 "completion alone is learned)"
             )
         for row in rows:
@@ -38,7 +38,7 @@ def check_rows(args: dict[str, Any], rows: list[dict], key: str) -> None:
         )
         raise AlignError(
             f"{key}.args.completion_only_loss=true: the rows of {key}.data are {kind}, with no completion apart, and "
-            f"would be learned whole\n  write {instead} instead, or leave it out"
+            f"would be learned whole\n  use {instead} instead, or leave it out"
         )
 
 
@@ -62,6 +62,6 @@ def check_template(args: dict[str, Any], path: str, key: str) -> None:
     except ValueError as error:
         raise AlignError(
             f"{key}.args.assistant_only_loss=true: the chat template of {home} does not mark the assistant's turns\n"
-            f"  write +{key}.args.chat_template_path=FILE.jinja, a template with {{% generation %}} and "
+            f"  use +{key}.args.chat_template_path=FILE.jinja, a template with {{% generation %}} and "
             "{% endgeneration %} around them, or leave it out"
         ) from error

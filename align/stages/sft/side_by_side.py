@@ -17,7 +17,6 @@ from torch.nn.functional import pad
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
-from align import config
 from align.data.source import Source
 from align.engine.lora import use_fast_loras
 from align.errors import AlignError
@@ -27,6 +26,7 @@ from align.peft.stateful import NONE, hooks_of
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL
 from align.roles.loading import for_task
+from align.stages.sft.spec import SFTOptions
 from align.stages.trl import loraplus, remove_if_empty, steps_of_batches
 
 SEEDS = 2**32
@@ -45,14 +45,14 @@ NEEDS_LOSS = ("reduce_lr_on_plateau", "greedy")
 class Member:
     """One adapter: the settings that a run of its own would have."""
 
-    options: config.SFT
+    options: SFTOptions
     data: Source
     seed: int
     differs: str
     """What it alone has, in words."""
 
 
-def members(options: config.SFT, data: Source | list[Source], seed: int, key: str) -> list[Member]:
+def members(options: SFTOptions, data: Source | list[Source], seed: int, key: str) -> list[Member]:
     """The adapters that stage `key` trains; one where nothing asks for more. Raises AlignError where counts disagree.
 
     Rates and sources that are listed go together, first with first, and share the seed; without a list it is the
@@ -65,7 +65,7 @@ def members(options: config.SFT, data: Source | list[Source], seed: int, key: st
     for name, length in many.items():
         if length != count:
             other = next((f"{k} lists {n}" for k, n in many.items() if n == count), f"{key}.parallel_adapters={count}")
-            raise AlignError(f"{name} lists {length}, but {other}\n  write as many, and {key}.parallel_adapters=null")
+            raise AlignError(f"{name} lists {length}, but {other}\n  use as many, and {key}.parallel_adapters=null")
     if not many:
         check_seeds(f"{key}.parallel_adapters", count, seed)
     found = []
@@ -82,21 +82,19 @@ def members(options: config.SFT, data: Source | list[Source], seed: int, key: st
 def check_seeds(key: str, count: int, seed: int) -> None:
     """There are so many seeds from `seed` on; `key` asks for them."""
     if seed + count > SEEDS:
-        raise AlignError(f"{key}={count}: seeds end at {SEEDS - 1}\n  write seed={SEEDS - count}")
+        raise AlignError(f"{key}={count}: seeds end at {SEEDS - 1}\n  use seed={SEEDS - count}")
 
 
-def check_method(options: config.SFT, found: list[Member], method: PeftConfig | None, key: str) -> None:
+def check_method(options: SFTOptions, found: list[Member], method: PeftConfig | None, key: str) -> None:
     """Raises AlignError for a method, or an argument of TRL's, that does not go with adapters side by side."""
     asked = f"{len(found)} adapters side by side"
     turns = f"one after the other: {alone(options, found, key)}"
     if why := why_not(method):
-        raise AlignError(
-            f"{key}.peft: {asked} need one frozen base, and {why}\n  write peft@{key}.peft=lora, or {turns}"
-        )
+        raise AlignError(f"{key}.peft: {asked} need one frozen base, and {why}\n  use peft@{key}.peft=lora, or {turns}")
     for name in sorted(options.args.keys() - ARGS):
         raise AlignError(f"{key}.args.{name} is not for {asked}\n  leave it out, or train them {turns}")
     if (kind := options.args.get("lr_scheduler_type")) in NEEDS_LOSS:
-        raise AlignError(f"{key}.args.lr_scheduler_type={kind} is not for {asked}\n  write cosine, linear or constant")
+        raise AlignError(f"{key}.args.lr_scheduler_type={kind} is not for {asked}\n  use cosine, linear or constant")
 
 
 def check_run(args: Any, found: list[Member], key: str) -> None:
@@ -105,7 +103,7 @@ def check_run(args: Any, found: list[Member], key: str) -> None:
         if not one.data.load(key, one.seed).eval:
             raise AlignError(
                 f"{key}.data: no rows are held out ({one.differs}), and they choose the best of {len(found)} adapters\n"
-                f"  write {key}.data.eval_share=0.05, or {key}.data.eval_path=FILE"
+                f"  use {key}.data.eval_share=0.05, or {key}.data.eval_path=FILE"
             )
     if args.world_size > 1:
         raise AlignError(
@@ -143,7 +141,7 @@ def _variants(lora: LoraConfig) -> list[str]:
     return found + [f"init_lora_weights={lora.init_lora_weights}"] * (lora.init_lora_weights in starts)
 
 
-def alone(options: config.SFT, found: list[Member], key: str) -> str:
+def alone(options: SFTOptions, found: list[Member], key: str) -> str:
     """How the adapters are trained in runs of their own."""
     rates, paths = len(_listed(options.learning_rate)) > 1, len({id(one.data) for one in found}) > 1
     if rates and paths:
@@ -156,7 +154,7 @@ def alone(options: config.SFT, found: list[Member], key: str) -> str:
 
 
 def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 IGNORED = -100
@@ -198,7 +196,7 @@ def learner(
     if trainer.aux_loss_enabled:
         raise AlignError(
             f"{key}: the experts' balance is one for all rows, and adapters side by side have losses of their own\n"
-            f"  write {key}.args.router_aux_loss_coef=0, or {key}.parallel_adapters=1"
+            f"  use {key}.args.router_aux_loss_coef=0, or {key}.parallel_adapters=1"
         )
     trainer.remove_callback(PrinterCallback)
     torch.manual_seed(trainer.args.seed)  # accelerate's sampler takes it for its own

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from peft import PeftConfig, PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from align import config
 from align.data.encode import fitting_examples
 from align.data.files import located, unwritten
 from align.data.mixture import by_task
@@ -30,14 +28,17 @@ from align.engine.linear import CpuLinear
 from align.errors import AlignError
 from align.peft.adapters import add_trained, use_adapter
 from align.peft.folder import save_adapter, save_model
-from align.peft.rates import check_loraplus
+from align.peft.rates import check_loraplus, rate
 from align.peft.stateful import NONE, hooks_of, planned
+from align.plan.plan import StagePlan
+from align.plan.runtime import Runtime
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL, inspect
 from align.roles.start import Start, check_adapter, start
 from align.roles.tokenizer import load_tokenizer
 from align.stages.sft.learned_turns import check_rows, check_template
 from align.stages.sft.side_by_side import Member, check_method, check_run, learner, members, train_together
+from align.stages.sft.spec import SFTOptions
 from align.stages.trl import (
     arguments,
     check_arguments,
@@ -87,7 +88,7 @@ class Task:
 
 @dataclass
 class SFT:
-    options: config.SFT
+    options: SFTOptions
     data: Source | list[Source]
     """A list: an adapter for each."""
     peft: PeftConfig | None
@@ -98,7 +99,7 @@ class SFT:
     name: str = "sft"
 
     def check(self, inputs: dict[str, str]) -> None:
-        check_arguments(SFTConfig, self.options.args, self.name)
+        check_arguments(SFTConfig, self.options.args.plain(), self.name)
         check_loraplus(self.options.loraplus_lr_ratio, self.peft, self.name)
         check_packing(self.options.args, self.peft, self.name)
         found = members(self.options, self.data, self.seed, self.name)
@@ -186,8 +187,15 @@ def check_early_stopping(found: list[Member], key: str) -> None:
         raise AlignError(f"{key}.early_stopping wants one held-out loss, and there are {why}\n  leave it out")
 
 
-BestOf = partial(SFT, name="best_of")
-"""Fine-tuning on the best answer to each prompt, as `preferences` ranked them: what is best of K, learned."""
+def build(stage: StagePlan, runtime: Runtime) -> SFT:
+    """The stage `sft`, or `best_of`: fine-tuning on the best completions, as `preferences` ranked them."""
+    options, method = stage.options, runtime.peft(stage.options.peft)
+    rates = options.learning_rate
+    own = tuple(rate(one, method) for one in rates) if isinstance(rates, tuple) else rate(rates, method)
+    return SFT(
+        replace(options, learning_rate=own), runtime.sources(options.data), method, runtime.seed, runtime.device,
+        runtime.dtype, runtime.linear, stage.spec.name,
+    )  # fmt: skip
 
 
 def check_packing(args: dict[str, Any], method: PeftConfig | None, key: str) -> None:
@@ -195,12 +203,12 @@ def check_packing(args: dict[str, Any], method: PeftConfig | None, key: str) -> 
     plans by optimizer steps where packing makes their number unknown."""
     if args.get("padding_free") and not args.get("packing"):
         raise AlignError(
-            f"{key}.args.padding_free=true: {key}.max_length cuts no row then\n  write +{key}.args.packing=true as well"
+            f"{key}.args.padding_free=true: {key}.max_length cuts no row then\n  use +{key}.args.packing=true as well"
         )
     if args.get("packing") and hooks_of(method) is not NONE and args.get("max_steps", -1) <= 0:
         raise AlignError(
             f"{key}.args.packing=true: {method.peft_type.value} plans by the number of optimizer steps, which packing "
-            f"changes\n  write +{key}.args.max_steps=N as well, or leave packing out"
+            f"changes\n  use +{key}.args.max_steps=N as well, or leave packing out"
         )
 
 

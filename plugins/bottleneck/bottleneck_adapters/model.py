@@ -40,7 +40,7 @@ class BottleneckModel(BaseTuner):
             if kind not in MODELS:
                 raise ValueError(
                     f"bottleneck adapters do not know where a model of type {kind} has its feed-forward: "
-                    "write target_modules, such as [mlp] for parallel, else [self_attn.o_proj, mlp.down_proj]"
+                    "use target_modules, such as [mlp] for parallel, else [self_attn.o_proj, mlp.down_proj]"
                 )
             names = MODELS[kind]
             places = {"houlsby": ["attention", "feed_forward"], "pfeiffer": ["feed_forward"], "parallel": ["block"]}

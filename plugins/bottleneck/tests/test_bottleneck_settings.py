@@ -117,7 +117,7 @@ def test_what_it_cannot_do_is_refused(plain, ids_BT):
     strange = OPTForCausalLM(
         OPTConfig(vocab_size=97, hidden_size=32, ffn_dim=64, num_hidden_layers=1, num_attention_heads=4)
     )
-    with pytest.raises(ValueError, match="write target_modules"):
+    with pytest.raises(ValueError, match="use target_modules"):
         get_peft_model(strange, settings("parallel"))
     with pytest.raises(ValueError, match="type"):
         get_peft_model(plain("llama"), settings("pfeiffer")).add_adapter("lora", LoraConfig())

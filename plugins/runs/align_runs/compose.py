@@ -5,7 +5,7 @@ Every name of align's command line, composition and checks that this package use
 
 from __future__ import annotations
 
-import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +13,56 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from align.build import Build
-from align.checks import absent
-from align.cli.compose import GLOBAL
+from align.build.first_checks import check_first
+from align.cli.compose import GLOBAL, plan_of
 from align.cli.compose import composed as compose
 from align.cli.errors import explain
-from align.cli.main import run  # it registers the schemas with Hydra, too
+from align.cli.main import run
 from align.cli.plugins import plugs as listed
+from align.cli.schema import ROOT, register, stage_specs
+from align.config.values import NONE
 from align.library_variables import on_cpu, prepare
-from align.looking import first_look
+from align.plan.checks import rewards_of
+from align.plan.spec import StageSpec
 from align.stages.pipeline import ENDED, check_place
 from align.stages.pipeline import write_end as end_run
 
 __all__ = [
     "ENDED", "absent", "check", "check_folder", "compose", "end_run", "explain", "has_learned_reward", "on_cpu",
-    "plugs", "prepare", "run", "stages_of_run",
+    "plugs", "prepare", "run", "specs", "stages_of_run",
 ]  # fmt: skip
+
+
+@cache
+def specs() -> dict[str, StageSpec]:
+    """Every kind of stage by name, in the order in which all would run."""
+    return stage_specs()
 
 
 def plugs(group: str | None) -> list[tuple[str, dict[str, Any]]]:
     """Name and section of every choice of a group, or of all groups."""
     found = [(one, name) for one, name, *_ in listed() if group in (one, None) and one not in GLOBAL]
+    register(specs())
     GlobalHydra.instance().clear()
     with hydra.initialize_config_module("align.conf", version_base="1.3"):
-        cfg = hydra.compose("config", [f"+{one}@plugs.{i}={name}" for i, (one, name) in enumerate(found)])
+        cfg = hydra.compose(ROOT, [f"+{one}@plugs.{i}={name}" for i, (one, name) in enumerate(found)])
     sections = OmegaConf.to_container(cfg).get("plugs", {})
     return [(name, sections[str(i)]) for i, (_, name) in enumerate(found) if str(i) in sections]
 
 
 def stages_of_run(cfg: DictConfig) -> list[str]:
     """The stages that a run of this configuration has, in their order."""
-    return Build(cfg).stages
+    return [stage.name for stage in plan_of(cfg).stages]
 
 
-def has_learned_reward(cfg: DictConfig) -> bool:
-    return Build(cfg).sources().learned_reward
+def has_learned_reward(cfg: DictConfig, stage: str) -> bool:
+    """The stage takes a reward model."""
+    return plan_of(cfg).stage(stage).input("reward") is not None
+
+
+def absent(section: DictConfig | None) -> bool:
+    """The section is not there, or is the choice `none`."""
+    return section is None or section.get("_target_") == NONE
 
 
 def check(cfg: DictConfig, seen: set[str]) -> None:
@@ -55,14 +70,10 @@ def check(cfg: DictConfig, seen: set[str]) -> None:
 
     `seen` is changed in place: it holds the data and functions that were looked at before.
     """
-    cfg = copy.deepcopy(cfg)
-    OmegaConf.resolve(cfg)
-    build = Build(cfg)
-    for stage in build.stages:
-        build.sources().inputs(stage, {})
-    sources = str([cfg[stage].get("data") for stage in build.stages] + list(build.rewards().values()))
+    plan = plan_of(cfg)
+    sources = str([(getattr(stage.options, "data", None), rewards_of(stage)) for stage in plan.stages])
     if sources not in seen:
-        first_look(build)
+        check_first(plan)
         seen.add(sources)
 
 

@@ -2,9 +2,8 @@
 
 from importlib import import_module
 
-from align_runs.compose import prepare
-from align_runs.stages import MODULES
+from align_runs.compose import prepare, specs
 
 prepare()  # before torch reads the environment
-for name in MODULES:
-    import_module(name)
+for spec in specs().values():
+    import_module(spec.build.rpartition(".")[0])

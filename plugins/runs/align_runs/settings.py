@@ -9,7 +9,7 @@ from typing import Any
 
 from align.config.leaves import leaves
 from align_runs.compose import plugs
-from align_runs.stages import is_owned, sections
+from align_runs.stages import owned, sections
 
 PLACE = ("name", "runs")
 """Where a run lies, which its label shows."""
@@ -21,18 +21,12 @@ def flat(settings: Settings, stages: list[str]) -> Settings:
 
     A plug, a section with a `_target_`, has an entry under its own key, too: its `Kind`.
     """
-    read = sections(stages)
+    read, some_stage_reads = sections(stages, settings), owned(settings)
     found: Settings = {}
     for name, value in settings.items():
-        if name not in PLACE:
-            owned = is_owned(name)
-            found |= {key: one for key, one in _flat(value, name).items() if not owned or _within(key, read)}
+        if name not in PLACE and (name in read or name not in some_stage_reads):
+            found |= _flat(value, name)
     return found
-
-
-def _within(key: str, sections: list[str]) -> bool:
-    """The key is one of the sections, below one, or above one."""
-    return any(f"{key}.".startswith(f"{one}.") or one.startswith(f"{key}.") for one in sections)
 
 
 def _flat(value: Any, key: str) -> Settings:

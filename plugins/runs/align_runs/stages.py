@@ -1,18 +1,18 @@
-"""What tables and searches know about kinds of stages. No torch at import.
-
-`STAGES` is the one table that names them; the functions below it answer every question that depends on a stage.
-"""
+"""What tables and searches know about kinds of stages, as the stages' specs tell it. No torch at import."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import fields
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from align.errors import AlignError
-from align_runs.compose import absent, has_learned_reward
+from align.plan.order import kind_of
+from align.plan.spec import ALWAYS
+from align_runs.compose import absent, has_learned_reward, specs
 
 EVALUATIONS = 8
 """Of a trial that TRL trains, spread over its steps, for the pruner to see."""
@@ -24,38 +24,6 @@ METRICS = {
     "eval_accuracy": "eval_rewards/accuracies", "eval_margin": "eval_rewards/margins",
 }  # fmt: skip
 """Names in metrics.jsonl of figures in card.json that differ, or of the nearest there is."""
-ROLES = ("actor", "critic", "reference", "reward", "advantage", "policy_loss", "rollout", "watch")
-DIRECT = ("actor.path", "actor.peft", "actor.adapter", "actor.loraplus_lr_ratio", "reference.path")
-
-
-@dataclass(frozen=True)
-class Stage:
-    merit: str | None = None
-    """The figure of its card that a search goes by."""
-    reads: tuple[str, ...] = ()
-    """Sections and keys of the configuration that it reads beside its own section."""
-    by_trl: bool = False
-    """Trained by TRL, which evaluates it on held-out rows of its data, also on the way."""
-
-
-STAGES = {
-    "pretrain": Stage("eval_loss"),
-    "sft": Stage("eval_loss", by_trl=True),
-    "rm": Stage("eval_accuracy", ("rollout.max_new_tokens",), by_trl=True),
-    "preferences": Stage(reads=("actor.path", "rollout")),
-    "best_of": Stage("eval_loss", by_trl=True),
-    "dpo": Stage("eval_accuracy", DIRECT, by_trl=True),
-    "kto": Stage("eval_loss", DIRECT, by_trl=True),
-    "ppo": Stage("best.objective", ROLES),
-    "evaluate": Stage(reads=("ppo.data", "ppo.max_prompt_tokens", "actor.path", "reference.path", "reward", "rollout")),
-}
-"""Kinds of stages in the order in which they run. The stage `evaluate` puts its figures under the policies' names."""
-OTHER = Stage()
-MODULES = (
-    "align.stages.evaluate.stage", "align.stages.ppo", "align.stages.pretrain", "align.stages.rm.stage",
-    "align.stages.sft.stage",
-)  # fmt: skip
-"""What stages import when they run: imported once for all trials of a search."""
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -66,14 +34,15 @@ def in_order(names: Iterable[str]) -> list[str]:
 def place(name: str) -> int:
     """The place in that order of a stage, or of a figure such as `sft.eval_loss`; one of the whole run is last."""
     owner, _, figure = name.partition(".")
-    places = {"base": -1, **{stage: i for i, stage in enumerate(STAGES)}}
-    return places.get(owner, len(places) + (not figure))
+    places = {"base": -1, **{stage: i for i, stage in enumerate(specs())}}
+    return places.get(kind_of(owner), len(places) + (not figure))
 
 
 def is_merit(figure: str) -> bool:
     """A search goes by it: the figure of a stage, or the score of a policy by a judge."""
     owner, _, name = figure.partition(".")
-    return owner in STAGES and name in (STAGES[owner].merit, "best.judge", "true_score")
+    spec = specs().get(kind_of(owner))
+    return spec is not None and name in (spec.merit, "best.judge", "true_score")
 
 
 def is_headline(figure: str) -> bool:
@@ -85,59 +54,72 @@ def is_headline(figure: str) -> bool:
     return not part and better(figure) is not None
 
 
-def sections(stages: list[str]) -> list[str]:
-    """Sections and keys of the configuration that the stages read, of those that belong to stages and roles."""
-    return [*stages, *(key for stage in stages for key in STAGES.get(stage, OTHER).reads)]
+def sections(stages: list[str], settings: dict[str, Any]) -> set[str]:
+    """The sections of the configuration that the stages read, their own included, of those that some stage reads."""
+    kinds = {kind_of(stage) for stage in stages} & {*specs()}
+    return {
+        *stages,
+        *kinds,
+        *(one for kind in kinds for one in specs()[kind].sections(settings.get(kind) or {}, kinds)),
+    }
 
 
-def is_owned(section: str) -> bool:
-    """The section belongs to a stage or a role, so that only runs of a stage that reads it have it."""
-    return section in STAGES or section in ROLES
+def owned(settings: dict[str, Any]) -> set[str]:
+    """The sections that belong to stages, so that only runs of a stage that reads them have them."""
+    return {*specs(), *sections(list(specs()), settings)}
 
 
 def merit(cfg: DictConfig, stages: list[str]) -> str:
     """The figure that a search goes by: of the last stage that trains, on held-out rows.
 
-    Of `ppo` it is the score by the evaluation's judge where there is one, else the best held-out objective.
+    Of one that is always evaluated it is the score by the evaluation's judge where there is one.
     """
-    trained = [stage for stage in stages if stage != "evaluate"]
-    last = trained[-1] if trained else "evaluate"
-    figure = STAGES.get(last, OTHER).merit
-    if figure is None:
+    trained = [stage for stage in stages if not specs()[kind_of(stage)].last]
+    last = (trained or stages)[-1]
+    spec = specs()[kind_of(last)]
+    if spec.merit is None:
         raise AlignError(f"objective: {last} has no figure that a search can go by. Use objective={last}.FIGURE.")
-    if last == "ppo":
+    if spec.evaluated == ALWAYS:
         if cfg.evaluate.judge is not None:
-            return "ppo.true_score"
-        if not cfg.ppo.eval_every:
-            return _reward(cfg)
-        return f"ppo.{figure}" if absent(cfg.watch) else "ppo.best.judge"
-    return f"{last}.{figure}"
+            return f"{last}.true_score"
+        if not cfg[spec.name].eval_every:
+            return _reward(cfg, last)
+        if not absent(cfg.get("watch")):
+            return f"{last}.best.judge"
+    return f"{last}.{spec.merit}"
 
 
-def _reward(cfg: DictConfig) -> str:
+def _reward(cfg: DictConfig, stage: str) -> str:
     """The reward of the last policy, by the name that the evaluation gives it."""
-    return "ppo.reward" if has_learned_reward(cfg) else "ppo.score"
+    return f"{stage}.{'reward' if has_learned_reward(cfg, stage) else 'score'}"
 
 
 def check_objective(figure: str, cfg: DictConfig, stages: list[str], searched: list[str]) -> None:
     """Raises AlignError for a figure that these runs do not have, or that is no measure of what is searched."""
-    owner = figure.partition(".")[0]
-    if owner not in [*stages, *(["base"] if "evaluate" in stages else []), "seconds"]:
+    owner, _, name = figure.partition(".")
+    if owner not in [*stages, *(["base"] if any(specs()[kind_of(one)].last for one in stages) else []), "seconds"]:
         raise AlignError(
             f"objective={figure}: these runs have no stage {owner}. "
             f"Use a figure of align table, such as {merit(cfg, stages)}; the stages are {', '.join(stages)}."
         )
-    data = cfg[owner].get("data") if STAGES.get(owner, OTHER).by_trl else None
+    data = cfg[kind_of(owner)].get("data") if _by_trl(owner) else None
     if data is not None and data.get("eval_share") == 0 and data.get("eval_path") is None:
         raise AlignError(
             f"objective={figure}: {owner}.data.eval_share=0 holds out no rows. "
             f"Use {owner}.data.eval_share=0.05 or {owner}.data.eval_path=FILE."
         )
-    if figure == "ppo.best.objective" and "ppo.kl_coef" in searched:
+    price = f"{kind_of(owner)}.kl_coef"
+    if name == "best.objective" and price in searched:
         raise AlignError(
-            f"objective={figure}: it is reward − ppo.kl_coef · KL, and ppo.kl_coef is searched. "
-            f"Use objective={_reward(cfg)}, or another figure."
+            f"objective={figure}: it is reward − {price} · KL, and {price} is searched. "
+            f"Use objective={_reward(cfg, owner)}, or another figure."
         )
+
+
+def _by_trl(stage: str) -> bool:
+    """TRL trains the stage, and evaluates it on held-out rows of its data: it takes TRL's own arguments."""
+    spec = specs().get(kind_of(stage))
+    return spec is not None and {"data", "args"} <= {one.name for one in fields(spec.options)}
 
 
 def direction(figure: str) -> str:
@@ -154,6 +136,10 @@ def better(figure: str) -> str | None:
     >>> better("sft.eval_loss"), better("ppo.true_score"), better("ppo.length")
     ('minimize', 'maximize', None)
     """
+    owner, _, name = figure.partition(".")
+    spec = specs().get(kind_of(owner))
+    if spec is not None and name == spec.merit:
+        return "maximize" if spec.more_is_better else "minimize"
     words = set(re.split(r"[._/]", figure))
     less, more = bool(words & LESS), bool(words & MORE)
     return None if less == more else "minimize" if less else "maximize"
@@ -161,21 +147,22 @@ def better(figure: str) -> str | None:
 
 def evaluations(figure: str, cfg: DictConfig, typed: list[str]) -> tuple[list[str], str]:
     """Settings that make a trial evaluate itself on the way, and why a pruner has nothing to see ('' if it has)."""
-    name = figure.partition(".")[0]
-    stage = STAGES.get(name, OTHER)
-    if stage.by_trl and figure == f"{name}.{stage.merit}":
-        section = cfg[name]
+    stage, _, name = figure.partition(".")
+    kind = kind_of(stage)
+    if _by_trl(stage) and name == specs()[kind].merit:
+        section = cfg[kind]
         if section.args.get("eval_strategy", "no") != "no":
             return [], ""
         if section.get("parallel_adapters") or OmegaConf.is_list(section.get("learning_rate")):
             return [], "adapters side by side are evaluated at their end"
-        words = [f"{name}.args.eval_strategy=steps", f"{name}.args.eval_steps={1 / EVALUATIONS}"]
+        words = [f"{kind}.args.eval_strategy=steps", f"{kind}.args.eval_steps={1 / EVALUATIONS}"]
         return [word for word in words if word.partition("=")[0] not in typed], ""
-    if name == "ppo":
-        return [], "" if cfg.ppo.eval_every else "ppo.eval_every=0"
+    if "eval_every" in (cfg.get(kind) or {}):
+        return [], "" if cfg[kind].eval_every else f"{kind}.eval_every=0"
     return [], f"{figure} is measured at the end alone"
 
 
 def keep_test_rows(stages: list[str], typed: list[str]) -> list[str]:
     """Settings that keep the test rows for the settings that are chosen in the end."""
-    return ["evaluate.split=eval"] if "evaluate" in stages and "evaluate.split" not in typed else []
+    last = [kind_of(stage) for stage in stages if specs()[kind_of(stage)].last]
+    return [f"{kind}.split=eval" for kind in last if f"{kind}.split" not in typed]

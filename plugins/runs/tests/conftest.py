@@ -13,10 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from shell import stand_in, write_data
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from align import config
-from align.stages.pretrain import train_tokenizer
+from tokenizers import ByteLevelBPETokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 WORDS = "a red kite flies over the quiet harbour while seven old sailors count their ropes and sing of rain ".split()
 
@@ -25,7 +23,9 @@ WORDS = "a red kite flies over the quiet harbour while seven old sailors count t
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a random Llama of 2 layers, with its tokenizer."""
     texts = [" ".join(WORDS[i:] + WORDS[:i] + [f"{i * j}." for j in range(9)]) for i in range(len(WORDS))] * 5
-    tokenizer = train_tokenizer(texts, config.Pretrain(vocab_size=768))
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(texts, vocab_size=768, special_tokens=["<end>", "<pad>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<end>", pad_token="<pad>")
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(

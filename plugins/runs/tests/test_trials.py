@@ -22,8 +22,9 @@ def search(words: str):
 def test_whole_numbers_where_the_setting_takes_them_alone():
     found = search(f"{TINY} sft.peft.r=log(1,64) sft.epochs=log(1,4) sft.learning_rate=log(1e-4,1e-2)")
     assert [space.whole for space in found.trials.values] == [True, False, False]
-    referring = search(f"{TINY} stages=[pretrain,dpo] dpo.learning_rate=log(1e-4,1) advantage.lam=uniform(0,1)")
-    assert [space.whole for space in referring.trials.values] == [False, False]
+    referring = search(f"{TINY} stages=[pretrain,dpo] dpo.learning_rate=log(1e-4,1)")
+    assert [space.whole for space in referring.trials.values] == [False]
+    assert [space.whole for space in search(f"{TINY} advantage.lam=uniform(0,1)").trials.values] == [False]
 
 
 def test_a_setting_that_a_choice_lacks_is_searched_with_the_others_only():
@@ -63,10 +64,10 @@ def test_trials_are_judged_on_rows_that_are_not_the_test(here):
 
 
 def test_a_search_adds_evaluations_for_its_pruner_and_says_why_it_cannot():
-    sft = f"{TINY} stages=[pretrain,sft] evaluate.judge=null seed=range(1,3)"
-    assert search(sft).added == ["sft.args.eval_strategy=steps", "sft.args.eval_steps=0.125"]
-    assert search(f"{sft} sft.args.eval_steps=5").added == ["sft.args.eval_strategy=steps"]
-    assert search(f"{sft} sft.args.eval_strategy=epoch").added == []
+    sft, split = f"{TINY} stages=[pretrain,sft] seed=range(1,3)", "evaluate.split=eval"
+    assert search(sft).added == [split, "sft.args.eval_strategy=steps", "sft.args.eval_steps=0.125"]
+    assert search(f"{sft} sft.args.eval_steps=5").added == [split, "sft.args.eval_strategy=steps"]
+    assert search(f"{sft} sft.args.eval_strategy=epoch").added == [split]
     assert search(f"{TINY} seed=range(1,3) ppo.eval_every=0").unpruned == "ppo.eval_every=0"
     assert "at the end alone" in search(f"{TINY} stages=[pretrain] seed=range(1,3)").unpruned
 
@@ -98,8 +99,8 @@ WRONG = [
     ("unknown key of a plug", f"{TINY} sft.peft.rr=range(1,4)", ["sft.peft.rr", "nearest: sft.peft.r"]),
     ("unknown option", f"{TINY} peft@sft.peft=choice(lora,lorra)", ["lorra", "nearest: lora"]),
     ("range of plugs", f"{TINY} peft@sft.peft=log(1,3)", ["it is a plug", "Use 'peft@sft.peft=choice("]),
-    ("value for a plug", f"{TINY} sft.peft=choice(lora,dora)", ["write peft@sft.peft=lora"]),
-    ("end out of range", f"{TINY} sft.batch_size=range(0,4)", ["sft.batch_size=0", "1 or more"]),
+    ("value for a plug", f"{TINY} sft.peft=choice(lora,dora)", ["use peft@sft.peft=lora"]),
+    ("end out of range", f"{TINY} sft.batch_size=range(0,4)", ["sft.batch_size=0: use a whole number from 1"]),
     ("upper end out of range", f"{TINY} rm.learning_rate=log(1e-4,2)", ["rm.learning_rate=2", "at most 1"]),
     ("option out of range", f"{TINY} precision=choice(fp32,fp8)", ["precision=fp8", "bf16"]),
     ("no number", f"{TINY} sft.path=log(1,4)", ["sft.path=log(1,4)", "is auto, no number"]),

@@ -1,0 +1,135 @@
+"""Rewards from plugs, with those inside them: checked, and made with their models or without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from align.build.plugs import check_arguments, made, make, target_of
+from align.build.zero import zero_of
+from align.config import RewardModelOptions
+from align.config.choices import REWARD_BACKBONES
+from align.config.values import Plug, plug_of
+from align.errors import AlignError
+from align.imports import locate
+from align.plan.checks import check_choice
+from align.plan.plan import StagePlan
+from align.plan.rewards import BY_NAME, ENSEMBLE, MEMBER, MODEL, check_several, inner_rewards, learned, model_paths
+from align.rewards.typed import told_at
+
+if TYPE_CHECKING:
+    from align.roles.placement import Seating, Setting
+
+OF_MODELS = tuple(one.name for one in fields(RewardModelOptions))
+"""Settings of an ensemble that are for the reward models which its `path` names."""
+
+
+def compose_reward(reward: Plug, make_one: Callable[[Plug], Any]) -> Any:
+    """A reward with all those inside it, innermost first; `make_one` makes one that holds none."""
+    inner = {name: compose_reward(part, make_one) for name, part in inner_rewards(reward).items()}
+    with told_at(reward.key):
+        return _holding(inner, reward) if inner else make_one(reward)
+
+
+def _holding(inner: dict[str, Any], reward: Plug) -> Any:
+    """A reward of the rewards inside it, by their key below its own."""
+    reward = without_models(reward)
+    check_arguments(reward, target_of(reward), list(reward.settings))
+    arguments = reward.settings.plain()
+    arguments |= {home: {} for home in BY_NAME if home in arguments}
+    for name, one in inner.items():
+        home, _, own = name.partition(".")
+        if own:
+            arguments[home][own] = one
+        else:
+            arguments[name] = one
+    return made(reward, **arguments)
+
+
+class Unloaded:
+    """A reward model that is not loaded yet."""
+
+    wants: ClassVar[set[str]] = set()
+
+    def __call__(self, *args: Any) -> NoReturn:
+        raise AssertionError("a reward model is called before it is loaded")
+
+
+def check_reward(reward: Plug) -> Any:
+    """The reward without its models: functions are imported, terms, weights and words are matched."""
+
+    def make_one(reward: Plug) -> Any:
+        if not learned(reward):
+            return make(reward)
+        check_choice(f"{reward.key}.backbone", reward.get("backbone", "auto"), REWARD_BACKBONES)
+        return models_as_one(reward, [Unloaded(), Unloaded()])
+
+    return compose_reward(reward, make_one)
+
+
+def check_scoring(reward: Plug, data: Plug, purpose: str, seed: int) -> None:
+    """Raise AlignError for a reward that cannot score, as far as is known before its models load.
+
+    Where it goes by columns of the rows, the rows of a stage's data are looked at.
+    """
+    from align.rewards.parts import check_rows, reads_rows
+
+    found = check_reward(reward)
+    if reads_rows(found):
+        split = make(data).load(purpose, seed)
+        check_rows(found, [*split.train, *split.eval, *split.test], reward.key)
+
+
+def make_reward(
+    reward: Plug, stage: StagePlan, inputs: dict[str, str], setting: Setting, tokenizer: Any,
+    seats: Seating | None = None,
+) -> Any:  # fmt: skip
+    """A reward with all those inside it, with their models.
+
+    The terms of one reward score the same rollouts: those of their models that are apart from the actor share a base.
+    """
+    from align.roles.shared_rewards import Bench
+
+    benches: dict[str, Bench] = {}
+
+    def make_one(reward: Plug) -> Any:
+        if not learned(reward):
+            return make(reward)
+        home = reward.key.rpartition(".")[0]
+        bench = benches.setdefault(home if home.endswith(".terms") else reward.key, Bench(setting))
+        zero = zero_of(plug_of(reward.get("zero"), f"{reward.key}.zero"), trained=False)
+        one = target_of(reward) if reward.target == MODEL else locate(MODEL)
+        paths = stage.models_at(reward.key) or model_paths(reward, inputs["reward"])
+        check_several(reward, paths)
+        normalize, backbone = reward.get("normalize", True), reward.get("backbone", "auto")
+        models = [
+            one(path, setting, tokenizer, normalize, zero, backbone, seats, bench, reward.key) for path in paths
+        ]
+        return models_as_one(reward, models)
+
+    return compose_reward(reward, make_one)
+
+
+def models_as_one(reward: Plug, models: list[Any]) -> Any:
+    """The reward of a `learned` plug from its models: the only one, or the ensemble of them, by number."""
+    if reward.target == MODEL:
+        return models[0]
+    settings = reward.without(*OF_MODELS, "terms").settings.plain()
+    return made(reward, {f"{MEMBER}{i}": one for i, one in enumerate(models, start=1)}, **settings)
+
+
+def without_models(reward: Plug) -> Plug:
+    """An ensemble of `terms` without the settings of models, none of which may be given; another reward as it is."""
+    if reward.target != ENSEMBLE:
+        return reward
+    usual = vars(RewardModelOptions())
+    for name in OF_MODELS:
+        value = plug_of(reward.get(name), f"{reward.key}.{name}")
+        if name in reward and value != usual[name]:
+            first = next(iter(reward.get("terms")))
+            raise AlignError(
+                f"{reward.key}.{name}: it is for the reward models of {reward.key}.path, and {reward.key}.terms names "
+                f"others\n  use {reward.key}.terms.{first}.{name}, or leave the terms out"
+            )
+    return reward.without(*OF_MODELS)

@@ -1,0 +1,197 @@
+"""Sections of a configuration as frozen dataclasses, whose fields hold their own constraints. No torch, no Hydra.
+
+    @section("ppo")
+    class PPOOptions:
+        steps: int = number(100, low=1)
+        \"\"\"Rollout batches.\"\"\"
+
+A section checks its fields when it is made, from Hydra or from Python alike, and `describe` gives what
+`align --help ppo.steps` prints.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import math
+import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, TypeVar
+
+from align.config.values import Settings, frozen
+from align.errors import AlignError
+
+UNSET = "???"
+"""Stands in a configuration where a value is still to be given."""
+ALLOWED, FOLLOWS = "allowed", "follows"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Values that a field takes: words, or numbers from `low` to `high`, `low` itself left out where `above`."""
+
+    words: tuple[str, ...] = ()
+    numbers: bool = False
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    whole: bool = False
+    prefix: str = ""
+    """May stand before a number: `lora:2e-4`."""
+    listed: bool = False
+    """A list of these values is allowed, too."""
+    empty: bool = False
+    """So is an empty list."""
+    unit: str = ""
+
+    def holds(self, value: Any) -> bool:
+        if isinstance(value, list | tuple):
+            return self.listed and (self.empty or bool(value)) and all(self.holds(one) for one in value)
+        if isinstance(value, str):
+            return value in self.words or self._holds_prefixed(value)
+        if isinstance(value, bool) or not self.numbers or not isinstance(value, int | float):
+            return False
+        if not math.isfinite(value) or (self.whole and value != int(value)):
+            return False
+        return (value > self.low if self.above else value >= self.low) and value <= self.high
+
+    def _holds_prefixed(self, value: str) -> bool:
+        if not self.prefix or not value.startswith(self.prefix):
+            return False
+        try:
+            return self.holds(float(value.removeprefix(self.prefix)))
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        """The values in words, as a message or a help names them."""
+        parts = []
+        if self.numbers:
+            parts.append(self._range())
+        if self.prefix:
+            parts.append(f"{self.prefix}NUMBER")
+        if self.words and not self.numbers:
+            parts.append(f"one of {', '.join(self.words)}")
+        else:
+            parts += self.words
+        return " or ".join(parts) + (", or a list of these" if self.listed else "")
+
+    def _range(self) -> str:
+        noun = "a whole number" if self.whole else "a number"
+        if self.low == -math.inf:
+            return "a finite number"
+        low = f"above {self.low:g}" if self.above else f"from {self.low:g}"
+        if self.high < math.inf:
+            return f"{noun} {low} {'and at most' if self.above else 'to'} {self.high:g}"
+        return f"{noun} {low}"
+
+
+def number(
+    default: Any = UNSET, low: float = -math.inf, high: float = math.inf, above: float | None = None,
+    words: Iterable[str] = (), prefix: str = "", listed: bool = False, unit: str = "", follows: str = "",
+) -> Any:  # fmt: skip
+    """A field of numbers. `above` is a bound that is left out; `follows` the key whose value it takes in a
+    configuration unless it is given."""
+    allowed = Allowed(
+        tuple(words), True, low if above is None else above, high, above is not None, prefix=prefix, listed=listed,
+        empty=default == (), unit=unit,
+    )  # fmt: skip
+    return field(default=default, metadata={ALLOWED: allowed, FOLLOWS: follows})
+
+
+def choice(default: str | tuple[str, ...], *words: str, listed: bool = False, follows: str = "") -> Any:
+    """A field of one of the words, or with `listed` of a list of them."""
+    return field(default=default, metadata={ALLOWED: Allowed(tuple(words), listed=listed), FOLLOWS: follows})
+
+
+def value(default: Any = UNSET, follows: str = "") -> Any:
+    """A field without a constraint beyond its type."""
+    return field(default=default, metadata={FOLLOWS: follows})
+
+
+def open_settings() -> Any:
+    """A field of settings that are another library's or a user's: any key is taken, without `+`."""
+    return field(default_factory=Settings)
+
+
+def section(key: str) -> Callable[[type[T]], type[T]]:
+    """Make a frozen dataclass of the settings under `key`, whose instances are checked.
+
+    Raises AlignError from the constructor: a field's own constraint first, then what `check_together`, a method of the
+    class, finds wrong between fields.
+    """
+
+    def made(cls: type[T]) -> type[T]:
+        def __post_init__(self: Any) -> None:
+            for one in fields(self):
+                object.__setattr__(self, one.name, frozen(getattr(self, one.name), f"{key}.{one.name}"))
+                check_field(one, getattr(self, one.name), key)
+            if hasattr(self, "check_together"):
+                self.check_together()
+
+        cls.__post_init__ = __post_init__
+        cls.SECTION = key
+        return dataclass(frozen=True)(cls)
+
+    return made
+
+
+def check_field(one: Field, found: Any, key: str) -> None:
+    """Raise AlignError for a value that its field does not take; null and unset values are left to their owner."""
+    allowed = one.metadata.get(ALLOWED)
+    if allowed is None or found is None or (isinstance(found, str) and (found == UNSET or found.startswith("${"))):
+        return
+    if "int" in str(one.type) and "float" not in str(one.type):
+        allowed = Allowed(**{**vars(allowed), "whole": True})
+    if not allowed.holds(found):
+        near = nearest(str(found), allowed.words) if isinstance(found, str) else ""
+        raise AlignError(f"{key}.{one.name}={shown(found)}: use {allowed}{near}")
+
+
+def shown(found: Any) -> str:
+    """A value as it is typed: [a,b] for several, true, null."""
+    if isinstance(found, tuple | list):
+        return f"[{','.join(shown(one) for one in found)}]"
+    return (
+        {True: "true", False: "false", None: "null"}.get(found, str(found))
+        if not isinstance(found, int | float) or (isinstance(found, bool))
+        else str(found)
+    )
+
+
+def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
+    """A line that names the nearest of the words; '' where none is near."""
+    close = difflib.get_close_matches(word, [str(one) for one in words], n=1, cutoff=cutoff)
+    return f"\n  nearest: {close[0]}" if close else ""
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is known of a setting: for `align --help KEY`."""
+
+    default: str
+    allowed: str
+    unit: str
+    help: str
+
+
+def describe(cls: type, name: str) -> Described:
+    """Default, allowed values, unit and help of a field; the help is the docstring under it."""
+    one = next(one for one in fields(cls) if one.name == name)
+    follows = one.metadata.get(FOLLOWS)
+    default = f"that of {follows}" if follows else "required" if one.default in (UNSET, MISSING) else shown(one.default)
+    allowed = one.metadata.get(ALLOWED)
+    return Described(default, str(allowed or ""), allowed.unit if allowed else "", docstring(cls, name))
+
+
+def docstring(cls: type, name: str) -> str:
+    """The docstring under a field, of the class or of one that it extends."""
+    for owner in cls.__mro__[:-1]:
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
+        for one, below in zip(body, [*body[1:], None], strict=True):
+            if isinstance(one, ast.AnnAssign) and one.target.id == name and isinstance(below, ast.Expr):
+                return inspect.cleandoc(below.value.value)
+    return ""

@@ -1,0 +1,91 @@
+"""Checks of a configuration beyond its single settings, without torch and without a model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from align.config.choices import LINEARS, PRECISIONS, SFT_LOSSES
+from align.config.fields import nearest, shown
+from align.config.values import Plug, Settings
+from align.errors import AlignError, AlignWarning
+from align.plan.plan import RunPlan, StagePlan
+from align.plan.rewards import ENSEMBLE, every_reward, learned
+from align.plan.spec import AUTO
+
+INSTEAD = {
+    "model": "a folder or a hub name such as org/name", "runs": "a folder, such as runs=runs",
+    "device": "one of auto, cpu, cuda, cuda:1", "precision": f"one of {', '.join(PRECISIONS)}",
+}  # fmt: skip
+
+
+def check_root(values: Mapping[str, Any]) -> None:
+    """Raise AlignError for what is wrong in the keys at the top, which have no class that would check them."""
+    name, seed = values["name"], values["seed"]
+    if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
+        raise AlignError(f"name={shown(name)}: no name\n  use a word, such as name=first")
+    if set("/\\") & set(str(name)) or str(name).startswith("."):
+        raise AlignError(
+            f"name={name}: it names a folder in {values['runs']}\n  use a name without slashes or a leading dot"
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise AlignError(f"seed={shown(seed)}: use a whole number from 0 to {2**32 - 1}")
+    for key in ("model", "device", "precision", "runs"):
+        value = values[key]
+        if not (isinstance(value, str) and value.strip()) and not (key == "model" and value is None):
+            raise AlignError(f"{key}={shown(value)}: use {INSTEAD[key]}")
+    for key, words in (("precision", PRECISIONS), ("cpu_linear", LINEARS)):
+        check_choice(key, values[key], words)
+
+
+def check_choice(key: str, value: Any, words: tuple[str, ...]) -> None:
+    """Raise AlignError, with the nearest, for a word that is none of the choices."""
+    if value not in words:
+        raise AlignError(f"{key}={shown(value)}: use one of {', '.join(words)}{nearest(str(value), words)}")
+
+
+def check_plan(plan: RunPlan) -> None:
+    """Raise AlignError for stages that do not fit together; warn of settings that nothing reads."""
+    for stage in plan.stages:
+        args = getattr(stage.options, "args", Settings())
+        if stage.spec.name in ("sft", "best_of"):
+            check_choice(f"{stage.spec.name}.args.loss_type", args.get("loss_type", SFT_LOSSES[0]), SFT_LOSSES)
+        if stage.spec.name == "evaluate":
+            warn_of_idle(stage.options)
+        for reward in rewards_of(stage):
+            check_members(reward, plan)
+
+
+def rewards_of(stage: StagePlan) -> list[Plug]:
+    """The reward of a stage, the judge of its own, and that of its watch."""
+    judge = getattr(stage.options, "judge", None)
+    watched = stage.sections.watch.options.judge if stage.sections.watch else None
+    return [one for one in (stage.sections.reward, judge, watched) if isinstance(one, Plug)]
+
+
+def check_members(reward: Plug, plan: RunPlan) -> None:
+    """Raise AlignError for an ensemble of this run's reward models where the run makes one alone."""
+    trained = plan.kinds("rm")
+    for one in every_reward(reward):
+        if trained and one.target == ENSEMBLE and learned(one) and one.get("path") == AUTO:
+            members = trained[-1].options.members
+            if members < 2:
+                raise AlignError(
+                    f"{one.key} is an ensemble of this run's reward models, and rm.members={members}\n"
+                    f"  use rm.members=3, or {one.key}.path=[FOLDER,FOLDER]"
+                )
+
+
+def warn_of_idle(evaluate: Any) -> None:
+    """Warn of settings of the evaluation that are about completions which no setting asks for."""
+    usual = {one.name: one.default for one in fields(evaluate)}
+    idle = [name for name in ("metrics", "pattern", "schema") if getattr(evaluate, name) != usual[name]]
+    if idle and not evaluate.shots:
+        said = " and ".join(f"evaluate.{name}={shown(getattr(evaluate, name))}" for name in idle)
+        warnings.warn(
+            f"{said}: about completions of held-out questions, and evaluate.shots=[] has none; use evaluate.shots=[0]",
+            AlignWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,151 @@
+"""A composed configuration, parsed once into a frozen plan of the run. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from align.config import ActorOptions, CriticOptions, ReferenceOptions, RolloutOptions, WatchOptions
+from align.config.fields import UNSET, nearest
+from align.config.values import NONE, TARGET, Plug, Settings, plug_of
+from align.errors import AlignError, typed
+from align.plan.checks import check_plan, check_root
+from align.plan.inputs import taken, with_inputs
+from align.plan.order import kind_of, named_stages, ordered, with_evaluation
+from align.plan.plan import RunPlan, Section, Sections, StagePlan
+from align.plan.rewards import models_of
+from align.plan.spec import StageSpec
+
+SECTIONS = {
+    "actor": ActorOptions, "critic": CriticOptions, "reference": ReferenceOptions, "rollout": RolloutOptions,
+    "watch": WatchOptions,
+}  # fmt: skip
+"""Sections whose class may be replaced, and which have settings of ours."""
+PLUGS = ("reward", "advantage", "policy_loss")
+"""Sections that are a class or a function with its arguments."""
+FROM_ENVIRONMENT = "${oc.env:"
+EXAMPLES = {
+    "fn": ("my_rewards.brevity", " (a function of my_rewards.py in the folder you stand in)"),
+    "buffer": ("16", ""),
+    "pattern": ("<think>.*</think>.*", ""),
+    "schema": ("answer.schema.json", ""),
+    "column": ("task", " (a column of the prompts)"),
+    "url": ("http://localhost:8000/score", " (of a chat server: http://localhost:8000/v1)"),
+}
+"""What a setting without a value may be, by its last name, and a remark."""
+
+
+def parse(values: Mapping[str, Any], specs: Mapping[str, StageSpec]) -> RunPlan:
+    """The plan of a resolved configuration, in which values from the environment are still `${oc.env:…}`.
+
+    They stay so in the settings of plugs, and are read where they are plain settings of ours. Raises AlignError for
+    everything that is wrong in the configuration alone.
+    """
+    check_root(values)
+    names = named_stages(values["stages"], specs)
+    names = with_evaluation(names, specs, judges(values))
+    _check_set(values)
+    unordered = [_stage(name, values, specs, set(map(kind_of, names))) for name in names]
+    order = ordered(names, specs, taken(unordered))
+    by_name = {stage.name: stage for stage in unordered}
+    model = values["model"]
+    plan = RunPlan(
+        name=str(read(values["name"])), seed=values["seed"], model=None if model is None else str(read(model)),
+        runs=str(read(values["runs"])), device=values["device"], precision=values["precision"],
+        cpu_linear=values["cpu_linear"], tracker=plug_of(values.get("tracker"), "tracker"), stages=(),
+    )  # fmt: skip
+    runs = f"{plan.runs}/{plan.name}/latest"
+    stages = with_inputs([by_name[name] for name in order], plan.model, runs)
+    plan = RunPlan(**{**vars(plan), "stages": stages})
+    check_plan(plan)
+    return plan
+
+
+def judges(values: Mapping[str, Any]) -> bool:
+    """Whether the section of the evaluation asks for something that a run without PPO can give."""
+    evaluate = values.get("evaluate") or {}
+    general = evaluate.get("general")
+    return bool(
+        evaluate.get("judge") is not None or evaluate.get("shots") or evaluate.get("diversity")
+        or (general is not None and general.get(TARGET) != NONE)
+    )  # fmt: skip
+
+
+def read(value: Any) -> Any:
+    """A plain setting, taken from the environment where it is `${oc.env:…}`."""
+    if isinstance(value, str) and FROM_ENVIRONMENT in value:
+        return OmegaConf.to_container(OmegaConf.create({"value": value}), resolve=True)["value"]
+    return value
+
+
+def options_of(cls: type, values: Mapping[str, Any], key: str) -> Any:
+    """The settings of a section that are ours, in their class, which checks them."""
+    found = {}
+    for one in fields(cls):
+        if one.name in values:
+            is_plug = "Plug" in str(one.type)
+            found[one.name] = plug_of(values[one.name], f"{key}.{one.name}") if is_plug else read(values[one.name])
+    return cls(**found)
+
+
+def _stage(name: str, values: Mapping[str, Any], specs: Mapping[str, StageSpec], kinds: set[str]) -> StagePlan:
+    """A stage with its own settings and the sections that it reads."""
+    spec = specs[kind_of(name)]
+    own = _own(values, spec.name)
+    _check_known(spec, own)
+    options = options_of(spec.options, own, spec.name)
+    found: dict[str, Any] = {}
+    others: list[tuple[str, object]] = []
+    for key in spec.sections(own, kinds):
+        node = values.get(key)
+        if node is None or node.get(TARGET) == NONE:
+            continue
+        if key in PLUGS:
+            found[key] = plug_of(node, key)
+        elif key in SECTIONS:
+            found[key] = _section(SECTIONS[key], node, key)
+        else:
+            others.append((key, options_of(specs[key].options, node, key)))
+    sections = Sections(**found, stages=tuple(others))
+    judge = getattr(options, "judge", None)
+    watched = sections.watch.options.judge if sections.watch else None
+    models = models_of([sections.reward, judge if isinstance(judge, Plug) else None, watched])
+    return StagePlan(name, spec, options, sections, models=models)
+
+
+def _own(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    node = values.get(name)
+    if not isinstance(node, Mapping):
+        raise AlignError(f"{name}={node}: no section of settings\n  use {name}.KEY=VALUE")
+    return node
+
+
+def _check_known(spec: StageSpec, own: Mapping[str, Any]) -> None:
+    """Raise AlignError for a key that a stage's settings do not have."""
+    known = [one.name for one in fields(spec.options)]
+    for name in own:
+        if name not in known and name != TARGET:
+            near = nearest(name, known) or f"\n  it has {', '.join(known)}"
+            raise AlignError(f"{spec.name}.{name}: there is no such key{near}")
+
+
+def _section(cls: type, node: Mapping[str, Any], key: str) -> Section:
+    ours = {one.name for one in fields(cls)}
+    own = {name: value for name, value in node.items() if name not in ours and name != TARGET}
+    return Section(node.get(TARGET, cls.TARGET), options_of(cls, node, key), Settings.of(own, key))
+
+
+def _check_set(values: Mapping[str, Any]) -> None:
+    """Raise AlignError for a setting that is still to be given a value."""
+    for key in sorted(_unset(values, "")):
+        example, remark = EXAMPLES.get(key.rpartition(".")[2], ("VALUE", ""))
+        raise AlignError(f"{key} is not set\n  use {typed(key, example)}{remark}")
+
+
+def _unset(node: Any, key: str) -> list[str]:
+    if isinstance(node, Mapping):
+        return [one for name, value in node.items() for one in _unset(value, f"{key}.{name}".lstrip("."))]
+    return [key] if node == UNSET else []

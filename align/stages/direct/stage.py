@@ -1,0 +1,199 @@
+"""Stages `dpo` and `kto`: a policy straight from preferences, by TRL's trainers, in full or with a PEFT method.
+
+    align stages=[dpo] actor.path=runs/NAME/latest/sft data@dpo.data=preferences dpo.data.path=pairs.jsonl
+    align stages=[kto] actor.path=runs/NAME/latest/sft data@kto.data=unpaired kto.data.path=marked.jsonl
+
+Actor, reference and their facets are PPO's (`actor.path`, `peft@actor.peft`, `actor.adapter`, `reference.path`); the
+reference is the actor as it starts, unless another is named. DPO: Rafailov et al. 2023, arXiv 2305.18290; `dpo.loss`
+is any of TRL's, such as ipo (Azar et al. 2023, arXiv 2310.12036). KTO: Ethayarajh et al. 2024, arXiv 2402.01306.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+
+from align.config import ActorOptions
+from align.data.encode import fitting_marked, fitting_pairs
+from align.data.files import located, unwritten
+from align.data.formats import check_preferring
+from align.data.source import Source
+from align.engine.linear import CpuLinear
+from align.errors import AlignError
+from align.peft.folder import save_model
+from align.peft.prompts import prompted
+from align.peft.rates import check_loraplus, rate
+from align.peft.stateful import planned
+from align.plan.plan import StagePlan
+from align.plan.runtime import Runtime
+from align.report.report import StageReport
+from align.rewards.model import check_same_tokenizer
+from align.roles.folder import CAUSAL, inspect
+from align.roles.loading import load_frozen
+from align.roles.start import check_adapter, start
+from align.roles.tokenizer import load_tokenizer
+from align.stages.direct.spec import DPOOptions, KTOOptions
+from align.stages.trl import (
+    arguments,
+    check_arguments,
+    check_held_out,
+    check_metric,
+    dataset,
+    dtypes_kept,
+    loraplus,
+    steps_of,
+    tell_tasks,
+    train,
+)
+
+OURS = {"beta": "beta", "loss_type": "loss"}
+"""TRL's arguments that both stages have by a name of their own."""
+
+
+@dataclass(frozen=True)
+class Method:
+    name: str
+    trainer: type
+    arguments: type
+    fitting: Callable[..., tuple[list[dict], dict[str, int]]]
+    figures: dict[str, str]
+    """Of the trainer's evaluation, by their names in card.json."""
+
+
+DPO_METHOD = Method(
+    "dpo", DPOTrainer, DPOConfig, fitting_pairs,
+    {"eval_loss": "eval_loss", "eval_rewards/accuracies": "eval_accuracy", "eval_rewards/margins": "eval_margin"},
+)  # fmt: skip
+KTO_METHOD = Method(
+    "kto", KTOTrainer, KTOConfig, fitting_marked, {"eval_loss": "eval_loss", "eval_rewards/margins": "eval_margin"}
+)
+
+
+@dataclass
+class Direct:
+    method: Method
+    options: DPOOptions | KTOOptions
+    data: Source
+    actor: ActorOptions
+    peft: PeftConfig | None
+    seed: int
+    device: torch.device
+    dtype: torch.dtype
+    linear: CpuLinear = field(default_factory=CpuLinear)
+
+    def check(self, inputs: dict[str, str]) -> None:
+        name = self.method.name
+        for argument, ours in OURS.items():
+            if argument in self.options.args:
+                raise AlignError(f"{name}.args.{argument} is set by {name}.{ours}: use that instead")
+        check_arguments(self.method.arguments, self.options.args.plain(), name)
+        check_loraplus(self.actor.loraplus_lr_ratio, self.peft, "actor")
+        args = self._arguments(Path("unused"))
+        check_metric(args, name)
+        self.data.check(name)
+        if not unwritten(self.data):
+            split = self.data.load(name, self.seed)
+            check_preferring(split.train, name)
+            check_held_out(args, split.eval, name)
+        if "reference" in inputs:
+            inspect(inputs["reference"], "reference.path", CAUSAL)
+        if "actor" in inputs:
+            folder = inspect(inputs["actor"], "actor.path", CAUSAL)
+            check_adapter(folder, "actor", self.peft, self.actor.adapter)
+            self._tokenizer(inputs)
+
+    def _tokenizer(self, inputs: dict[str, str]) -> PreTrainedTokenizerBase:
+        """The actor's; raises AlignError where the reference has another."""
+        tokenizer = load_tokenizer(inputs["actor"], "actor.path")
+        if "reference" in inputs:
+            check_same_tokenizer(load_tokenizer(inputs["reference"], "reference.path"), tokenizer, "reference.path")
+        return tokenizer
+
+    def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
+        name, path = self.method.name, inputs["actor"]
+        tokenizer = self._tokenizer(inputs)
+        split = located(self.data, inputs).load(name, self.seed)
+        rows, left_out = self._fitting(split.train, tokenizer)
+        for why, count in left_out.items():
+            if count:
+                report.say(f"{count} rows left out: {why.replace('_', ' ')}")
+        tell_tasks(rows, report)
+        held_out = self._fitting(split.eval, tokenizer, held_out=True)[0] if split.eval else []
+        args = self._arguments(out)
+        check_held_out(args, held_out, name)
+        torch.manual_seed(self.seed)
+        begun = start(
+            path, key="actor", head=CAUSAL, peft=planned(self.peft, steps_of(args, len(rows)), "actor"),
+            adapter=self.actor.adapter, out=out, dtype=self.dtype, kinds=(CAUSAL,),
+        )  # fmt: skip
+        reference = self._reference(inputs, begun.model)
+        self.linear.apply(begun.model, report.say)
+        report.say(f"{begun.said}; {len(rows)} rows, {len(held_out)} held out")
+        with dtypes_kept(begun.model):
+            trainer = self.method.trainer(
+                begun.model, reference, args, train_dataset=dataset(rows),
+                eval_dataset=dataset(held_out) if held_out else None, processing_class=tokenizer,
+                optimizers=(loraplus(begun.model, args, self.actor.loraplus_lr_ratio), None),
+            )  # fmt: skip
+        train(trainer, report)
+        facts = self._judge(trainer, report) if held_out else {}
+        save_model(begun.model, out)
+        tokenizer.save_pretrained(out)
+        report.write_card(
+            inputs=inputs, start=begun.said, base=begun.base, cpu_linear=self.linear.facts(),
+            learning_rate=args.learning_rate, rows=len(rows), left_out=left_out, **facts,
+        )  # fmt: skip
+
+    def _fitting(
+        self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, held_out: bool = False
+    ) -> tuple[list[dict], dict[str, int]]:
+        return self.method.fitting(rows, tokenizer, self.options.max_length, self.method.name, held_out)
+
+    def _reference(self, inputs: dict[str, str], model: PreTrainedModel | PeftModel) -> PreTrainedModel | None:
+        """What TRL holds the policy against: the named one, or the model as it is now; None where TRL copies it."""
+        if "reference" in inputs:
+            frozen = load_frozen(inspect(inputs["reference"], "reference.path", CAUSAL), self.dtype)
+            return frozen.get_base_model() if isinstance(frozen, PeftModel) else frozen
+        if isinstance(model, PeftModel) and prompted(model):
+            return None
+        return frozen_copy(model)
+
+    def _judge(self, trainer: Any, report: StageReport) -> dict[str, float]:
+        """The trainer's figures on held-out rows."""
+        found = trainer.evaluate()
+        facts = {ours: found[theirs] for theirs, ours in self.method.figures.items() if theirs in found}
+        report.say("held out: " + ", ".join(f"{name.removeprefix('eval_')} {v:.3f}" for name, v in facts.items()))
+        return facts
+
+    def _arguments(self, out: Path) -> DPOConfig | KTOConfig:
+        own = {"beta": self.options.beta, "loss_type": self.options.loss}
+        options = replace(self.options, args={**self.options.args, **own})
+        bf16 = self.dtype == torch.bfloat16
+        return arguments(self.method.arguments, self.method.name, options, out, self.seed, self.device, bf16)
+
+
+METHODS = {method.name: method for method in (DPO_METHOD, KTO_METHOD)}
+
+
+def build(stage: StagePlan, runtime: Runtime) -> Direct:
+    options, actor = stage.options, stage.sections.actor.options
+    method = runtime.peft(actor.peft)
+    return Direct(
+        METHODS[stage.spec.name], replace(options, learning_rate=rate(options.learning_rate, method)),
+        runtime.data(options.data), actor, method, runtime.seed, runtime.device, runtime.dtype, runtime.linear,
+    )  # fmt: skip
+
+
+def frozen_copy(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model as it computes now, never to change; what is frozen already is not copied but shared."""
+    shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    return copy.deepcopy(plain, shared).requires_grad_(False).eval()

@@ -1,0 +1,115 @@
+"""The stage `evaluate`: its settings and its spec."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from align.config.choices import METRICS
+from align.config.fields import choice, number, section
+from align.config.values import Plug
+from align.plan.inputs import is_sampled
+from align.plan.plan import StagePlan
+from align.plan.rewards import named_models
+from align.plan.spec import FIGURES, POLICY, REWARD_MODEL, SAMPLES, Made, Need, StageSpec
+
+
+@section("evaluate")
+class EvaluateOptions:
+    samples: int = number(256, low=1)
+    """Completions scored, a policy."""
+    judge: str | None = None
+    """module.function(prompt, completion, finished) -> {"score": …}: a rule that knows the true score."""
+    split: str = choice("test", "test", "eval")
+    """Held-out rows that decide: test, or eval while settings are chosen (files have one held-out part)."""
+    batch_size: int = number(128, low=1)
+    """Completions generated at a time."""
+    show: int = number(3, low=0)
+    """Prompts printed with the answers before and after."""
+    shots: int | tuple[int, ...] = number((), low=0, listed=True)
+    """[0,4]: the model that fine-tuning started from answers sft.data's held-out rows after so many examples, the
+    trained ones after none."""
+    metrics: str | tuple[str, ...] = choice(("exact_match", "f1"), *METRICS, listed=True)
+    """Of these answers: exact_match (letter for letter), f1 (of words, SQuAD's), accuracy (the likeliest label), format
+    (pattern, schema)."""
+    pattern: str | None = None
+    """A regular expression that a well-formed answer matches as a whole."""
+    schema: str | None = None
+    """A JSON schema's file, by which a well-formed answer is JSON."""
+    general: Plug | None = None
+    """Text whose loss tells what was forgotten, all of a file: data@evaluate.general=text evaluate.general.path=F."""
+    diversity: bool = False
+    """distinct-n, self-BLEU and entropy of the completions."""
+
+
+def needs(stage: StagePlan, before: tuple[Made, ...]) -> tuple[Need, ...]:
+    """Every policy that the run made, those that it started from, its reward model, and samples for its pairs.
+
+    `sft` is the policy that the others are compared with, `base` the one beneath it. A run that trains no policy
+    evaluates the one that is named: actor.path, else `model`.
+    """
+    sections = stage.sections
+    actor, reference = sections.actor.options.path, sections.reference.options.path
+    made = {one.spec.policy_name or one.name: one.name for one in before if one.spec.makes == POLICY}
+    if not made.keys() - {"base"}:
+        found = [
+            Need("sft", POLICY, "reference.path", reference, named_only=True),
+            Need("ppo", POLICY, "actor.path", actor, earlier=False),
+        ]
+    else:
+        sft = sections.options_of("sft")
+        start = "auto" if sft is None else sft.path
+        found = [_made_or_named("base", made, "sft.path", start), _made_or_named("sft", made, "actor.path", actor)]
+        found += [
+            Need(name, POLICY, f"{name}.path", source=source, optional=True)
+            for name, source in made.items()
+            if name not in ("base", "sft")
+        ]
+    return (*found, *_reward_model(stage, before))
+
+
+def _made_or_named(name: str, made: dict[str, str], key: str, path: str) -> Need:
+    """A policy that a stage of the run makes, else the one at `path`, else `model`."""
+    unlike = "sft" if name == "base" else ""
+    if name in made:
+        return Need(name, POLICY, key, source=made[name], unlike=unlike)
+    return Need(name, POLICY, key, path, optional=True, earlier=False, unlike=unlike)
+
+
+def _reward_model(stage: StagePlan, before: tuple[Made, ...]) -> list[Need]:
+    """This run's reward model, else the first that `reward` names; and the samples that its pairs come from."""
+    trained = [one.name for one in before if one.spec.makes == REWARD_MODEL]
+    named = [path for _, path in named_models(stage.models, "reward")]
+    found = []
+    if trained:
+        found.append(Need("rm", REWARD_MODEL, "reward.path", source=trained[-1]))
+        if is_sampled(sections_data(stage, "rm")):
+            found.append(Need("samples", SAMPLES, "rm.data.path", model=False, optional=True))
+    elif named:
+        found.append(Need("rm", REWARD_MODEL, "reward.path", named[0]))
+    return found
+
+
+def sections_data(stage: StagePlan, name: str) -> Plug | None:
+    """The data of another stage."""
+    options = stage.sections.options_of(name)
+    return None if options is None else options.data
+
+
+def reads(own: Mapping[str, Any], kinds: Collection[str]) -> tuple[str, ...]:
+    """The prompts of ppo; the demonstrations of sft where questions are set, and what stages of the run trained on."""
+    demonstrations = ("sft",) if own.get("shots") or "sft" in kinds else ()
+    pairs = ("rm",) if "rm" in kinds else ()
+    return ("actor", "reference", "reward", "rollout", "ppo", *demonstrations, *pairs)
+
+
+EVALUATE = StageSpec(
+    name="evaluate",
+    help="the policies of a run side by side on held-out prompts",
+    options=EvaluateOptions,
+    build="align.stages.evaluate.stage.build",
+    makes=FIGURES,
+    needs=needs,
+    reads=reads,
+    last=True,
+)

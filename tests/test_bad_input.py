@@ -120,7 +120,7 @@ VALUES = [
     ("sft.learning_rate=inf", ["sft.learning_rate=inf"]),
     ("sft.epochs=0", ["sft.epochs=0"]),
     ("sft.batch_size=0", ["sft.batch_size=0"]),
-    ("sft.max_length=1", ["sft.max_length=1", "2 or more"]),
+    ("sft.max_length=1", ["sft.max_length=1", "from 2"]),
     ("sft.adapter=old", ["sft.adapter=old", "continue"]),
     ("rm.learning_rate=-1", ["rm.learning_rate=-1"]),
     ("rm.epochs=-2", ["rm.epochs=-2"]),
@@ -158,9 +158,9 @@ SETTINGS = [
         ["evaluate.judge=nowhere.judge", "module.function"],
     ),
     ("GAE without a critic", f"{PPO} critic=none", ["critic=none", "advantage=rloo"]),
-    ("RLOO with one sample", f"{PPO} advantage=rloo critic=none", ["rollout.samples_per_prompt=1", "2 or more"]),
-    ("GRPO with one sample", f"{PPO} advantage=grpo critic=none", ["rollout.samples_per_prompt=1", "2 or more"]),
-    ("Dr. GRPO with one sample", f"{PPO} advantage=dr_grpo critic=none", ["rollout.samples_per_prompt=1", "2 or more"]),
+    ("RLOO with one sample", f"{PPO} advantage=rloo critic=none", ["rollout.samples_per_prompt=1", "from 2"]),
+    ("GRPO with one sample", f"{PPO} advantage=grpo critic=none", ["rollout.samples_per_prompt=1", "from 2"]),
+    ("Dr. GRPO with one sample", f"{PPO} advantage=dr_grpo critic=none", ["rollout.samples_per_prompt=1", "from 2"]),
     ("GRPO with a critic", f"{PPO} advantage=grpo rollout.samples_per_prompt=2", ["GRPO", "critic=none"]),
     ("REINFORCE++ with a critic", f"{PPO} advantage=reinforce_pp", ["ReinforcePP", "critic=none"]),
     (
@@ -253,10 +253,10 @@ def test_settings_that_cannot_work_are_refused_before_a_model_loads(here, capsys
     assert not (here / "runs").exists()
 
 
-def test_a_range_is_checked_only_in_a_stage_that_runs(here, capsys, base):
-    refused(capsys, f"{SFT} sft.batch_size=0 rm.batch_size=0".format(base=base), ["sft.batch_size=0"])
-    said = refused(capsys, f"{SFT} rm.batch_size=0 sft.data.path=nowhere.jsonl".format(base=base), ["nowhere.jsonl"])
-    assert "rm.batch_size" not in said.err
+def test_a_setting_of_a_stage_that_does_not_run_is_refused(here, capsys, base):
+    words = ["rm.batch_size=2: no stage of stages=[sft] reads rm", "use stages=[sft,rm]"]
+    refused(capsys, f"{SFT} rm.batch_size=2".format(base=base), words)
+    refused(capsys, f"{SFT} actor.path=x".format(base=base), ["actor.path=x: no stage of stages=[sft] reads actor"])
 
 
 def test_the_traceback_is_shown_on_demand(here, capsys, monkeypatch):

@@ -21,9 +21,12 @@ from align.errors import AlignError, AlignWarning
 from align.imports import locate
 from align.plan.plan import RunPlan
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
-EXPERIMENTS = [None, *sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))]
-FILES = sorted(file.relative_to(CONF).with_suffix("") for file in CONF.rglob("*.yaml") if file.parent != CONF)
+ROOT = Path(__file__).resolve().parent.parent
+HOMES = (ROOT / "conf", ROOT / "plugins" / "help_desk" / "help_desk" / "conf")
+FILES = sorted(
+    file.relative_to(home).with_suffix("") for home in HOMES for file in home.rglob("*.yaml") if file.parent != home
+)
+EXPERIMENTS = [None, *(file.name for file in FILES if file.parent.name == "experiment")]
 GROUPS = {
     group: [f for f in FILES if f.parent.as_posix() == group] for group in sorted({f.parent.as_posix() for f in FILES})
 }
@@ -66,7 +69,10 @@ def choices(file: Path) -> list[str]:
 def test_every_yaml_composes_with_every_experiment(turn, experiment):
     """In each turn one choice of every group at once; a group with fewer begins again."""
     overrides = [f"experiment={experiment}"] if experiment else []
-    chosen = {group: files[turn % len(files)] for group, files in GROUPS.items() if group != "experiment"}
+    overrides.append("stages=[pretrain,sft,rm,ppo]")
+    chosen = {
+        group: files[turn % len(files)] for group, files in GROUPS.items() if group not in ("experiment", "stage")
+    }
     overrides += [word for file in chosen.values() for word in choices(file)]
     if chosen["critic"].name == "none":
         overrides = [word for word in overrides if "@critic." not in word]
@@ -76,9 +82,13 @@ def test_every_yaml_composes_with_every_experiment(turn, experiment):
     assert stages >= set(cfg.stages) and set(cfg) >= set(ROOT_KEYS)
 
 
+def text_of(file: Path) -> str:
+    return next(path for home in HOMES if (path := (home / file).with_suffix(".yaml")).exists()).read_text()
+
+
 @pytest.mark.parametrize("file", [Path("config"), *FILES], ids=str)
 def test_every_yaml_says_what_it_is_and_the_command_that_uses_it(file):
-    lines = (CONF / file).with_suffix(".yaml").read_text().splitlines()
+    lines = text_of(file).splitlines()
     comment = lines[1] if lines[0].startswith("# @package") else lines[0]
     assert comment.startswith("# ") and "align " in comment
     assert len(comment) < 180
@@ -86,7 +96,7 @@ def test_every_yaml_says_what_it_is_and_the_command_that_uses_it(file):
 
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_the_command_of_a_yaml_chooses_it(file):
-    text = (CONF / file).with_suffix(".yaml").read_text()
+    text = text_of(file)
     command = next(line for line in text.splitlines() if ": align " in line).rpartition(": align ")[2]
     words = [word.replace("=FILE", "=a.jsonl").replace("=FOLDER", "=a") for word in command.split()]
     chosen = compose.composed(words)[1]
@@ -129,7 +139,7 @@ def test_none_prunes_what_an_experiment_sets_and_refuses_what_is_typed(tmp_path,
         assert typed.partition("=")[0].lstrip("+") in explain(error.value) and "critic" in explain(error.value)
 
 
-@pytest.mark.parametrize("typed", ["+ppo.typo=1", "++ppo.typo=1", "+typo=1", "+rollout.typo=1", "+sft.data.typo=1"])
+@pytest.mark.parametrize("typed", ["+ppo.typo=1", "++ppo.typo=1", "+typo=1", "+rollout.typo=1", "+reference.typo=1"])
 def test_a_stray_key_is_refused(typed):
     with pytest.raises(AlignError, match="there is no such key"):
         composed([*TINY.split(), typed])
@@ -205,7 +215,7 @@ def test_diversity_is_a_reason_to_evaluate():
 
 def test_settings_of_answers_that_nobody_asks_for_are_warned_of():
     words = ["stages=[sft,evaluate]", "model=a"]
-    with pytest.warns(AlignWarning, match=r"evaluate\.metrics=\[accuracy\].*write evaluate\.shots=\[0\]"):
+    with pytest.warns(AlignWarning, match=r"evaluate\.metrics=\[accuracy\].*use evaluate\.shots=\[0\]"):
         planned([*words, "evaluate.metrics=[accuracy]"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

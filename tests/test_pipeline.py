@@ -115,7 +115,7 @@ def test_stages_run_after_those_whose_result_they_take_and_end_with_an_evaluatio
     assert stages("stages=[ppo,sft]", "reward=fn", "reward.fn=a.b") == ["sft", "ppo", "evaluate"]
     assert stages("stages=[ppo,rm]") == ["rm", "ppo", "evaluate"]
     assert stages("stages=[sft]", JUDGE) == ["sft", "evaluate"]
-    assert stages("stages=rm", JUDGE) == ["rm"]
+    assert stages("stages=rm") == ["rm"]
     assert stages("stages=[rm,preferences]", SAMPLED, *RULE) == ["preferences", "rm"]
     assert stages("stages=[preferences,rm]") == ["rm", "preferences"]
 

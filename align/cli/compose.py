@@ -159,7 +159,8 @@ def refuse_values_for_groups(
         if node is None and part in ("peft", "zero", "critic", "tracker"):
             continue
         if not isinstance(node, DictConfig):
-            instead = f"{group}={node or 'NAME'}" if path == package else f"{path}.KEY=VALUE"
+            is_choice = path == package and not group.startswith("stage@")
+            instead = f"{group}={node or 'NAME'}" if is_choice else f"{path}.KEY=VALUE"
             shown = "null" if node is None else node
             raise AlignError(f"{path}={shown} puts a plain value where a node of settings stands\n  use {instead}")
 

@@ -19,7 +19,8 @@ from align.peft.routes import why_unmergeable
 from align.roles.folder import CAUSAL, SCORE, Folder, inspect
 from align.roles.loading import load_dequantized, look
 from align.roles.tokenizer import copy_tokenizer
-from align.stages.pipeline import POLICIES
+
+POLICIES = ("ppo", "kto", "dpo", "best_of", "sft", "pretrain")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LONG = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}

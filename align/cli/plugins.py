@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +24,7 @@ def own_folder() -> Path | None:
     return own if own.is_dir() and not (own / "__init__.py").exists() else None
 
 
+@cache
 def plugin_folders() -> list[EntryPoint]:
     """The configuration folder of every installed plugin."""
     return sorted(entry_points(group="align.conf"), key=lambda entry: entry.name)
@@ -31,8 +33,15 @@ def plugin_folders() -> list[EntryPoint]:
 def sources() -> list[tuple[str, Path]]:
     """Where plugs come from, in Hydra's order: the first that has a name wins."""
     own = own_folder()
-    installed = [(f"{e.dist.name} {e.dist.version}", Path(str(files(e.value)))) for e in plugin_folders()]
-    return [("align", Path(str(files("align.conf")))), *([("./conf", own)] if own else []), *installed]
+    align, *installed = _installed()
+    return [align, *([("./conf", own)] if own else []), *installed]
+
+
+@cache
+def _installed() -> list[tuple[str, Path]]:
+    """The configuration folders of align and of every installed plugin, with who brings them."""
+    found = [(f"{e.dist.name} {e.dist.version}", Path(str(files(e.value)))) for e in plugin_folders()]
+    return [("align", Path(str(files("align.conf")))), *found]
 
 
 def plugs() -> list[tuple[str, str, str, str]]:

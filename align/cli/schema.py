@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, field, fields, make_dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from align.cli.plugins import plug_file, plugs
+from align.cli.plugins import sources
 from align.config import SECTIONS
 from align.config.fields import ALLOWED, FOLLOWS
 from align.config.values import TARGET, Settings, plain
@@ -50,13 +51,16 @@ def schema(cls: type, target: str | None = None) -> type:
     return make_dataclass(cls.__name__, made)
 
 
+_REGISTERED: dict[str, type] = {}
+
+
 def register(specs: Mapping[str, StageSpec]) -> None:
     """Tell Hydra of the sections, of the stages, and of a root configuration that has all these stages."""
     store = ConfigStore.instance()
-    for name, cls in SECTIONS.items():
-        store.store(group="schema", name=name, node=schema(cls, cls.TARGET), provider="align")
-    for name, spec in specs.items():
-        store.store(group="schema", name=name, node=schema(spec.options, ""), provider="align")
+    for name, cls in {**SECTIONS, **{name: spec.options for name, spec in specs.items()}}.items():
+        if _REGISTERED.get(name) is not cls:
+            store.store(group="schema", name=name, node=schema(cls, getattr(cls, "TARGET", "")), provider="align")
+            _REGISTERED[name] = cls
     store.store(name=ROOT, node=root(specs), provider="align")
 
 
@@ -73,18 +77,19 @@ def stage_specs() -> dict[str, StageSpec]:
     A stage whose spec cannot be imported is left out, with a warning.
     """
     found: dict[str, StageSpec] = {}
-    for group, name, source, _ in plugs():
-        if group != "stage" or name in found:
-            continue
-        try:
-            found[name] = _spec(name)
-        except AlignError as error:
-            warnings.warn(f"stage {name} of {source} is left out: {error}", AlignWarning, stacklevel=2)
+    for source, folder in sources():
+        for file in sorted((folder / "stage").glob("*.yaml")):
+            try:
+                found.setdefault(file.stem, _spec(file))
+            except AlignError as error:
+                warnings.warn(f"stage {file.stem} of {source} is left out: {error}", AlignWarning, stacklevel=2)
     return {name: found[name] for name in ordered(list(found), found, {})}
 
 
-def _spec(name: str) -> StageSpec:
-    target = (yaml.safe_load(plug_file("stage", name).read_text(encoding="utf-8")) or {}).get(TARGET)
+def _spec(file: Path) -> StageSpec:
+    name = file.stem
+    line = next((line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith(TARGET)), "")
+    target = line.partition(":")[2].strip()
     try:
         spec = locate(str(target))
     except Exception as error:  # whatever a plugin's own import raises

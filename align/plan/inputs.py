@@ -28,7 +28,8 @@ def needs_of(stage: StagePlan, before: tuple[Made, ...]) -> tuple[Need, ...]:
 def taken(stages: list[StagePlan]) -> dict[str, set[str]]:
     """Whose samples and reward models each stage takes: those typed before it, else those typed behind it.
 
-    Policies set no order here: a stage that takes one mostly makes one, so that any two would take each other's.
+    A policy sets an order where the stage's spec has none (`after`): a stage that takes one mostly makes one, so that
+    any two could take each other's.
     """
     found: dict[str, set[str]] = {}
     for place, stage in enumerate(stages):
@@ -38,6 +39,8 @@ def taken(stages: list[StagePlan]) -> dict[str, set[str]]:
                 makers = [one.name for one in stages if one.spec.makes == need.makes and one is not stage]
                 before = [one.name for one in stages[:place] if one.name in makers]
                 found[stage.name] |= set(before[-1:] or makers[:1])
+            elif need.makes == POLICY and need.path == AUTO and not stage.spec.after and not stage.spec.last:
+                found[stage.name] |= {one.name for one in stages[:place] if one.spec.makes == POLICY}
             elif need.like and need.path == AUTO:
                 found[stage.name] |= {one.name for one in stages if one.spec.makes == need.makes}
     return found
@@ -103,6 +106,7 @@ def origin_of(stage: StagePlan) -> Origin:
 
 def _missing(need: Need, stage: StagePlan, runs: str, names: list[str]) -> str:
     usual = {POLICY: "sft", REWARD_MODEL: "rm", SAMPLES: "preferences"}[need.makes]
+    usual = need.name if stage.spec.last else usual
     trained = [name for name in names if name != "evaluate"]
     ways = ["model=FOLDER (or a hub name)"] if need.model else []
     ways += [f"{need.key}={runs}/{usual} (of an earlier run)"]

@@ -1,0 +1,1 @@
+"""A stage that averages the weights of two policies."""

@@ -76,10 +76,10 @@ def test_a_terminal_shows_the_columns_that_fit_and_says_how_many_do_not(many, ca
     assert lines[3].split()[:4] == [first.name, "0.001", "0", f"{card(first)['eval_loss']:.4g}"]
     monkeypatch.setenv("COLUMNS", "45")
     *table, note = align(capsys, "table runs/sweep").out.splitlines()
-    assert table[1].split() == ["run", "learning_rate", "eval_loss"]
+    shown = table[1].split()
+    assert "eval_loss" in shown and len(shown) in (3, 4)  # by the letters of a run's name
     figures = align(capsys, "table runs/sweep --columns all --format csv").out.partition("\n")[0].split(",")
-    shown = {"run", "sft.learning_rate", "sft.eval_loss", "state"}
-    assert note == f"{len(set(figures) - shown)} more columns: --columns all"
+    assert note == f"{len(figures) - len(shown) - 1} more columns: --columns all"  # state is no column
     assert max(map(len, table)) <= 45 and "…" not in "".join(table)
 
 

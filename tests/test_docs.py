@@ -29,7 +29,8 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *(page for home in ("docs", "examples", "plugins") for page in (ROOT / home).rglob("*.md"))]
 )
 YAMLS = sorted(file for home in ("conf", "examples", "plugins") for file in (ROOT / home).rglob("*.yaml"))
-MODULES = sorted([*(ROOT / "align").rglob("*.py"), *(ROOT / "plugins" / "runs" / "align_runs").rglob("*.py")])
+PACKAGES = [ROOT / home for home in ("align", "plugins/runs/align_runs", "plugins/help_desk/help_desk")]
+MODULES = sorted(file for home in PACKAGES for file in home.rglob("*.py"))
 WORDS = (*COMMANDS, *plugin_commands())
 STARTS = tuple(f"{name} " for name in ("align", ".venv/bin/align", "python -m align"))
 
@@ -229,7 +230,7 @@ def test_doctests_hold():
     written = [file for file in MODULES if ">>> " in file.read_text()]
     assert written
     for file in written:
-        home = ROOT if file.is_relative_to(ROOT / "align") else file.parents[1]
+        home = next(package.parent for package in PACKAGES if file.is_relative_to(package))
         name = ".".join(file.relative_to(home).with_suffix("").parts).removesuffix(".__init__")
         result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
         assert result.failed == 0 and result.attempted > 0, name

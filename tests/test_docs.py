@@ -21,15 +21,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from align.cli.compose import composed, plan_of
-from align.cli.main import COMMANDS, VALUED
-from align.search.command import planned
+from align.cli.main import COMMANDS, VALUED, plugin_commands
+from align_runs.trials import planned
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(page for home in ("docs", "examples", "plugins") for page in (ROOT / home).rglob("*.md"))]
 )
 YAMLS = sorted(file for home in ("conf", "examples", "plugins") for file in (ROOT / home).rglob("*.yaml"))
-MODULES = sorted((ROOT / "align").rglob("*.py"))
+PACKAGES = [ROOT / home for home in ("align", "plugins/runs/align_runs", "plugins/help_desk/help_desk")]
+MODULES = sorted(file for home in PACKAGES for file in home.rglob("*.py"))
+WORDS = (*COMMANDS, *plugin_commands())
 STARTS = tuple(f"{name} " for name in ("align", ".venv/bin/align", "python -m align"))
 
 
@@ -103,7 +105,8 @@ def of_module(file: Path) -> Iterator[Command]:
     for line in [*text.splitlines(), *spans(text)]:
         words = shlex.split(typed(line) or "") if typed(line) else []
         # Prose may begin a line with the project's name.
-        if words and ("=" in words[0] or words[0].startswith("-") or words[0] in COMMANDS) and "…" not in line:
+        known = words and ("=" in words[0] or words[0].startswith("-") or words[0] in WORDS)
+        if known and "…" not in line:
             yield Command(place, ROOT, tuple(words))
 
 
@@ -154,8 +157,8 @@ def test_every_command_that_is_written_down_composes(command, monkeypatch):
     monkeypatch.chdir(command.folder)
     words = list(command.words)
     if words and words[0].isidentifier():
-        assert words[0] in COMMANDS
-        if (name := words.pop(0)) == "search":
+        assert words[0] in WORDS
+        if (name := words.pop(0)) == "search" and not {"-h", "--help"} & set(words):
             planned(words)
         if name != "run":
             return
@@ -227,6 +230,7 @@ def test_doctests_hold():
     written = [file for file in MODULES if ">>> " in file.read_text()]
     assert written
     for file in written:
-        name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        home = next(package.parent for package in PACKAGES if file.is_relative_to(package))
+        name = ".".join(file.relative_to(home).with_suffix("").parts).removesuffix(".__init__")
         result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
         assert result.failed == 0 and result.attempted > 0, name

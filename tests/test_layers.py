@@ -78,6 +78,12 @@ def test_no_module_imports_itself_through_others():
         walk(name, ())
 
 
+def test_aligns_own_commands_are_all_that_knows_the_runs_plugin():
+    """It is found by its entry points, as a third party's commands are."""
+    for file in PACKAGE.rglob("*.py"):
+        assert "align_runs" not in file.read_text(), file
+
+
 def fresh_modules(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(' '.join(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -91,10 +97,10 @@ def test_the_ppo_stage_needs_only_torch_transformers_and_peft():
     assert not loaded & {"trl", "deepspeed", "vllm", "hydra", "omegaconf", "datasets"}
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["align", "align.cli.main", "align.build.runtime", "align.config", "align.plan.parse", "align.stages.pipeline"],
-)
+CLI = ["align", "align.cli.main", "align.build.runtime", "align.config", "align.plan.parse", "align.stages.pipeline"]
+
+
+@pytest.mark.parametrize("module", [*CLI, "align_runs.table", "align_runs.search"])
 def test_the_command_line_imports_no_torch(module):
     assert "torch" not in fresh_modules(f"import {module}")
 

@@ -13,7 +13,8 @@ from command_line import leaves
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("hydra", "omegaconf", "antlr4", "packaging", "yaml", "rich", "pygments", "markdown_it", "mdurl")
-"""What composing needs beside the wheel; rich and its own needs, since the command line prints."""
+NEEDED += ("numpy", "numpy.libs", "pandas", "dateutil")
+"""What composing and `align table` need beside the wheel; rich and its own needs, since the command line prints."""
 
 
 def packages() -> set[str]:
@@ -26,7 +27,7 @@ def test_every_folder_is_a_package():
     names = {path.relative_to(ROOT).as_posix().replace("/", ".") for path in code}
     conf = {path.parent for path in (ROOT / "conf").rglob("*") if path.suffix in (".yaml", ".py")}
     names |= {"align." + path.relative_to(ROOT).as_posix().replace("/", ".") for path in conf}
-    assert packages() == names
+    assert packages() == names | {"align_runs", *(name for name in packages() if name.startswith("help_desk"))}
     for folder in conf:
         assert (folder / "__init__.py").exists(), f"{folder} is no package, so its yaml would not be shipped"
 
@@ -48,7 +49,9 @@ def test_the_wheel_composes_the_tiny_experiment_alone(tmp_path):
         check=True,
     )  # fmt: skip
     for name in NEEDED:
-        (target / name).symlink_to(find_spec(name).submodule_search_locations[0])
+        home = Path(find_spec(name.partition(".")[0]).submodule_search_locations[0]).parent
+        if (home / name).exists():
+            (target / name).symlink_to(home / name)
     command = [sys.executable, "-S", "-m", "align", "experiment=tiny", "--cfg", "job", "--resolve"]
     # -S: without this environment's own packages, its editable align among them
     alone = {"capture_output": True, "text": True, "cwd": tmp_path, "env": {"PYTHONPATH": str(target)}}
@@ -56,6 +59,15 @@ def test_the_wheel_composes_the_tiny_experiment_alone(tmp_path):
     assert done.returncode == 0, done.stderr
     cfg = yaml.safe_load(done.stdout)
     assert cfg["name"] == "tiny" and 100 < leaves(cfg) <= 200
+    stage = tmp_path / "runs" / "one" / "2026-01-01_00-00-00" / "sft"
+    stage.mkdir(parents=True)
+    (stage / "config.yaml").write_text(done.stdout)
+    (stage / "metrics.jsonl").write_text("")
+    (stage / "card.json").write_text('{"eval_loss": 2.5, "hashes": {}}')
+    (stage.parent / "summary.json").write_text("{}")
+    command = [sys.executable, "-S", "-m", "align", "table", "runs", "--format", "csv"]
+    done = subprocess.run(command, **alone)
+    assert done.stdout == "run,sft.eval_loss,state\n2026-01-01_00-00-00,2.5,done\n", done.stderr
     where = [sys.executable, "-S", "-c", "import align, align.conf; print(align.__file__, align.conf.__file__)"]
     places = subprocess.run(where, **alone).stdout.split()
     assert len(places) == 2 and all(str(target) in place for place in places)
@@ -64,7 +76,7 @@ def test_the_wheel_composes_the_tiny_experiment_alone(tmp_path):
 def sources(folder: Path) -> Path:
     """A copy of what the wheel is made of, so that the build leaves nothing in the repository."""
     folder.mkdir()
-    for name in ("align", "conf"):
+    for name in ("align", "conf", "plugins/runs/align_runs", "plugins/help_desk/help_desk"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / name)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import textwrap
+from importlib.metadata import EntryPoint
 from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 
 import yaml
 
@@ -13,15 +17,14 @@ from align.cli.schema import all_settings, stage_specs
 from align.config.fields import describe
 from align.errors import AlignError
 
-EXAMPLES = """\
+COMMANDS = """\
 align [run] [FLAGS] [SETTINGS]    one run of stages=[…]: {stages}
-align search SETTINGS trials=20   the best of many runs: 'sft.learning_rate=log(1e-5,1e-2)' 'sft.peft.r=choice(4,8,16)'
-align table RUNS                  settings and figures of many runs, side by side (--columns --over seed --to FILE)
 align plugins [GROUP]             every choice below, where it comes from and how it is used
 align plugins --explain METHOD    what a PEFT method trains, how vLLM serves it, who can share a base (model=FOLDER)
 align --help KEY                  default, range and meaning of a setting, or of a section: align --help ppo.kl_coef
 align export RUN --to DIR --merge a policy and its adapter as one plain model (--dtype fp32|bf16|fp16)
-
+"""
+EXAMPLES = """\
 examples
   align experiment=tiny
   align stages=[sft] model=FOLDER data@sft.data=prompt_completion sft.data.path=demos.jsonl
@@ -38,17 +41,29 @@ flags
 """
 
 
-def print_help(key: str | None = None) -> None:
-    """Print the help; with a key that of a setting, or of all settings of a section."""
+def print_help(added: dict[str, EntryPoint], key: str | None = None) -> None:
+    """Print the help, `added` being the commands of plugins; with a key that of a setting or of a section."""
     if key is not None:
         print_settings(key)
         return
-    print(EXAMPLES.replace("{stages}", ", ".join(stage_specs())))
+    print(COMMANDS.replace("{stages}", ", ".join(stage_specs())), end="")
+    for name, entry in added.items():
+        print(f"{f'align {name}':33} {command_help(entry)}")
+    print()
+    print(EXAMPLES)
     print("choices (align --cfg job shows all other settings)")
     for keys, names in choices():
         print(textwrap.fill(f"{keys}= {' '.join(names)}", 110, initial_indent="  ", subsequent_indent=" " * 6))
     print()
     print(FLAGS, end="")
+
+
+def command_help(entry: EntryPoint) -> str:
+    """The first line of the docstring of a command's function, read from its file: nothing is imported but packages."""
+    file = find_spec(entry.module).origin
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == entry.attr]
+    return next(iter((ast.get_docstring(functions[0]) or "").splitlines()), "") if functions else ""
 
 
 def choices() -> list[tuple[str, list[str]]]:

@@ -12,9 +12,10 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import EntryPoint, entry_points, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from align.errors import AlignError, AlignWarning
 from align.library_variables import prepare
 from align.plan.order import reordered
 
-COMMANDS = ("run", "search", "table", "plugins", "export")
+COMMANDS = ("run", "plugins", "export")
+"""align's own; `plugin_commands` finds the others."""
 VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 VALUED |= {"--experimental-rerun", "--info", "-i"}
 """Flags of Hydra that take the next word."""
@@ -73,23 +75,27 @@ def run(words: list[str]) -> dict | None:
     """Runs a command and raises what goes wrong; `run` returns the summary of the (last) run."""
     sys.path[:0] = [path for path in user_folders() if path not in sys.path]
     command, words = (words[0], words[1:]) if words and words[0].isidentifier() else ("run", list(words))
-    if command == "help" or {"-h", "--help"} & set(words):
+    added = {} if command in COMMANDS else plugin_commands()
+    if command == "help" or (command not in added and {"-h", "--help"} & set(words)):
         from align.cli.help import print_help
 
         keys = [word for word in words if not word.startswith("-")]
-        print_help(keys[0] if keys else None)
+        print_help(plugin_commands(), keys[0] if keys else None)
         return None
     if words == ["--version"]:
         print(f"align {version('align')}")
         return None
-    if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
+    known = [*COMMANDS, *added]
+    if command not in known:
+        near = difflib.get_close_matches(command, known, n=1)
         hint = f"; nearest: align {near[0]}" if near else ""
         raise AlignError(
             f"there is no command {command}{hint}\n"
-            f"  use one of {', '.join(COMMANDS)}, or settings such as experiment=tiny seed=1 (align --help)"
+            f"  use one of {', '.join(known)}, or settings such as experiment=tiny seed=1 (align --help)"
         )
     prepare()
+    if command in added:
+        return _loaded(added[command])(words)
     if command == "plugins":
         if words[:1] == ["--explain"]:
             from align.cli.methods import explain
@@ -99,16 +105,6 @@ def run(words: list[str]) -> dict | None:
         from align.cli.plugins import print_plugins
 
         print_plugins(words)
-        return None
-    if command == "search":
-        from align.search.command import search
-
-        search(words, run)
-        return None
-    if command == "table":
-        from align.tables.command import table
-
-        table(words)
         return None
     if command == "export":
         from align.cli.export import export
@@ -126,6 +122,38 @@ def run(words: list[str]) -> dict | None:
         count = f"{len(failures)} of the {len(failures) + len(results)} runs of this sweep failed"
         raise AlignError("\n  ".join([count, *(f"align {words}" for words, _ in failures)])) from failures[-1][1]
     return results[-1] if results else None
+
+
+def plugin_commands() -> dict[str, EntryPoint]:
+    """The commands of installed plugins by their word: functions of the words behind it, none of them imported.
+
+    One whose module is not there is left out, with a warning; so is one whose word is taken.
+    """
+    found: dict[str, EntryPoint] = {}
+    for entry in sorted(entry_points(group="align.command"), key=lambda entry: entry.name):
+        if entry.name in (*COMMANDS, *found):
+            problem = "there is another command of this name"
+        elif not _is_there(entry.module):
+            problem = f"there is no module {entry.module}"
+        else:
+            found[entry.name] = entry
+            continue
+        warnings.warn(AlignWarning(f"align {entry.name} of {entry.dist.name} is left out: {problem}"), stacklevel=2)
+    return found
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
+
+
+def _loaded(entry: EntryPoint) -> Callable[[list[str]], Any]:
+    try:
+        return entry.load()
+    except (ImportError, AttributeError) as error:
+        raise AlignError(f"align {entry.name} of {entry.dist.name} cannot be imported: {error}") from error
 
 
 def flags_first(words: list[str]) -> list[str]:

@@ -1,0 +1,82 @@
+"""Settings to a configuration, checked as a run would check it, without a model. No torch.
+
+Every name of align's command line, composition and checks that this package uses is imported here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from align.build.first_checks import check_first
+from align.cli.compose import GLOBAL, plan_of
+from align.cli.compose import composed as compose
+from align.cli.errors import explain
+from align.cli.main import run
+from align.cli.plugins import plugs as listed
+from align.cli.schema import ROOT, register, stage_specs
+from align.config.values import NONE
+from align.library_variables import on_cpu, prepare
+from align.plan.checks import rewards_of
+from align.plan.spec import StageSpec
+from align.stages.pipeline import ENDED, check_place
+from align.stages.pipeline import write_end as end_run
+
+__all__ = [
+    "ENDED", "absent", "check", "check_folder", "compose", "end_run", "explain", "has_learned_reward", "on_cpu",
+    "plugs", "prepare", "run", "specs", "stages_of_run",
+]  # fmt: skip
+
+
+@cache
+def specs() -> dict[str, StageSpec]:
+    """Every kind of stage by name, in the order in which all would run."""
+    return stage_specs()
+
+
+def plugs(group: str | None) -> list[tuple[str, dict[str, Any]]]:
+    """Name and section of every choice of a group, or of all groups."""
+    found = [(one, name) for one, name, *_ in listed() if group in (one, None) and one not in GLOBAL]
+    register(specs())
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_module("align.conf", version_base="1.3"):
+        cfg = hydra.compose(ROOT, [f"+{one}@plugs.{i}={name}" for i, (one, name) in enumerate(found)])
+    sections = OmegaConf.to_container(cfg).get("plugs", {})
+    return [(name, sections[str(i)]) for i, (_, name) in enumerate(found) if str(i) in sections]
+
+
+def stages_of_run(cfg: DictConfig) -> list[str]:
+    """The stages that a run of this configuration has, in their order."""
+    return [stage.name for stage in plan_of(cfg).stages]
+
+
+def has_learned_reward(cfg: DictConfig, stage: str) -> bool:
+    """The stage takes a reward model."""
+    return plan_of(cfg).stage(stage).input("reward") is not None
+
+
+def absent(section: DictConfig | None) -> bool:
+    """The section is not there, or is the choice `none`."""
+    return section is None or section.get("_target_") == NONE
+
+
+def check(cfg: DictConfig, seen: set[str]) -> None:
+    """Raise as a run does for what can be known without a model: values, inputs, first rows of data, functions.
+
+    `seen` is changed in place: it holds the data and functions that were looked at before.
+    """
+    plan = plan_of(cfg)
+    sources = str([(getattr(stage.options, "data", None), rewards_of(stage)) for stage in plan.stages])
+    if sources not in seen:
+        check_first(plan)
+        seen.add(sources)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises AlignError if runs cannot be made in the folder; makes nothing."""
+    check_place(folder.parent, folder.name)

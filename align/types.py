@@ -105,7 +105,7 @@ class Scores:
     value_BT: Tensor | None = None
     entropy_BT: Tensor | None = None
     reward_BK: Tensor | None = None
-    """A column for each reward model on the actor's base, in the order in which they were seated."""
+    """A column for each reward model on the actor's base, in the order in which they were placed."""
 
     def __getitem__(self, rows: Tensor) -> Scores:
         return _take(self, rows)
@@ -274,7 +274,7 @@ class PolicyLoss(Protocol):
 
 
 class Roles(Protocol):
-    """Actor, critic, reference, perhaps the reward model: who sits on which backbone is hidden here."""
+    """Actor, critic, reference, perhaps the reward model: which role is on which backbone is hidden here."""
 
     actor: Policy
     device: torch.device

@@ -44,16 +44,16 @@ def build(path: str, seed: int, steps: int):
     from align.advantages.gae import GAE
     from align.ppo.step import PPO
     from align.rewards.function import FunctionReward
-    from align.roles.placement import Seating
+    from align.roles.placement import Placement
     from align.roles.specs import Actor, Critic, Reference
     from align.roles.tokenizer import load_tokenizer
     from align.rollout.hf import HFRollout
     from align.types import Sampling
 
-    setting = plain_setting(max_grad_norm=0.0)  # TRL does not clip gradients, whatever its own says
-    seats = Seating(setting, Actor(path, "auto", stories.RATE, None, None, "linear"))
-    Reference("auto", None).seat(seats)
-    Critic(path, "auto", stories.RATE, None, None, "own", schedule="linear").seat(seats)
+    context = plain_setting(max_grad_norm=0.0)  # TRL does not clip gradients, whatever its own says
+    placement = Placement(context, Actor(path, "auto", stories.RATE, None, None, "linear"))
+    Reference("auto", None).place(placement)
+    Critic(path, "auto", stories.RATE, None, None, "own", schedule="linear").place(placement)
     tokenizer = load_tokenizer(path, "path")
     options = PPOOptions(
         steps=steps, batch_size=stories.BATCH, minibatches=1, micro_batch_size=stories.BATCH, epochs=stories.EPOCHS,
@@ -61,7 +61,7 @@ def build(path: str, seed: int, steps: int):
     )  # fmt: skip
     # every completion has all its tokens: TRL puts the score of one that ends elsewhere than we do
     sampling = Sampling(1.0, stories.TOKENS, (tokenizer.pad_token_id,))
-    roles = seats.roles(stories.BATCH)
+    roles = placement.roles(stories.BATCH)
     engine, reward = HFRollout(tokenizer.pad_token_id), FunctionReward(stories.rule)
     advantage = GAE(stories.GAMMA, stories.LAM)
     return PPO(roles, engine, reward, advantage, tokenizer, sampling, options, seed=seed), tokenizer

@@ -83,7 +83,7 @@ def step(args: argparse.Namespace, folder: Path) -> None:
     from align.advantages.gae import GAE
     from align.ppo.step import PPO
     from align.rewards.model import ModelReward
-    from align.roles.placement import Seating
+    from align.roles.placement import Placement
     from align.roles.tokenizer import load_tokenizer
     from align.rollout.hf import HFRollout
     from align.types import Sampling
@@ -97,14 +97,14 @@ def step(args: argparse.Namespace, folder: Path) -> None:
 
         from align.rollout.vllm.rollout import VLLMRollout
     meter = Meter()
-    setting = plain_setting(gradient_checkpointing=args.checkpointing)
+    context = plain_setting(gradient_checkpointing=args.checkpointing)
     specs, policy, judge = align.roles.specs, str(folder / "policy"), str(folder / "reward")
-    seats = Seating(setting, specs.Actor(policy, "auto", 1e-5, lora(), None))
-    specs.Reference("auto", None).seat(seats)
-    specs.Critic(judge, "auto", 1e-5, lora(), None, args.critic).seat(seats)
+    placement = Placement(context, specs.Actor(policy, "auto", 1e-5, lora(), None))
+    specs.Reference("auto", None).place(placement)
+    specs.Critic(judge, "auto", 1e-5, lora(), None, args.critic).place(placement)
     tokenizer = load_tokenizer(policy, "path")
-    reward = ModelReward(judge, setting, tokenizer, backbone=args.reward, seats=seats)
-    roles = seats.roles(micro_batch_size=args.micro)
+    reward = ModelReward(judge, context, tokenizer, backbone=args.reward, placement=placement)
+    roles = placement.roles(micro_batch_size=args.micro)
     if args.rollout == "vllm":
         share = args.share_weights == "true"
         engine = VLLMRollout(policy, roles.actor, 128, 32, args.kv_cache_mib, share)

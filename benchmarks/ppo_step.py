@@ -80,10 +80,10 @@ def plain_setting(**more):
     import torch
 
     from align.engine.plain import PlainEngine
-    from align.roles.placement import Setting
+    from align.roles.placement import RunContext
 
     engine = lambda module, rates, norm, zero: PlainEngine(module, rates, norm)
-    return Setting(torch.device("cpu"), torch.float32, engine, Path(tempfile.mkdtemp()), **more)
+    return RunContext(torch.device("cpu"), torch.float32, engine, Path(tempfile.mkdtemp()), **more)
 
 
 def build(
@@ -96,22 +96,22 @@ def build(
     from align.engine.linear import choose_linear, use_fast_linears
     from align.ppo.step import PPO
     from align.rewards.model import ModelReward
-    from align.roles.placement import Seating
+    from align.roles.placement import Placement
     from align.roles.specs import Actor, Critic, Reference
     from align.roles.tokenizer import load_tokenizer
     from align.rollout.hf import HFRollout
     from align.types import Sampling
 
-    setting = plain_setting(max_grad_norm=0.0)
+    context = plain_setting(max_grad_norm=0.0)
     torch.manual_seed(0)
     path = str(folder / ("policy_eos" if work == "uneven" else "policy"))
-    seats = Seating(setting, Actor(path, "auto", 3e-6, adapter and adapter(task_type="CAUSAL_LM"), None))
-    Reference("auto", None).seat(seats)
+    placement = Placement(context, Actor(path, "auto", 3e-6, adapter and adapter(task_type="CAUSAL_LM"), None))
+    Reference("auto", None).place(placement)
     other = adapter and adapter(task_type="SEQ_CLS")
-    Critic(str(folder / "value"), "auto", 3e-6, other, None, critic).seat(seats)
-    roles = seats.roles(micro_batch_size=8)
+    Critic(str(folder / "value"), "auto", 3e-6, other, None, critic).place(placement)
+    roles = placement.roles(micro_batch_size=8)
     tokenizer = load_tokenizer(path, "path")
-    reward = ModelReward(str(folder / "reward"), setting, tokenizer)
+    reward = ModelReward(str(folder / "reward"), context, tokenizer)
     kind, words = choose_linear(roles.actor.model, linear)
     if kind == "onednn":
         for one in (*(group.backbone for group in roles.groups), reward.engine.module):

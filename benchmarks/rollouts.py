@@ -54,7 +54,7 @@ def measure(engine: str, fixtures: Path) -> dict:
     from memory import lora
     from ppo_step import plain_setting, prompts
 
-    from align.roles.placement import Seating
+    from align.roles.placement import Placement
     from align.roles.specs import Actor
     from align.roles.tokenizer import load_tokenizer
     from align.rollout.hf import HFRollout
@@ -62,7 +62,7 @@ def measure(engine: str, fixtures: Path) -> dict:
     from align.types import Sampling
 
     path = str(fixtures / "34m" / "policy")
-    roles = Seating(plain_setting(), Actor(path, "auto", 1e-5, lora("CAUSAL_LM"), None)).roles(8)
+    roles = Placement(plain_setting(), Actor(path, "auto", 1e-5, lora("CAUSAL_LM"), None)).roles(8)
     tokenizer = load_tokenizer(path, "path")
     if engine == "hf":
         rollout = HFRollout(tokenizer.pad_token_id)

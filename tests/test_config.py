@@ -15,7 +15,7 @@ from align.build.rewards import check_reward
 from align.build.runtime import Runtime
 from align.cli import compose
 from align.cli.compose import ROOT_KEYS, SHARED, plan_of
-from align.cli.errors import explain
+from align.cli.errors import message_of
 from align.config.values import NONE
 from align.errors import AlignError, AlignWarning
 from align.imports import locate
@@ -136,7 +136,7 @@ def test_none_prunes_what_an_experiment_sets_and_refuses_what_is_typed(tmp_path,
     for typed in ("critic.learning_rate=1", "+critic.typo=1"):
         with pytest.raises(Exception) as error:
             composed(["experiment=mine", "critic=none", typed])
-        assert typed.partition("=")[0].lstrip("+") in explain(error.value) and "critic" in explain(error.value)
+        assert typed.partition("=")[0].lstrip("+") in message_of(error.value) and "critic" in message_of(error.value)
 
 
 @pytest.mark.parametrize("typed", ["+ppo.typo=1", "++ppo.typo=1", "+typo=1", "+rollout.typo=1", "+reference.typo=1"])

@@ -56,7 +56,7 @@ def assemble(
 
     from align.ppo.step import PPO
     from align.rewards.parts import check_reachable
-    from align.roles.placement import Seating, Setting
+    from align.roles.placement import Placement, RunContext
     from align.roles.tokenizer import stop_ids
     from align.types import Sampling
 
@@ -67,23 +67,23 @@ def assemble(
         said.append(line)
         report.say(line)
 
-    setting = Setting(
+    context = RunContext(
         device=runtime.device, dtype=runtime.dtype, engine=runtime.train_engine, out=out,
         max_grad_norm=options.max_grad_norm, steps=options.optimizer_steps,
         gradient_checkpointing=options.gradient_checkpointing, linear=runtime.linear, tell=tell,
     )  # fmt: skip
     torch.manual_seed(runtime.seed)  # a new adapter's start is random
-    seats = Seating(setting, role("actor", sections.actor, inputs))
-    role("reference", sections.reference, inputs).seat(seats)
+    placement = Placement(context, role("actor", sections.actor, inputs))
+    role("reference", sections.reference, inputs).place(placement)
     if sections.critic is not None:
-        role("critic", sections.critic, inputs).seat(seats)
-    reward = make_reward(sections.reward, stage, inputs, setting, tokenizer, seats)
+        role("critic", sections.critic, inputs).place(placement)
+    reward = make_reward(sections.reward, stage, inputs, context, tokenizer, placement)
     report.write_card(cpu_linear=runtime.linear.facts(), start=said)
-    roles = seats.roles(options.micro_batch_size, options.micro_batch_tokens)
+    roles = placement.roles(options.micro_batch_size, options.micro_batch_tokens)
     rollout = sections.rollout.options
     sampling = Sampling(rollout.temperature, rollout.max_new_tokens, stop_ids(inputs["actor"], tokenizer))
     longest = longest_prompt(stage, [inputs["actor"]]) + sampling.max_new_tokens
-    engine = runtime.rollout_engine(stage, roles.actor, seats.actor.base, tokenizer, longest, report)
+    engine = runtime.rollout_engine(stage, roles.actor, placement.actor.base, tokenizer, longest, report)
     return PPO(
         roles, engine, reward, make(sections.advantage), tokenizer, sampling, options, rollout.samples_per_prompt,
         runtime.seed, make_or_keep(sections.policy_loss),

@@ -19,7 +19,7 @@ from align.plan.rewards import BY_NAME, ENSEMBLE, MEMBER, MODEL, check_several, 
 from align.rewards.typed import told_at
 
 if TYPE_CHECKING:
-    from align.roles.placement import Seating, Setting
+    from align.roles.placement import Placement, RunContext
 
 OF_MODELS = tuple(one.name for one in fields(RewardModelOptions))
 """Settings of an ensemble that are for the reward models which its `path` names."""
@@ -82,28 +82,31 @@ def check_scoring(reward: Plug, data: Plug, purpose: str, seed: int) -> None:
 
 
 def make_reward(
-    reward: Plug, stage: StagePlan, inputs: dict[str, str], setting: Setting, tokenizer: Any,
-    seats: Seating | None = None,
+    reward: Plug, stage: StagePlan, inputs: dict[str, str], context: RunContext, tokenizer: Any,
+    placement: Placement | None = None,
 ) -> Any:  # fmt: skip
     """A reward with all those inside it, with their models.
 
     The terms of one reward score the same rollouts: those of their models that are apart from the actor share a base.
     """
-    from align.roles.shared_rewards import Bench
+    from align.roles.shared_rewards import SharedRewardModels
 
-    benches: dict[str, Bench] = {}
+    by_base: dict[str, SharedRewardModels] = {}
 
     def make_one(reward: Plug) -> Any:
         if not learned(reward):
             return make(reward)
         home = reward.key.rpartition(".")[0]
-        bench = benches.setdefault(home if home.endswith(".terms") else reward.key, Bench(setting))
+        group = home if home.endswith(".terms") else reward.key
+        shared = by_base.setdefault(group, SharedRewardModels(context))
         zero = zero_of(plug_of(reward.get("zero"), f"{reward.key}.zero"), trained=False)
         one = target_of(reward) if reward.target == MODEL else locate(MODEL)
         paths = stage.models_at(reward.key) or model_paths(reward, inputs["reward"])
         check_several(reward, paths)
         normalize, backbone = reward.get("normalize", True), reward.get("backbone", "auto")
-        models = [one(path, setting, tokenizer, normalize, zero, backbone, seats, bench, reward.key) for path in paths]
+        models = [
+            one(path, context, tokenizer, normalize, zero, backbone, placement, shared, reward.key) for path in paths
+        ]
         return models_as_one(reward, models)
 
     return compose_reward(reward, make_one)

@@ -134,13 +134,13 @@ class Runtime:
 
         def make(inputs: dict[str, str], out: Path, report: StageReport, tokenizer: Any) -> Any:
             from align.rewards.parts import check_reachable
-            from align.roles.placement import Setting
+            from align.roles.placement import RunContext
 
             check_reachable(check_reward(reward))
-            setting = Setting(
+            context = RunContext(
                 device=self.device, dtype=self.dtype, engine=self.train_engine, out=out, linear=self.linear,
                 tell=report.say,
             )  # fmt: skip
-            return make_reward(reward, stage, inputs, setting, tokenizer)
+            return make_reward(reward, stage, inputs, context, tokenizer)
 
         return make

@@ -28,12 +28,12 @@ LINES, WIDTH = 16, 400
 """A message is cut to these: one screen, even where a plugin's own message is a page."""
 
 
-def explain(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """The message for the terminal."""
-    return _screen(f"align: {_explain(error)}")
+    return _screen(f"align: {_message_of(error)}")
 
 
-def _explain(error: BaseException) -> str:
+def _message_of(error: BaseException) -> str:
     if isinstance(error, AlignError):
         return str(error)
     if isinstance(error.__cause__, AlignError):  # Hydra wraps what its plugins raise

@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from align.cli.compose import AlignSearchPath, as_yaml, check_composition, plan_of, resolved
-from align.cli.errors import explain
+from align.cli.errors import message_of
 from align.cli.schema import ROOT
 from align.errors import AlignError, AlignWarning
 from align.library_variables import prepare
@@ -67,7 +67,7 @@ def warning_line(message: Warning | str, category: type[Warning], *place: Any) -
 
 def say(error: Exception, full: bool) -> None:
     """An error on stderr: the few lines that a user needs, or with `full` the traceback."""
-    text = "".join(traceback.format_exception(error)) if full else f"{explain(error)}\n"
+    text = "".join(traceback.format_exception(error)) if full else f"{message_of(error)}\n"
     print(text, end="", file=sys.stderr, flush=True)
 
 
@@ -98,9 +98,9 @@ def run(words: list[str]) -> dict | None:
         return _loaded(added[command])(words)
     if command == "plugins":
         if words[:1] == ["--explain"]:
-            from align.cli.methods import explain
+            from align.cli.methods import message_of
 
-            print(explain(words[1:]))
+            print(message_of(words[1:]))
             return None
         from align.cli.plugins import print_plugins
 

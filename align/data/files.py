@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from align.data.columns import renamed
-from align.data.formats import Meant, check_columns, meanings, shape, understand
+from align.data.formats import Record, check_columns, meanings, shape, understand
 from align.data.reading import Placed, on_hub, read_rows
 from align.data.source import LIKE, Source, Split
 from align.errors import AlignError
@@ -100,7 +100,7 @@ class FileData:
             )
         return _split(train, held_out, purpose)
 
-    def _read(self, path: str, key: str, purpose: str) -> list[Meant]:
+    def _read(self, path: str, key: str, purpose: str) -> list[Record]:
         return understand(self._rows(path, key, purpose, self.rows), self.format, purpose, self.report_by)
 
     def _rows(self, path: str, key: str, purpose: str, most: int | None) -> list[Placed]:
@@ -116,7 +116,7 @@ class FileData:
             )
 
 
-def hold_out(rows: list[Meant], share: float, purpose: str) -> tuple[list[Meant], list[Meant]]:
+def hold_out(rows: list[Record], share: float, purpose: str) -> tuple[list[Record], list[Record]]:
     """Rows to train on and rows held out, by the hash of each row's identity."""
     if share == 0:
         return rows, []
@@ -142,7 +142,7 @@ def _place(identity: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _split(train: list[Meant], held_out: list[Meant], purpose: str) -> Split:
+def _split(train: list[Record], held_out: list[Record], purpose: str) -> Split:
     rows = [row.row for row in train]
     others = [row.row for row in held_out]
     if LIKE.get(purpose, purpose) == "ppo":

@@ -37,14 +37,14 @@ REWARD_KEYWORDS = ("prompts", "completions", "trainer_state", "log_extra", "log_
 
 
 @dataclass
-class Meant:
+class Record:
     """A row as a stage wants it, and the text that tells whether two rows are about the same prompt."""
 
     row: dict
     identity: str
 
 
-def for_ppo(columns: Columns, prompt: str | list) -> Meant:
+def for_ppo(columns: Columns, prompt: str | list) -> Record:
     """The prompt with all other columns of the row, as they are: reward functions are handed them."""
     taken = [name for name in columns.row if name in REWARD_KEYWORDS]
     if taken:
@@ -52,7 +52,7 @@ def for_ppo(columns: Columns, prompt: str | list) -> Meant:
             f"has the column {taken[0]!r}, which is a keyword of every reward function", "another name for it"
         )
     others = {name: value for name, value in columns.row.items() if name not in UNFORWARDED}
-    return Meant({"prompt": prompt, **others}, identity(prompt))
+    return Record({"prompt": prompt, **others}, identity(prompt))
 
 
 def identity(prompt: str | list[dict]) -> str:
@@ -61,7 +61,7 @@ def identity(prompt: str | list[dict]) -> str:
     return json.dumps([[message["role"], message["content"]] for message in prompt], ensure_ascii=False)
 
 
-def prompt_alone(columns: Columns) -> Meant:
+def prompt_alone(columns: Columns) -> Record:
     return for_ppo(columns, columns.text_or_messages("prompt"))
 
 
@@ -161,7 +161,7 @@ def check_preferring(rows: list[dict], key: str) -> None:
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
-def _preference(columns: Columns) -> Meant:
+def _preference(columns: Columns) -> Record:
     prompt, chosen, rejected = _pair(columns)
     row = {"chosen": chosen, "rejected": rejected}
     if prompt is not None:
@@ -172,7 +172,7 @@ def _preference(columns: Columns) -> Meant:
         row["share"] = _share(columns)
     if prompt is None:
         prompt = chosen if isinstance(chosen, str) else (chosen[:-1] or chosen)
-    return Meant(row, identity(prompt))
+    return Record(row, identity(prompt))
 
 
 def _share(columns: Columns) -> float:
@@ -185,16 +185,16 @@ def _share(columns: Columns) -> float:
     return share
 
 
-def _preferred(columns: Columns) -> Meant:
+def _preferred(columns: Columns) -> Record:
     prompt, chosen, _ = _explicit_pair(columns)
-    return Meant({"prompt": prompt, "completion": chosen}, identity(prompt))
+    return Record({"prompt": prompt, "completion": chosen}, identity(prompt))
 
 
-def _preference_of_a_prompt(columns: Columns) -> Meant:
+def _preference_of_a_prompt(columns: Columns) -> Record:
     return _paired(*_explicit_pair(columns))
 
 
-def _marked_pair(columns: Columns) -> list[Meant]:
+def _marked_pair(columns: Columns) -> list[Record]:
     return _marked(*_explicit_pair(columns))
 
 
@@ -211,54 +211,54 @@ def _explicit_pair(columns: Columns) -> tuple[str | list, str | list, str | list
     return prompt, chosen, rejected
 
 
-def _paired(prompt: str | list, chosen: str | list, rejected: str | list) -> Meant:
-    return Meant({"prompt": prompt, "chosen": chosen, "rejected": rejected}, identity(prompt))
+def _paired(prompt: str | list, chosen: str | list, rejected: str | list) -> Record:
+    return Record({"prompt": prompt, "chosen": chosen, "rejected": rejected}, identity(prompt))
 
 
-def _marked(prompt: str | list, good: str | list, bad: str | list) -> list[Meant]:
+def _marked(prompt: str | list, good: str | list, bad: str | list) -> list[Record]:
     """The two sides of a pair on their own, for kto."""
     sides = ((good, True), (bad, False))
-    return [Meant({"prompt": prompt, "completion": c, "label": label}, identity(prompt)) for c, label in sides]
+    return [Record({"prompt": prompt, "completion": c, "label": label}, identity(prompt)) for c, label in sides]
 
 
-def _unpaired(columns: Columns) -> Meant:
+def _unpaired(columns: Columns) -> Record:
     prompt, completion = columns.text_or_messages("prompt"), columns.text_or_messages("completion")
     row = {"prompt": prompt, "completion": completion, "label": columns.label("label")}
-    return Meant(row, identity(prompt))
+    return Record(row, identity(prompt))
 
 
-def _best(columns: Columns) -> list[Meant]:
+def _best(columns: Columns) -> list[Record]:
     prompt, completions, ranks = ranked(columns)
     best = completions[ranks.index(min(ranks))]
-    return [Meant({"prompt": prompt, "completion": best}, identity(prompt))]
+    return [Record({"prompt": prompt, "completion": best}, identity(prompt))]
 
 
-def _best_against_worst(columns: Columns) -> list[Meant]:
+def _best_against_worst(columns: Columns) -> list[Record]:
     found = best_and_worst(columns)
     return [_paired(*found)] if found else []
 
 
-def _ranking(columns: Columns) -> list[Meant]:
+def _ranking(columns: Columns) -> list[Record]:
     """The whole of it, with the rank of each answer, 0 the best; nothing where all tie."""
     prompt, completions, ranks = ranked(columns)
     if len(set(ranks)) == 1:
         return []
-    return [Meant({"prompt": prompt, "completions": completions, "ranks": ranks}, identity(prompt))]
+    return [Record({"prompt": prompt, "completions": completions, "ranks": ranks}, identity(prompt))]
 
 
-def _rating(columns: Columns) -> Meant:
+def _rating(columns: Columns) -> Record:
     prompt, completion = columns.text_or_messages("prompt"), columns.text_or_messages("completion")
     if type(prompt) is not type(completion):
         raise columns.error("mixes strings and lists of messages", "prompt and completion in one way")
-    return Meant({"prompt": prompt, "completion": completion, "rating": columns.number("rating")}, identity(prompt))
+    return Record({"prompt": prompt, "completion": completion, "rating": columns.number("rating")}, identity(prompt))
 
 
-def _marked_best_and_worst(columns: Columns) -> list[Meant]:
+def _marked_best_and_worst(columns: Columns) -> list[Record]:
     found = best_and_worst(columns)
     return _marked(*found) if found else []
 
 
-def _prompt_of_preference(columns: Columns) -> Meant:
+def _prompt_of_preference(columns: Columns) -> Record:
     prompt, chosen, _ = _pair(columns)
     return for_ppo(columns, _implicit_prompt(columns, chosen) if prompt is None else prompt)
 
@@ -289,26 +289,26 @@ def _implicit_prompt(columns: Columns, chosen: str | list) -> list:
     return chosen[:-1]
 
 
-def _prompt_of_ranking(columns: Columns) -> Meant:
+def _prompt_of_ranking(columns: Columns) -> Record:
     others = {name: value for name, value in columns.row.items() if name != "completions"}
     return prompt_alone(dataclasses.replace(columns, row=others))
 
 
-def _dialogue(columns: Columns) -> Meant:
+def _dialogue(columns: Columns) -> Record:
     prompt, chosen, rejected = split_dialogue(columns)
-    return Meant({"prompt": prompt, "chosen": chosen, "rejected": rejected}, prompt)
+    return Record({"prompt": prompt, "chosen": chosen, "rejected": rejected}, prompt)
 
 
-def _dialogue_preferred(columns: Columns) -> Meant:
+def _dialogue_preferred(columns: Columns) -> Record:
     prompt, chosen, _ = split_dialogue(columns)
-    return Meant({"prompt": prompt, "completion": chosen}, prompt)
+    return Record({"prompt": prompt, "completion": chosen}, prompt)
 
 
-def _marked_dialogue(columns: Columns) -> list[Meant]:
+def _marked_dialogue(columns: Columns) -> list[Record]:
     return _marked(*split_dialogue(columns))
 
 
-def _prompt_of_dialogue(columns: Columns) -> Meant:
+def _prompt_of_dialogue(columns: Columns) -> Record:
     return for_ppo(columns, split_dialogue(columns)[0])
 
 
@@ -346,7 +346,7 @@ RATINGS = {"rm": _rating, "ppo": prompt_alone}
 UNPAIRED = {"kto": _unpaired, "ppo": prompt_alone}
 
 
-def understand(rows: list[Placed], format: str, purpose: str, report_by: str | None = None) -> list[Meant]:
+def understand(rows: list[Placed], format: str, purpose: str, report_by: str | None = None) -> list[Record]:
     """Every row as `purpose` wants it. Raises AlignError, naming the row, for what does not fit.
 
     The value of the column `report_by` stays with the row, as the string `group`.
@@ -361,17 +361,17 @@ def understand(rows: list[Placed], format: str, purpose: str, report_by: str | N
     return [one for _, one in found]
 
 
-def meanings(rows: list[Placed], format: str, purpose: str, report_by: str | None = None) -> list[tuple[str, Meant]]:
+def meanings(rows: list[Placed], format: str, purpose: str, report_by: str | None = None) -> list[tuple[str, Record]]:
     """As `understand`, each row by itself, with its place; a row that says nothing is left out."""
     convert = _conversion(format, purpose)
-    found: list[tuple[str, Meant]] = []
+    found: list[tuple[str, Record]] = []
     for place, row in rows:
         columns = Columns(place, row, format, purpose, fitting)
-        meant = convert(columns)
-        several = meant if isinstance(meant, list) else [meant]
+        record = convert(columns)
+        several = record if isinstance(record, list) else [record]
         if report_by is not None:
             group = _group(columns, report_by)
-            several = [Meant({**one.row, GROUP: group}, one.identity) for one in several]
+            several = [Record({**one.row, GROUP: group}, one.identity) for one in several]
         found += [(place, one) for one in several]
     return found
 
@@ -407,11 +407,11 @@ def check_columns(columns: Mapping[str, str], format: str, purpose: str, report_
             )
 
 
-def shape(meant: Meant, purpose: str) -> str:
+def shape(record: Record, purpose: str) -> str:
     """What all rows of one data set must have in common, in words."""
     # For ppo the other columns are anybody's, and rows may lack some.
-    columns = ["prompt"] if LIKE.get(purpose, purpose) == "ppo" else sorted(meant.row)
-    content = meant.row.get("prompt", meant.row.get("chosen"))
+    columns = ["prompt"] if LIKE.get(purpose, purpose) == "ppo" else sorted(record.row)
+    content = record.row.get("prompt", record.row.get("chosen"))
     kind = " as messages" if isinstance(content, list) else ""
     return " ".join(columns) + kind
 
@@ -425,7 +425,7 @@ def _group(columns: Columns, report_by: str) -> str:
     return str(columns.row[report_by])
 
 
-def _conversion(format: str, purpose: str) -> Callable[[Columns], Meant | list[Meant]]:
+def _conversion(format: str, purpose: str) -> Callable[[Columns], Record | list[Record]]:
     assert purpose in PURPOSES, purpose
     meaning = LIKE.get(purpose, purpose)
     if meaning in FORMATS.get(format, {}):
@@ -435,34 +435,34 @@ def _conversion(format: str, purpose: str) -> Callable[[Columns], Meant | list[M
     raise AlignError(f"{purpose}.data.format={format} {problem}: use one of {serving}")
 
 
-def _text(columns: Columns) -> Meant:
+def _text(columns: Columns) -> Record:
     text = columns.text("text")
-    return Meant({"text": text}, text)
+    return Record({"text": text}, text)
 
 
-def _joined(columns: Columns) -> Meant:
+def _joined(columns: Columns) -> Record:
     prompt = columns.text("prompt")
-    return Meant({"text": prompt + columns.text("completion")}, prompt)
+    return Record({"text": prompt + columns.text("completion")}, prompt)
 
 
-def _prompt_completion(columns: Columns) -> Meant:
+def _prompt_completion(columns: Columns) -> Record:
     prompt = columns.text("prompt")
-    return Meant({"prompt": prompt, "completion": columns.text("completion")}, prompt)
+    return Record({"prompt": prompt, "completion": columns.text("completion")}, prompt)
 
 
-def _prompt_of_completion(columns: Columns) -> Meant:
+def _prompt_of_completion(columns: Columns) -> Record:
     return for_ppo(columns, columns.text("prompt"))
 
 
-def _conversation(columns: Columns) -> Meant:
+def _conversation(columns: Columns) -> Record:
     if columns.has("messages"):
         messages = columns.messages("messages")
-        return Meant({"messages": messages}, identity(_before_the_answer(messages)))
+        return Record({"messages": messages}, identity(_before_the_answer(messages)))
     prompt = columns.messages("prompt", instead="messages")
-    return Meant({"prompt": prompt, "completion": columns.messages("completion")}, identity(prompt))
+    return Record({"prompt": prompt, "completion": columns.messages("completion")}, identity(prompt))
 
 
-def _prompt_of_conversation(columns: Columns) -> Meant:
+def _prompt_of_conversation(columns: Columns) -> Record:
     if not columns.has("messages"):
         return for_ppo(columns, columns.messages("prompt", instead="messages"))
     prompt = _before_the_answer(columns.messages("messages"))
@@ -475,7 +475,7 @@ def _before_the_answer(messages: list[dict]) -> list[dict]:
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
-FORMATS: dict[str, dict[str, Callable[[Columns], Meant]]] = {
+FORMATS: dict[str, dict[str, Callable[[Columns], Record]]] = {
     "text": {"pretrain": _text, "sft": _text},
     "prompts": {"ppo": prompt_alone},
     "prompt_completion": {"pretrain": _joined, "sft": _prompt_completion, "ppo": _prompt_of_completion},

@@ -14,8 +14,8 @@ from align.config.choices import REWARD_BACKBONES
 from align.errors import AlignError
 from align.rewards.typed import chosen_at
 from align.roles.folder import SCORE, inspect
-from align.roles.placement import Seating, Setting
-from align.roles.shared_rewards import Bench, Seat
+from align.roles.placement import Placement, RunContext
+from align.roles.shared_rewards import RewardSlot, SharedRewardModels
 from align.roles.tokenizer import load_tokenizer
 from align.types import RewardState, Rollout, Scored, Texts
 
@@ -28,20 +28,20 @@ class ModelReward:
     def __init__(
         self,
         path: str,
-        setting: Setting,
+        context: RunContext,
         tokenizer: PreTrainedTokenizerBase,
         normalize: bool = True,
         zero: Zero | None = None,
         backbone: str = "own",
-        seats: Seating | None = None,
-        bench: Bench | None = None,
+        placement: Placement | None = None,
+        shared: SharedRewardModels | None = None,
         key: str = "reward",
     ) -> None:
         """`tokenizer` is the policy's: a reward model with another one is refused.
 
         `backbone` is shared (its adapter and head on the actor's base, in the same trunk pass as the other roles,
-        which need a seat in `seats`), own, or auto. Raises AlignError where `shared` cannot be. On a backbone of its
-        own it stands together with those of `bench` that have its base. Errors name it by its `key`.
+        which needs `placement`), own, or auto. Raises AlignError where `shared` cannot be. On a backbone of its
+        own it stands together with those of `shared` that have its base. Errors name it by its `key`.
         """
         if backbone not in REWARD_BACKBONES:
             raise AlignError(f"{key}.backbone={backbone}: use one of {', '.join(REWARD_BACKBONES)}")
@@ -49,28 +49,28 @@ class ModelReward:
         check_same_tokenizer(load_tokenizer(path, f"{key}.path"), tokenizer, f"{key}.path")
         self.mean, self.std = (0.0, 1.0) if not normalize else score_scale(Path(path))
         for warning in warnings_of(Path(path)):
-            setting.tell(f"reward: warning about {path}: {warning}")
+            context.tell(f"reward: warning about {path}: {warning}")
         scale = f"score shifted by {-self.mean:.2f} and divided by {self.std:.2f}"
         self.column, apart = -1, "asked for" if backbone == "own" else "there is no actor"
-        if backbone != "own" and seats:
-            self.column, apart = seats.seat_reward(folder, zero)
+        if backbone != "own" and placement:
+            self.column, apart = placement.place_reward(folder, zero)
         if apart and backbone == "shared":
             raise AlignError(
                 f"{key}.backbone=shared: the reward model cannot sit on the actor's base: {apart}\n"
                 f"  use {key}.backbone=own"
             )
-        self.seat: Seat | None = None
+        self.slot: RewardSlot | None = None
         self.wants = {"reward"}
         if not apart:
-            setting.tell(f"reward: the adapter of {path} on the actor's base, {scale}")
+            context.tell(f"reward: the adapter of {path} on the actor's base, {scale}")
             return
-        self.seat, self.column = (bench or Bench(setting)).seat(folder, zero)
+        self.slot, self.column = (shared or SharedRewardModels(context)).add(folder, zero)
         self.wants = set()
-        whose = f"on the backbone of {self.seat.path}" if self.column else "a backbone of its own"
-        setting.tell(f"reward: {path}, {scale}; {whose} ({apart})")
+        whose = f"on the backbone of {self.slot.path}" if self.column else "a backbone of its own"
+        context.tell(f"reward: {path}, {scale}; {whose} ({apart})")
 
     def __call__(self, rollout: Rollout, texts: Texts, state: RewardState) -> Scored:
-        raw_BK = self.seat.scores(rollout) if self.seat else state.scores.reward_BK
+        raw_BK = self.slot.scores(rollout) if self.slot else state.scores.reward_BK
         score_B: Tensor = (raw_BK[:, self.column] - self.mean) / self.std
         return Scored(score_B, {self.name: score_B})
 

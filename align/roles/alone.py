@@ -16,7 +16,7 @@ from align.engine.plain import PlainEngine
 from align.roles.backbone import Backbone
 from align.roles.folder import CAUSAL, inspect
 from align.roles.loading import load_frozen
-from align.roles.placement import Seating, Setting
+from align.roles.placement import Placement, RunContext
 from align.roles.policy import TrainedPolicy
 from align.roles.roles import Roles
 from align.roles.specs import Actor, Critic, Reference
@@ -54,7 +54,7 @@ def load_roles(
     Raises AlignError where `path` holds no language model.
     """
     with folder_or_temporary(out) as home:
-        setting = Setting(
+        context = RunContext(
             torch.device(device),
             torch.float32,
             lambda m, rates, norm, zero: PlainEngine(m, rates, norm),
@@ -62,12 +62,12 @@ def load_roles(
             steps=steps,
         )
         plus = {"loraplus_lr_ratio": loraplus_lr_ratio}
-        seats = Seating(setting, Actor(path, "auto", learning_rate, peft, None, **plus))
-        Reference("auto", None).seat(seats)
+        placement = Placement(context, Actor(path, "auto", learning_rate, peft, None, **plus))
+        Reference("auto", None).place(placement)
         if critic is not None:
-            Critic(critic_path or path, "auto", learning_rate, peft, None, critic, **plus).seat(seats)
+            Critic(critic_path or path, "auto", learning_rate, peft, None, critic, **plus).place(placement)
     tokenizer = load_tokenizer(path, "path")
-    return seats.roles(micro_batch_size), tokenizer, stop_ids(path, tokenizer)
+    return placement.roles(micro_batch_size), tokenizer, stop_ids(path, tokenizer)
 
 
 @contextmanager

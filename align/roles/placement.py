@@ -1,4 +1,4 @@
-"""Who sits on which backbone, while the roles are being built: their engines come last."""
+"""The backbones of a run and the roles on each, while the roles are built: their engines come last."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class ActorSpec(Protocol):
     warmup_steps: int
     zero: Zero | None
 
-    def load(self, setting: Setting) -> Start: ...
+    def load(self, context: RunContext) -> Start: ...
 
 
 @dataclass
-class Setting:
+class RunContext:
     """What all roles of one run have in common."""
 
     device: torch.device
@@ -64,7 +64,7 @@ class Setting:
 
 
 @dataclass
-class Plan:
+class PlacedBackbone:
     """A backbone that is to get an engine, and the learning rates of the roles that train on it."""
 
     backbone: Backbone
@@ -72,27 +72,29 @@ class Plan:
     rates: dict[str, float] = field(default_factory=dict)
 
 
-class Seating:
+class Placement:
     """Starts with the actor on a backbone of its own; the other roles join it there or bring their own."""
 
-    def __init__(self, setting: Setting, actor: ActorSpec) -> None:
-        self.setting = setting
+    def __init__(self, context: RunContext, actor: ActorSpec) -> None:
+        self.context = context
         self.spec = actor
-        self.actor = actor.load(setting)
+        self.actor = actor.load(context)
         self.schedules: dict[str, Schedule] = {}
-        self.plans: list[Plan] = []
+        self.plans: list[PlacedBackbone] = []
         adapter = "default" if isinstance(self.actor.model, PeftModel) else None
         self.home = self.add(self.actor.model, {ACTOR: adapter}, actor.zero)
         self.trains(ACTOR, self.home, actor)
 
-    def add(self, model: PreTrainedModel | PeftModel, adapters: dict[str, str | None], zero: Zero | None) -> Plan:
-        """A plan for `model`, on which roles sit by `adapters`."""
-        self.setting.linear.apply(model, self.setting.tell)
-        plan = Plan(Backbone(model, self.setting.autocast, adapters), zero)
+    def add(
+        self, model: PreTrainedModel | PeftModel, adapters: dict[str, str | None], zero: Zero | None
+    ) -> PlacedBackbone:
+        """A backbone of `model`, with roles by `adapters`."""
+        self.context.linear.apply(model, self.context.tell)
+        plan = PlacedBackbone(Backbone(model, self.context.autocast, adapters), zero)
         self.plans.append(plan)
         return plan
 
-    def trains(self, role: str, plan: Plan, spec: Any) -> None:
+    def trains(self, role: str, plan: PlacedBackbone, spec: Any) -> None:
         """`role` trains on `plan`'s backbone at the rate and schedule of its `spec`."""
         self.schedules[role] = Schedule(spec.learning_rate, spec.schedule, spec.warmup_steps)
         plan.rates[role] = self.schedules[role].rate(0, 1)
@@ -106,9 +108,9 @@ class Seating:
                 return f"{owner} is sharded at stage 3, which divides the base"
         return why_apart(self.actor, folder, peft, adapter)
 
-    def sit(
+    def join_actor(
         self, role: str, folder: Folder, peft: PeftConfig, zero: Zero | None, trained: bool
-    ) -> tuple[Plan, str, str]:
+    ) -> tuple[PlacedBackbone, str, str]:
         """Puts `role` on the actor's base with an adapter of its own; its plan, what was done, or why it was not.
 
         One engine trains both roles in one pass, unless either is under DeepSpeed, which would clip them together.
@@ -121,7 +123,7 @@ class Seating:
             return self.home, said, ""
         return self.add(self.actor.model, {role: role}, zero), said, ""
 
-    def seat_reward(self, folder: Folder, zero: Zero | None) -> tuple[int, str]:
+    def place_reward(self, folder: Folder, zero: Zero | None) -> tuple[int, str]:
         """Puts a reward model's adapter and score on the actor's base; its column of Scores.reward_BK, or why not."""
         heads = self.home.backbone.score_heads
         role = f"{REWARD}_{len(heads) + 1}" if heads else REWARD
@@ -134,7 +136,7 @@ class Seating:
         score = score_from(folder.path)
         if score is None:
             return -1, "its adapter's folder has no score head"
-        _, _, apart = self.sit(role, folder, peft, None, trained=False)
+        _, _, apart = self.join_actor(role, folder, peft, None, trained=False)
         if apart:
             return -1, apart
         heads[role] = score
@@ -144,12 +146,12 @@ class Seating:
         """The roles under their engines."""
         groups = []
         for plan in self.plans:
-            module = plan.backbone.to(self.setting.device).eval()
+            module = plan.backbone.to(self.context.device).eval()
             use_fast_loras(module.model)
-            if self.setting.gradient_checkpointing and plan.rates:
+            if self.context.gradient_checkpointing and plan.rates:
                 recompute_layers(module.model)
-            bound = self.setting.max_grad_norm if plan.rates else 0.0
-            engine = self.setting.engine(module, plan.rates or None, bound, plan.zero)
+            bound = self.context.max_grad_norm if plan.rates else 0.0
+            engine = self.context.engine(module, plan.rates or None, bound, plan.zero)
             groups.append(Group(module, engine, tuple(plan.rates)))
         return Roles(groups, micro_batch_size, micro_batch_tokens, self.schedules)
 
@@ -179,7 +181,7 @@ def why_settings_apart(
         return f"PEFT trains one {mine.peft_type.value} adapter a model"
     if folder.base and adapter == "new":
         return "its earlier adapter is merged into a base of its own"
-    if place(folder.base or folder.path) != place(base):
+    if real_path(folder.base or folder.path) != real_path(base):
         return f"it stands on {folder.base or folder.path}, the actor on {base}"
     return ""
 
@@ -202,6 +204,6 @@ def join(actor: Start, name: str, folder: Folder, peft: PeftConfig, trained: boo
     return f"the adapter of {folder.path}", ""
 
 
-def place(path: str) -> str:
+def real_path(path: str) -> str:
     """A folder's real place; a hub name as it is."""
     return str(Path(path).resolve()) if Path(path).exists() else path

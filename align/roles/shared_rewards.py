@@ -15,7 +15,7 @@ from align.peft.adapters import routed, routes_rows
 from align.roles.folder import SCORE, Folder
 from align.roles.loading import load_plain
 from align.roles.modules import BATCH, ScoreModule, score_rollout
-from align.roles.placement import Setting, place
+from align.roles.placement import RunContext, real_path
 from align.types import Rollout, TrainEngine
 
 
@@ -44,7 +44,7 @@ class SharedScores(nn.Module):
 
 
 @dataclass
-class Seat:
+class RewardSlot:
     """Where a reward model is asked: a rollout's scores are computed once for all on its base."""
 
     shared: SharedScores
@@ -62,33 +62,33 @@ class Seat:
 
 
 @dataclass
-class Bench:
-    """Where reward models sit that are asked about the same rollouts."""
+class SharedRewardModels:
+    """Reward models, apart from the actor, that score the same rollouts."""
 
-    setting: Setting
-    seats: dict[tuple[str, str], Seat] = field(default_factory=dict)
+    context: RunContext
+    slots: dict[tuple[str, str], RewardSlot] = field(default_factory=dict)
 
-    def seat(self, folder: Folder, zero: Zero | None) -> tuple[Seat, int]:
-        """Loads a reward model, on the base of an earlier one where it can stand there; its seat and column."""
+    def add(self, folder: Folder, zero: Zero | None) -> tuple[RewardSlot, int]:
+        """Loads a reward model, on the base of an earlier one where it can stand there; its slot and column."""
         peft = PeftConfig.from_pretrained(folder.path) if folder.base else None
         if peft is None or zero is not None or not routes_rows(peft) or getattr(peft, "bias", "none") != "none":
             return self._load(folder, zero), 0
-        key = place(folder.base), str(peft.peft_type)
-        if key in self.seats:
-            shared = self.seats[key].shared
+        key = real_path(folder.base), str(peft.peft_type)
+        if key in self.slots:
+            shared = self.slots[key].shared
             shared.add(folder.path)
-            self.setting.linear.apply(shared.module.model)
-            shared.to(self.setting.device)
-            return self.seats[key], len(shared.adapters) - 1
-        self.seats[key] = self._load(folder, zero)
-        return self.seats[key], 0
+            self.context.linear.apply(shared.module.model)
+            shared.to(self.context.device)
+            return self.slots[key], len(shared.adapters) - 1
+        self.slots[key] = self._load(folder, zero)
+        return self.slots[key], 0
 
-    def _load(self, folder: Folder, zero: Zero | None) -> Seat:
-        setting = self.setting
-        model = load_plain(folder.base or folder.path, SCORE, setting.dtype)
+    def _load(self, folder: Folder, zero: Zero | None) -> RewardSlot:
+        context = self.context
+        model = load_plain(folder.base or folder.path, SCORE, context.dtype)
         if folder.base:
             model = PeftModel.from_pretrained(model, folder.path)
-        setting.linear.apply(model)
-        module = ScoreModule(model.requires_grad_(False).eval(), setting.autocast)
-        shared = SharedScores(module).to(setting.device)
-        return Seat(shared, setting.engine(shared, None, 0.0, zero), folder.path)
+        context.linear.apply(model)
+        module = ScoreModule(model.requires_grad_(False).eval(), context.autocast)
+        shared = SharedScores(module).to(context.device)
+        return RewardSlot(shared, context.engine(shared, None, 0.0, zero), folder.path)

@@ -1,6 +1,6 @@
-"""The roles as configuration describes them; each takes its seat on a backbone.
+"""The roles as configuration describes them; each is placed on a backbone.
 
-Replaced by a `_target_` of one's own: a class with the same `load` or `seat`.
+Replaced by a `_target_` of one's own: a class with the same `load` or `place`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from align.roles.critic import saved_score, take_score, value_head
 from align.roles.folder import CAUSAL, SCORE
 from align.roles.loading import load_frozen, look
 from align.roles.modules import plain
-from align.roles.placement import Plan, Seating, Setting
+from align.roles.placement import PlacedBackbone, Placement, RunContext
 from align.roles.start import Start, start
 
 
@@ -37,12 +37,12 @@ class Actor:
     warmup_steps: int = 0
     loraplus_lr_ratio: float | None = None
 
-    def load(self, setting: Setting) -> Start:
+    def load(self, context: RunContext) -> Start:
         begun = start(
-            self.path, key="actor", head=CAUSAL, peft=planned(self.peft, setting.steps, "actor"), adapter=self.adapter,
-            out=setting.out, dtype=setting.dtype, kinds=(CAUSAL,),
+            self.path, key="actor", head=CAUSAL, peft=planned(self.peft, context.steps, "actor"), adapter=self.adapter,
+            out=context.out, dtype=context.dtype, kinds=(CAUSAL,),
         )  # fmt: skip
-        setting.tell(f"actor: {begun.said}")
+        context.tell(f"actor: {begun.said}")
         return begun
 
 
@@ -51,23 +51,23 @@ class Reference:
     path: str
     zero: Zero | None
 
-    def seat(self, seats: Seating) -> None:
-        """The policy at step 0; seated before critic and reward, since it may copy the actor's model.
+    def place(self, placement: Placement) -> None:
+        """The policy at step 0; placed before critic and reward, since it may copy the actor's model.
 
         On the actor's own backbone: the base without adapter where the adapter starts at identity, else a frozen
         copy of the adapter. A copy of the whole model where the actor trains in full, or where the two are
         sharded differently.
         """
-        tell, actor, home = seats.setting.tell, seats.actor, seats.home
+        tell, actor, home = placement.context.tell, placement.actor, placement.home
         if self.path != "auto":
-            self._other(seats)
+            self._other(placement)
             return
-        sharded = seats.spec.zero is not None and seats.spec.zero.stage == 3
+        sharded = placement.spec.zero is not None and placement.spec.zero.stage == 3
         if not isinstance(actor.model, PeftModel) or sharded or self.zero is not None:
             why = "sharded on its own" if isinstance(actor.model, PeftModel) else "the actor trains all weights"
             tell(f"reference: a frozen copy of the actor's model ({why})")
             # in the actor's own dtype: another one would be another policy
-            self._frozen(seats, copy.deepcopy(actor.model))
+            self._frozen(placement, copy.deepcopy(actor.model))
         elif actor.fresh and computes_nothing_yet(actor.model):
             tell("reference: the actor's base without its adapter")
             home.backbone.adapters[REFERENCE] = None
@@ -76,22 +76,22 @@ class Reference:
             tell("reference: a frozen copy of the actor's first adapter, on the same base")
             home.backbone.adapters[REFERENCE] = COPY
 
-    def _other(self, seats: Seating) -> None:
+    def _other(self, placement: Placement) -> None:
         """A policy of its own folder: its adapter on the actor's base where it stands there, else its model."""
         folder = look(self.path, "reference", (CAUSAL,))
         if folder.base and self.zero is None:
             peft = PeftConfig.from_pretrained(folder.path)
-            if not seats.why_apart(folder, peft, None):
-                _, said, apart = seats.sit(REFERENCE, folder, peft, None, trained=False)
+            if not placement.why_apart(folder, peft, None):
+                _, said, apart = placement.join_actor(REFERENCE, folder, peft, None, trained=False)
                 if not apart:
-                    seats.setting.tell(f"reference: {said}, frozen, on the actor's base")
+                    placement.context.tell(f"reference: {said}, frozen, on the actor's base")
                     return
-        seats.setting.tell(f"reference: {folder.path}, frozen")
-        self._frozen(seats, load_frozen(folder, seats.setting.dtype))
+        placement.context.tell(f"reference: {folder.path}, frozen")
+        self._frozen(placement, load_frozen(folder, placement.context.dtype))
 
-    def _frozen(self, seats: Seating, model: PeftModel) -> None:
+    def _frozen(self, placement: Placement, model: PeftModel) -> None:
         adapter = "default" if isinstance(model, PeftModel) else None
-        seats.add(model.requires_grad_(False), {REFERENCE: adapter}, self.zero)
+        placement.add(model.requires_grad_(False), {REFERENCE: adapter}, self.zero)
 
 
 @dataclass
@@ -107,7 +107,7 @@ class Critic:
     warmup_steps: int = 0
     loraplus_lr_ratio: float | None = None
 
-    def seat(self, seats: Seating) -> None:
+    def place(self, placement: Placement) -> None:
         """A value head on the actor's trunk, or with an adapter of its own on the actor's base, or on its own.
 
         From a reward model: its adapter, and its head divided by the score's deviation.
@@ -115,20 +115,20 @@ class Critic:
         if self.backbone not in CRITIC_BACKBONES:
             raise AlignError(f"critic.backbone={self.backbone}: use one of {', '.join(CRITIC_BACKBONES)}")
         if self.backbone == "head":
-            self._on_the_trunk(seats)
+            self._on_the_trunk(placement)
             return
-        apart = "asked for" if self.backbone == "own" else self._beside_the_actor(seats)
+        apart = "asked for" if self.backbone == "own" else self._beside_the_actor(placement)
         if apart and self.backbone == "adapter":
             raise AlignError(
                 f"critic=adapter: the critic cannot sit on the actor's base: {apart}\n"
                 "  use critic=own, critic=head, or critic=auto"
             )
         if apart:
-            self._alone(seats, apart)
+            self._alone(placement, apart)
 
-    def _on_the_trunk(self, seats: Seating) -> None:
+    def _on_the_trunk(self, placement: Placement) -> None:
         """The trunk is the actor's, adapter and all; how far the value shapes it is `trunk_gradient`."""
-        home = seats.home.backbone
+        home = placement.home.backbone
         body = [n for n, p in home.model.named_parameters() if p.requires_grad and "lm_head" not in n]
         if self.trunk_gradient and not body:
             raise AlignError(
@@ -137,36 +137,38 @@ class Critic:
             )
         home.adapters[CRITIC] = home.adapters[ACTOR]
         home.value_gradient = self.trunk_gradient
-        said = self._give_head(seats.home, None)
-        seats.trains(CRITIC, seats.home, self)
-        seats.setting.tell(f"critic: {said} on the actor's trunk (critic.peft and critic.zero are the actor's)")
+        said = self._give_head(placement.home, None)
+        placement.trains(CRITIC, placement.home, self)
+        placement.context.tell(f"critic: {said} on the actor's trunk (critic.peft and critic.zero are the actor's)")
 
-    def _beside_the_actor(self, seats: Seating) -> str:
+    def _beside_the_actor(self, placement: Placement) -> str:
         folder = look(self.path, "critic", (CAUSAL, SCORE))
-        if apart := seats.why_apart(folder, self.peft, self.zero, self.adapter):
+        if apart := placement.why_apart(folder, self.peft, self.zero, self.adapter):
             return apart
-        plan, said, apart = seats.sit(CRITIC, folder, self.peft, self.zero, trained=True)
+        plan, said, apart = placement.join_actor(CRITIC, folder, self.peft, self.zero, trained=True)
         if apart:
             return apart
         score = saved_score(folder.path) if folder.base else None
         head = self._give_head(plan, score)
-        seats.trains(CRITIC, plan, self)
-        seats.setting.tell(f"critic: {said} on the actor's base; {head}")
+        placement.trains(CRITIC, plan, self)
+        placement.context.tell(f"critic: {said} on the actor's base; {head}")
         return ""
 
-    def _alone(self, seats: Seating, why: str) -> None:
-        setting = seats.setting
+    def _alone(self, placement: Placement, why: str) -> None:
+        context = placement.context
         begun = start(
-            self.path, key="critic", head=SCORE, peft=planned(self.peft, setting.steps, "critic"), adapter=self.adapter,
-            out=setting.out / "critic", dtype=setting.dtype,
+            self.path, key="critic", head=SCORE, peft=planned(self.peft, context.steps, "critic"), adapter=self.adapter,
+            out=context.out / "critic", dtype=context.dtype,
         )  # fmt: skip
         score = take_score(begun.model)
-        plan = seats.add(begun.model, {CRITIC: "default" if isinstance(begun.model, PeftModel) else None}, self.zero)
+        plan = placement.add(
+            begun.model, {CRITIC: "default" if isinstance(begun.model, PeftModel) else None}, self.zero
+        )
         head = self._give_head(plan, score)
-        seats.trains(CRITIC, plan, self)
-        setting.tell(f"critic: {begun.said}; {head}; a backbone of its own ({why})")
+        placement.trains(CRITIC, plan, self)
+        context.tell(f"critic: {begun.said}; {head}; a backbone of its own ({why})")
 
-    def _give_head(self, plan: Plan, score_1D: Tensor | None) -> str:
+    def _give_head(self, plan: PlacedBackbone, score_1D: Tensor | None) -> str:
         width = plain(plan.backbone.model).config.hidden_size
         plan.backbone.value_head, said = value_head(score_1D, self.path, width)
         return said

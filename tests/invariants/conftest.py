@@ -14,7 +14,7 @@ from align.engine.plain import PlainEngine
 from align.ppo.options import PPOOptions
 from align.ppo.rollouts import as_rows
 from align.ppo.step import PPO
-from align.roles.placement import Seating, Setting
+from align.roles.placement import Placement, RunContext
 from align.roles.specs import Actor, Critic, Reference
 from align.rollout.hf import HFRollout
 from align.types import Sampling
@@ -62,20 +62,20 @@ def make(base, tokenizer, tmp_path_factory) -> Callable[..., PPO]:
     ) -> PPO:
         torch.manual_seed(0)
         chosen = PPOOptions(**{"batch_size": 8, "micro_batch_size": 8, **options})
-        setting = Setting(
+        context = RunContext(
             torch.device("cpu"), torch.float32, engine, tmp_path_factory.mktemp("run"),
             max_grad_norm=chosen.max_grad_norm, gradient_checkpointing=checkpointing,
         )  # fmt: skip
         full = setup.startswith("full")
         lora = None if full else LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-        seats = Seating(setting, Actor(path, "auto", RATE, lora, None))
-        Reference(reference, None).seat(seats)
+        placement = Placement(context, Actor(path, "auto", RATE, lora, None))
+        Reference(reference, None).place(placement)
         kind = {"full": "own", "full_head": "head"}.get(setup, setup)
-        Critic(path, "auto", RATE, lora, None, kind).seat(seats)
+        Critic(path, "auto", RATE, lora, None, kind).place(placement)
         # a sixth of the vocabulary ends an answer: answers of 1 to 12 tokens
         stop_ids = stop_ids or (tokenizer.eos_token_id, *range(0, len(tokenizer), 6))
         return PPO(
-            seats.roles(chosen.micro_batch_size, tokens), HFRollout(tokenizer.pad_token_id), reward or Even(),
+            placement.roles(chosen.micro_batch_size, tokens), HFRollout(tokenizer.pad_token_id), reward or Even(),
             GAE(chosen.gamma, chosen.lam), tokenizer, Sampling(1.0, max_new_tokens, stop_ids), chosen,
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from sharing import rollout, train
 from align.engine.plain import PlainEngine
 from align.errors import AlignError
 from align.roles.alone import load_roles
-from align.roles.placement import Seating, Setting
+from align.roles.placement import Placement, RunContext
 from align.roles.specs import Actor, Critic
 
 STAY = [*PLUGIN, "prompt", "p_tuning", "prefix", "p_tuning_v2"]
@@ -56,9 +56,9 @@ def test_what_cannot_merge_is_gone_on_with_or_refused(trained, first, second, tm
 
 def test_a_plain_lora_does_not_sit_on_what_pissa_leaves(base, tmp_path):
     """The part that PiSSA took out is in the actor's adapter alone."""
-    setting = Setting(
+    context = RunContext(
         torch.device("cpu"), torch.float32, lambda m, rates, norm, zero: PlainEngine(m, rates, norm), tmp_path
     )
-    seats = Seating(setting, Actor(base, "auto", 1e-3, method("pissa"), None))
-    Critic(base, "auto", 1e-3, method("lora"), None).seat(seats)
-    assert len(seats.plans) == 2
+    placement = Placement(context, Actor(base, "auto", 1e-3, method("pissa"), None))
+    Critic(base, "auto", 1e-3, method("lora"), None).place(placement)
+    assert len(placement.plans) == 2

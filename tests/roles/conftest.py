@@ -9,9 +9,9 @@ from sharing import DEFAULT, RATE, lora, reward_model
 from align.engine.plain import PlainEngine
 from align.rewards.ensemble import EnsembleReward
 from align.rewards.model import ModelReward
-from align.roles.placement import Seating, Setting
+from align.roles.placement import Placement, RunContext
 from align.roles.roles import Roles
-from align.roles.shared_rewards import Bench
+from align.roles.shared_rewards import SharedRewardModels
 from align.roles.specs import Actor, Critic, Reference
 
 
@@ -63,18 +63,23 @@ def make_roles(sft, rm, tokenizer, tmp_path):
         **more,
     ) -> tuple[Roles, ModelReward | EnsembleReward, list[str]]:
         said: list[str] = []
-        setting = Setting(
+        context = RunContext(
             torch.device("cpu"), torch.float32, engine,
             tmp_path, max_grad_norm=max_grad_norm, gradient_checkpointing=checkpointing, tell=said.append,
         )  # fmt: skip
         torch.manual_seed(0)
-        seats = Seating(setting, Actor(path, "auto", RATE, lora() if peft is DEFAULT else peft, zero.get("actor")))
-        Reference("auto", None).seat(seats)
+        placement = Placement(
+            context, Actor(path, "auto", RATE, lora() if peft is DEFAULT else peft, zero.get("actor"))
+        )
+        Reference("auto", None).place(placement)
         if critic:
-            Critic(rm, "auto", RATE, lora(), zero.get("critic"), critic, **more).seat(seats)
-        bench = Bench(setting)
-        made = [ModelReward(p, setting, tokenizer, backbone=reward, seats=seats, bench=bench) for p in models or [rm]]
+            Critic(rm, "auto", RATE, lora(), zero.get("critic"), critic, **more).place(placement)
+        shared = SharedRewardModels(context)
+        made = [
+            ModelReward(p, context, tokenizer, backbone=reward, placement=placement, shared=shared)
+            for p in models or [rm]
+        ]
         scorer = EnsembleReward({str(i): one for i, one in enumerate(made)}) if models else made[0]
-        return seats.roles(micro_batch_size=3), scorer, said
+        return placement.roles(micro_batch_size=3), scorer, said
 
     return make

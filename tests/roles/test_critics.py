@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from align.engine.plain import PlainEngine
 from align.errors import AlignError
-from align.roles.placement import Seating, Setting
+from align.roles.placement import Placement, RunContext
 from align.roles.specs import Actor, Critic
 
 
@@ -59,12 +59,12 @@ def test_heads_and_adapters_are_in_the_checkpoint_and_nothing_else(
     assert found == (alone if critic == "head" else sorted([*alone, "critic/adapter_model.safetensors"]))
     names = load_file(tmp_path / "saved" / "adapter_model.safetensors").keys()
     assert names and all("lora_" in name for name in names)
-    setting = Setting(
+    context = RunContext(
         torch.device("cpu"), torch.float32, lambda m, rates, norm, zero: PlainEngine(m, rates, norm), tmp_path / "out"
     )
-    seats = Seating(setting, Actor(str(tmp_path / "saved"), "continue", RATE, lora(), None))
-    Critic(str(tmp_path / "saved" / "critic"), "auto", RATE, lora(), None, critic).seat(seats)
-    close(before, seats.roles(3).score(data, {"logp", "value"}), {"logp", "value"}, atol=1e-6)
+    placement = Placement(context, Actor(str(tmp_path / "saved"), "continue", RATE, lora(), None))
+    Critic(str(tmp_path / "saved" / "critic"), "auto", RATE, lora(), None, critic).place(placement)
+    close(before, placement.roles(3).score(data, {"logp", "value"}), {"logp", "value"}, atol=1e-6)
     if critic != "head":
         again = PeftModel.from_pretrained(
             AutoModelForSequenceClassification.from_pretrained(base, num_labels=1), tmp_path / "saved" / "critic"
@@ -85,28 +85,28 @@ def test_heads_and_adapters_are_in_the_checkpoint_and_nothing_else(
 )
 def test_a_critic_that_cannot_share_says_why(base, rm, reward_base, tmp_path, change, why):
     said: list[str] = []
-    setting = Setting(
+    context = RunContext(
         torch.device("cpu"), torch.float32, lambda m, rates, norm, zero: PlainEngine(m, rates, norm),
         tmp_path, tell=said.append,
     )  # fmt: skip
 
-    def seat(backbone: str) -> Seating:
+    def place(backbone: str) -> Placement:
         actor = change.get("actor_peft", change.get("peft", lora()))
-        seats = Seating(setting, Actor(base, "auto", RATE, actor, None))
+        placement = Placement(context, Actor(base, "auto", RATE, actor, None))
         path = reward_base if "critic_path" in change else rm
         adapter = change.get("critic_adapter", "auto")
-        Critic(path, adapter, RATE, change.get("critic_peft", lora()), None, backbone).seat(seats)
-        return seats
+        Critic(path, adapter, RATE, change.get("critic_peft", lora()), None, backbone).place(placement)
+        return placement
 
-    seats = seat("auto")
-    assert len(seats.plans) == (2 if why else 1)
+    placement = place("auto")
+    assert len(placement.plans) == (2 if why else 1)
     assert why in said[-1]
     if why:
-        trains = {n for n, p in seats.actor.model.named_parameters() if p.requires_grad}
-        assert not any("critic" in n for n, _ in seats.actor.model.named_parameters()), "nothing stays behind"
+        trains = {n for n, p in placement.actor.model.named_parameters() if p.requires_grad}
+        assert not any("critic" in n for n, _ in placement.actor.model.named_parameters()), "nothing stays behind"
         assert trains
         with pytest.raises(AlignError, match="critic=adapter: the critic cannot sit on the actor's base: ") as error:
-            seat("adapter")
+            place("adapter")
         assert why in str(error.value)
 
 

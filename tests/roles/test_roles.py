@@ -15,7 +15,7 @@ from align.roles.alone import load_roles
 from align.roles.backbone import Backbone
 from align.roles.critic import save_critic, saved_score, take_score, value_head
 from align.roles.modules import ScoreModule, to_left
-from align.roles.placement import Seating, Setting
+from align.roles.placement import Placement, RunContext
 from align.roles.specs import Actor, Critic
 from align.roles.start import start
 from align.rollout.hf import pad_left
@@ -24,8 +24,8 @@ FP32 = torch.float32
 
 
 @pytest.fixture
-def setting(tmp_path):
-    return Setting(torch.device("cpu"), FP32, lambda m, lr, norm, zero: PlainEngine(m, lr, norm), tmp_path / "out")
+def context(tmp_path):
+    return RunContext(torch.device("cpu"), FP32, lambda m, lr, norm, zero: PlainEngine(m, lr, norm), tmp_path / "out")
 
 
 @pytest.fixture
@@ -194,13 +194,13 @@ def test_the_value_head_is_the_reward_head_in_units_of_its_deviation(rm, lora, t
     torch.testing.assert_close(value[:, 0], (score - 0.5) / 2.0, rtol=0, atol=1e-5)
 
 
-def critic_of(base, path, peft, setting, backbone="own"):
+def critic_of(base, path, peft, context, backbone="own"):
     """The group of a critic that starts from `path`, beside an actor on `base`."""
-    seats = Seating(
-        setting, Actor(base, "auto", 1e-3, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), None)
+    placement = Placement(
+        context, Actor(base, "auto", 1e-3, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), None)
     )
-    Critic(path, "auto", 1e-3, peft, None, backbone).seat(seats)
-    return seats.roles(micro_batch_size=4).group("critic")
+    Critic(path, "auto", 1e-3, peft, None, backbone).place(placement)
+    return placement.roles(micro_batch_size=4).group("critic")
 
 
 def value_of(group):
@@ -209,26 +209,26 @@ def value_of(group):
         return group.engine.forward(ids, mask, 2, 1.0, ("critic",))["value_BT"]
 
 
-def test_a_critic_saves_and_loads_its_head_and_adapter(base, rm, lora, setting, tmp_path):
-    critic = critic_of(base, rm, lora, setting)
+def test_a_critic_saves_and_loads_its_head_and_adapter(base, rm, lora, context, tmp_path):
+    critic = critic_of(base, rm, lora, context)
     with torch.no_grad():
         critic.backbone.value_head.bias.add_(0.25)
     save_critic(critic.backbone, tmp_path / "critic")
     assert set(load_file(tmp_path / "critic" / "value_head.safetensors")) == {"weight", "bias"}
-    again = critic_of(base, str(tmp_path / "critic"), lora, setting)
+    again = critic_of(base, str(tmp_path / "critic"), lora, context)
     torch.testing.assert_close(value_of(again), value_of(critic), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("trained", ["lora", "full"])
 @pytest.mark.parametrize("then", ["lora", "rank 4", "full"])
-def test_a_critics_folder_goes_on_under_any_method(base, rm, lora, setting, tmp_path, trained, then):
+def test_a_critics_folder_goes_on_under_any_method(base, rm, lora, context, tmp_path, trained, then):
     """Another method starts on the merged trunk: fp32, 1e-4 for the merge; the value head is the critic's own."""
     methods = {"lora": lora, "full": None, "rank 4": LoraConfig(r=4, target_modules="all-linear")}
-    critic = critic_of(base, rm, methods[trained], setting)
+    critic = critic_of(base, rm, methods[trained], context)
     with torch.no_grad():
         critic.backbone.value_head.bias.add_(0.25)
     save_critic(critic.backbone, tmp_path / "critic")
-    again = critic_of(base, str(tmp_path / "critic"), methods[then], setting)
+    again = critic_of(base, str(tmp_path / "critic"), methods[then], context)
     torch.testing.assert_close(value_of(again), value_of(critic), rtol=0, atol=1e-4)
 
 

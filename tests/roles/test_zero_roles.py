@@ -23,7 +23,7 @@ from align.ppo.options import PPOOptions
 from align.ppo.rollouts import Row
 from align.ppo.step import PPO
 from align.rewards.model import ModelReward
-from align.roles.placement import Seating, Setting
+from align.roles.placement import Placement, RunContext
 from align.roles.specs import Actor, Critic, Reference
 from align.rollout.hf import HFRollout
 from align.types import Rollout, Sampling
@@ -80,12 +80,12 @@ def lora() -> LoraConfig:
 
 def three_steps(base: str, reward_base: str, tokenizer, zero: dict[str, Zero | None], out: Path) -> Run:
     torch.manual_seed(0)
-    setting = Setting(torch.device("cpu"), torch.float32, make_engine, out, max_grad_norm=0.1)
-    seats = Seating(setting, Actor(base, "auto", LEARNING_RATE, lora(), zero["actor"]))
-    Reference("auto", zero["reference"]).seat(seats)
-    Critic(reward_base, "auto", LEARNING_RATE, lora(), zero["critic"]).seat(seats)
-    roles = seats.roles(micro_batch_size=3)
-    reward = ModelReward(reward_base, setting, tokenizer, zero=zero["reward"])
+    context = RunContext(torch.device("cpu"), torch.float32, make_engine, out, max_grad_norm=0.1)
+    placement = Placement(context, Actor(base, "auto", LEARNING_RATE, lora(), zero["actor"]))
+    Reference("auto", zero["reference"]).place(placement)
+    Critic(reward_base, "auto", LEARNING_RATE, lora(), zero["critic"]).place(placement)
+    roles = placement.roles(micro_batch_size=3)
+    reward = ModelReward(reward_base, context, tokenizer, zero=zero["reward"])
     options = PPOOptions(batch_size=10, minibatches=MINIBATCHES, micro_batch_size=3, epochs=EPOCHS)
     sampling = Sampling(temperature=0.9, max_new_tokens=8, stop_ids=(tokenizer.eos_token_id, *range(40, 60)))
     ppo = PPO(

@@ -14,7 +14,7 @@ from align.engine.plain import PlainEngine
 from align.ppo.options import PPOOptions
 from align.ppo.rollouts import as_rows
 from align.ppo.step import PPO
-from align.roles.placement import Seating, Setting
+from align.roles.placement import Placement, RunContext
 from align.roles.specs import Actor, Critic, Reference
 from align.rollout.hf import HFRollout
 from align.types import Sampling, Scored
@@ -38,15 +38,15 @@ def lora() -> LoraConfig:
 
 
 @pytest.fixture
-def setting(tmp_path: Path) -> Setting:
+def context(tmp_path: Path) -> RunContext:
     def engine(module, rates, max_grad_norm, zero):
         return PlainEngine(module, rates, max_grad_norm)
 
-    return Setting(torch.device("cpu"), torch.float32, engine, tmp_path)
+    return RunContext(torch.device("cpu"), torch.float32, engine, tmp_path)
 
 
 @pytest.fixture
-def make_ppo(base: str, lora: LoraConfig, setting: Setting, tokenizer) -> Callable[..., PPO]:
+def make_ppo(base: str, lora: LoraConfig, context: RunContext, tokenizer) -> Callable[..., PPO]:
     """make_ppo(path, peft, critic, critic_path, reward, learning_rate, samples, …, **options of PPOOptions)
 
     `rollout` makes an engine for the actor.
@@ -67,12 +67,12 @@ def make_ppo(base: str, lora: LoraConfig, setting: Setting, tokenizer) -> Callab
     ) -> PPO:
         torch.manual_seed(0)  # LoRA's own start is random
         chosen = PPOOptions(**{"batch_size": 8, "micro_batch_size": 4, "kl_coef": 0.05, **options})
-        seats = Seating(setting, Actor(path, "auto", learning_rate, peft, None))
-        Reference("auto", None).seat(seats)
+        placement = Placement(context, Actor(path, "auto", learning_rate, peft, None))
+        Reference("auto", None).place(placement)
         if critic:
             kind = critic if isinstance(critic, str) else "own"
-            Critic(critic_path or path, "auto", learning_rate, peft, None, kind).seat(seats)
-        roles = seats.roles(chosen.micro_batch_size)
+            Critic(critic_path or path, "auto", learning_rate, peft, None, kind).place(placement)
+        roles = placement.roles(chosen.micro_batch_size)
         sampling = Sampling(temperature, 12, stop_ids or (tokenizer.eos_token_id,))
         advantage = GAE(chosen.gamma, chosen.lam) if critic else RLOO()
         engine = rollout(roles.actor) if rollout else HFRollout(tokenizer.pad_token_id, 64)

@@ -10,7 +10,7 @@ from align.data.files import FileData
 from align.data.formats import as_pairs
 from align.errors import AlignError
 from align.report.report import Report
-from align.stages.rm.graded import Ordinal, Plan, collated, plan, soft_pairs, with_targets
+from align.stages.rm.graded import LossPlan, Ordinal, collated, plan, soft_pairs, with_targets
 from align.stages.rm.spec import RMOptions
 from align.stages.rm.stage import RM
 
@@ -104,8 +104,8 @@ def test_a_soft_label_by_hand():
     soft_pairs(score_BK, share_BK, mask_BK).sum().backward()
     assert score_BK.grad.abs().max() < 1e-6
     hard, smooth = ({**PAIRS[0], "share": share} for share in (1.0, 0.75))
-    assert with_targets([hard], Plan("pairs", False), 0.1)[0]["target"] == pytest.approx([0.9, 0.1])
-    assert with_targets([smooth], Plan("pairs", False), 0.1)[0]["target"] == pytest.approx([0.7, 0.3])
+    assert with_targets([hard], LossPlan("pairs", False), 0.1)[0]["target"] == pytest.approx([0.9, 0.1])
+    assert with_targets([smooth], LossPlan("pairs", False), 0.1)[0]["target"] == pytest.approx([0.7, 0.3])
 
 
 def test_a_batch_of_rankings_of_different_lengths():

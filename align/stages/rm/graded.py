@@ -70,7 +70,7 @@ class Ordinal(nn.Module):
 
 
 @dataclass(frozen=True)
-class Plan:
+class LossPlan:
     """How rows are learned from."""
 
     kind: str
@@ -84,7 +84,7 @@ class Plan:
     """The share of each different rating, the lowest first; of ordinal alone."""
 
 
-def plan(rows: list[dict], options: RMOptions) -> Plan:
+def plan(rows: list[dict], options: RMOptions) -> LossPlan:
     """The loss for rows to train on. Raises AlignError where it does not fit them, or they say nothing."""
     asked, first = options.loss, rows[0]
     rated = "rating" in first
@@ -118,7 +118,7 @@ def plan(rows: list[dict], options: RMOptions) -> Plan:
     if "share" in first and all(row["share"] == 0.5 for row in rows):
         raise AlignError("rm.data: every share is 0.5, so that nothing is preferred\n  use shares that differ")
     ratings = [row["rating"] for row in rows] if rated else []
-    return Plan(kind, by_trl, *(_scale(ratings) if rated else ()), _levels(ratings) if kind == "ordinal" else {})
+    return LossPlan(kind, by_trl, *(_scale(ratings) if rated else ()), _levels(ratings) if kind == "ordinal" else {})
 
 
 def _levels(ratings: list[float]) -> dict[float, float]:
@@ -139,21 +139,21 @@ def _scale(ratings: list[float]) -> tuple[float, float]:
     return statistics.fmean(ratings), statistics.pstdev(ratings)
 
 
-def loss_of(how: Plan) -> Loss | None:
+def loss_of(how: LossPlan) -> Loss | None:
     """The loss of a plan, which may have thresholds to train; None where TRL has it."""
     if how.by_trl:
         return None
     return Ordinal(tuple(how.levels.values())) if how.kind == "ordinal" else LOSSES[how.kind]
 
 
-def facts_of_ratings(how: Plan, loss: Loss | None) -> dict[str, Any]:
+def facts_of_ratings(how: LossPlan, loss: Loss | None) -> dict[str, Any]:
     """For card.json: mean and deviation of the ratings, or their levels and the thresholds between them."""
     if isinstance(loss, Ordinal):
         return {"levels": list(how.levels), "thresholds": loss.thresholds().tolist()}
     return {"mean": how.mean, "std": how.std}
 
 
-def with_targets(rows: list[dict], how: Plan, label_smoothing: float) -> list[dict]:
+def with_targets(rows: list[dict], how: LossPlan, label_smoothing: float) -> list[dict]:
     """Rows as `prompt`, where they have one, `completions` and a `target` of each, as the loss takes them."""
     out = []
     for row in rows:

@@ -52,7 +52,7 @@ from align.roles.tokenizer import load_tokenizer, pad_apart_from_eos
 from align.stages.rm.graded import (
     RATED,
     Loss,
-    Plan,
+    LossPlan,
     encoded,
     facts_of_ratings,
     graded_trainer,
@@ -102,7 +102,7 @@ class Lesson:
     left_out: dict[str, int]
     held_out: list[dict]
     """Held-out pairs, looked at before anything trains."""
-    how: Plan
+    how: LossPlan
     tokenizer: PreTrainedTokenizerBase
     samples: Rollout | None = None
     """Of the starting policy, on which scores are measured."""
@@ -196,7 +196,7 @@ class RM:
         report.write_card(**self.judge(module, lesson.split, lesson.held_out, tokenizer, out, report))
         self._measure(module, lesson, report)
 
-    def _on_the_way(self, args: RewardConfig, held_out: list[dict], how: Plan) -> datasets.Dataset | None:
+    def _on_the_way(self, args: RewardConfig, held_out: list[dict], how: LossPlan) -> datasets.Dataset | None:
         """Held-out pairs for TRL to evaluate on where `rm.args.eval_strategy` asks for it."""
         if args.eval_strategy == "no":
             return None
@@ -208,7 +208,7 @@ class RM:
         return dataset(held_out)
 
     def _fitting(
-        self, rows: list[dict], how: Plan, tokenizer: PreTrainedTokenizerBase
+        self, rows: list[dict], how: LossPlan, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[list[dict], dict[str, int]]:
         """Rows as the trainer takes them, and how many were left out, by why."""
         if how.kind != "pairs":

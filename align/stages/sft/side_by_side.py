@@ -170,7 +170,7 @@ class Learner:
     """One adapter with its trainer; `seat` is the adapter's name in the model, `name` what the report calls it."""
 
     name: str
-    seat: str
+    adapter: str
     trainer: SFTTrainer
     parameters: list[nn.Parameter]
     steps: int
@@ -187,7 +187,7 @@ class Learner:
 
 
 def learner(
-    model: PeftModel, name: str, seat: str, trainer: SFTTrainer, loraplus_lr_ratio: float | None, key: str
+    model: PeftModel, name: str, adapter: str, trainer: SFTTrainer, loraplus_lr_ratio: float | None, key: str
 ) -> Learner:
     """Gives the trainer, of stage `key`, an optimizer of adapter `seat` alone, its schedule and its order of rows.
 
@@ -202,14 +202,14 @@ def learner(
     torch.manual_seed(trainer.args.seed)  # accelerate's sampler takes it for its own
     loader = trainer.get_train_dataloader()
     steps = steps_of_batches(trainer.args, len(loader))
-    parameters = trained_of(model, seat)
+    parameters = trained_of(model, adapter)
     own = {id(parameter) for parameter in parameters}
     with kept_trainable(model):
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in own)
         trainer.optimizer = loraplus(model, trainer.args, loraplus_lr_ratio)
         trainer.create_optimizer_and_scheduler(steps)
-    return Learner(name, seat, trainer, parameters, steps, _batches(trainer, loader))
+    return Learner(name, adapter, trainer, parameters, steps, _batches(trainer, loader))
 
 
 def _batches(trainer: SFTTrainer, loader: torch.utils.data.DataLoader) -> Iterator[Batches]:
@@ -263,9 +263,9 @@ def _step(model: PeftModel, learners: list[Learner]) -> dict[str, dict[str, floa
 def _pass(model: PeftModel, parts: list[tuple[Learner, dict[str, Tensor], Tensor]]) -> list[Tensor]:
     """Forward and backward for a batch of each adapter: its loss, tokens that came first, tokens with a label."""
     rows = [len(batch["labels"]) for _, batch, _ in parts]
-    seats = [one.seat for (one, _, _), count in zip(parts, rows, strict=True) for _ in range(count)]
+    adapters = [one.adapter for (one, _, _), count in zip(parts, rows, strict=True) for _ in range(count)]
     args = parts[0][0].trainer.args
-    with routed(model, seats):
+    with routed(model, adapters):
         with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
             out = model(**joined([batch for _, batch, _ in parts]), use_cache=False, fused_lm_head=True)
         nll_B = -out.log_probs.sum(1)  # zero where there is no label

@@ -147,9 +147,9 @@ class SFT:
             inputs["path"], key=self.name, head=CAUSAL, peft=method, adapter=self.options.adapter, out=out,
             dtype=self.dtype, kinds=(CAUSAL,),
         )  # fmt: skip
-        seats = ["default", *(f"adapter_{i}" for i in range(1, len(tasks)))]
-        for seat, task in zip(seats[1:], tasks[1:], strict=True):
-            add_trained(begun.model, seat, task.member.seed, begun.fresh)
+        adapters = ["default", *(f"adapter_{i}" for i in range(1, len(tasks)))]
+        for adapter, task in zip(adapters[1:], tasks[1:], strict=True):
+            add_trained(begun.model, adapter, task.member.seed, begun.fresh)
         self.linear.apply(begun.model, report.say)
         report.write_card(cpu_linear=self.linear.facts())
         tell_tasks(first.rows, report)
@@ -164,7 +164,7 @@ class SFT:
             tokenizer.save_pretrained(out)
         else:
             facts |= _train_many(
-                dict(zip(seats, trainers, strict=True)), tasks, begun, tokenizer, out, report, self.name
+                dict(zip(adapters, trainers, strict=True)), tasks, begun, tokenizer, out, report, self.name
             )
         report.write_card(inputs=inputs, **facts)
 
@@ -235,16 +235,16 @@ def _train_many(
     """Trains the adapters, by their names in the model, in one pass; saves each, and the best at the root of `out`."""
     model: PeftModel = begun.model
     learners = [
-        learner(model, f"adapter_{i}", seat, trainer, tasks[i].member.options.loraplus_lr_ratio, key)
-        for i, (seat, trainer) in enumerate(trainers.items())
+        learner(model, f"adapter_{i}", adapter, trainer, tasks[i].member.options.loraplus_lr_ratio, key)
+        for i, (adapter, trainer) in enumerate(trainers.items())
     ]
     train_together(model, learners, report)
     told = []
     for one, task in zip(learners, tasks, strict=True):
-        with use_adapter(model, one.seat):
+        with use_adapter(model, one.adapter):
             losses = task.held_out_loss(one.trainer)
         loss, folder = losses["eval_loss"], out / one.name
-        save_adapter(model, folder, one.seat)
+        save_adapter(model, folder, one.adapter)
         tokenizer.save_pretrained(folder)
         report.metrics(one.steps, {f"{one.name}/eval_loss": loss})
         report.say(f"{one.name} ({task.member.differs}): held-out loss {loss:.3f} nats a token")

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from align.build.first_checks import check_first
 from align.cli.compose import GLOBAL, plan_of
 from align.cli.compose import composed as compose
-from align.cli.errors import explain
+from align.cli.errors import message_of
 from align.cli.main import run
 from align.cli.plugins import plugs as listed
 from align.cli.schema import ROOT, register, stage_specs
@@ -28,8 +28,20 @@ from align.stages.pipeline import ENDED, check_place
 from align.stages.pipeline import write_end as end_run
 
 __all__ = [
-    "ENDED", "absent", "check", "check_folder", "compose", "end_run", "explain", "has_learned_reward", "on_cpu",
-    "plugs", "prepare", "run", "specs", "stages_of_run",
+    "ENDED",
+    "absent",
+    "check",
+    "check_folder",
+    "compose",
+    "end_run",
+    "has_learned_reward",
+    "message_of",
+    "on_cpu",
+    "plugs",
+    "prepare",
+    "run",
+    "specs",
+    "stages_of_run",
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from align_runs.compose import explain, on_cpu
+from align_runs.compose import message_of, on_cpu
 
 PRELOADED = ["align_runs.preload"]
 POLL = 0.2
@@ -84,7 +84,7 @@ def _work(run: Run, words: list[str], log: str, pipe: Connection) -> None:
     try:
         run(["run", *words])
     except Exception as error:
-        message = explain(error)
+        message = message_of(error)
         print(message, file=sys.stderr, flush=True)
         pipe.send(message.removeprefix("align: "))
     else:

@@ -223,6 +223,8 @@ class RolloutEngine(Protocol):
     """Writes responses. A row's tokens depend on its prompt, its key and the policy alone. `exact`, once a policy is
     attached: by the trainer's own modules in float32, so that log-probabilities are the trainer's but for rounding."""
 
+    name: str
+    """For logs and cards."""
     exact: bool
 
     def attach(self, policy: Policy) -> SyncReceipt: ...
@@ -292,8 +294,18 @@ class Roles(Protocol):
     def save(self, directory: Path) -> None: ...
 
 
+class Role(Protocol):
+    """Critic or reference as a section of the configuration describes it; it puts itself on a backbone.
+
+    `placement` is `align.roles.placement.Placement`. An actor has `load(context)` instead, which gives
+    `align.roles.start.Start`, and `learning_rate`, `schedule`, `warmup_steps` and `zero`.
+    """
+
+    def place(self, placement: Any) -> None: ...
+
+
 class Stage(Protocol):
     """One stage of the pipeline: `check` finds what can be known before a model loads, `run` does the work."""
 
-    def check(self, inputs: dict[str, Path]) -> None: ...
-    def run(self, inputs: dict[str, Path], out: Path, report: Any) -> None: ...
+    def check(self, inputs: dict[str, str]) -> None: ...
+    def run(self, inputs: dict[str, str], out: Path, report: Any) -> None: ...

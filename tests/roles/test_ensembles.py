@@ -59,7 +59,7 @@ def test_actor_reference_critic_and_three_reward_models_take_one_trunk_pass(make
     home = roles.groups[0].backbone
     assert len(roles.groups) == 1 and reward.wants == {"reward"}
     assert list(home.adapters) == ["actor", "reference", "critic", "reward", "reward_2", "reward_3"]
-    assert all(member.seat is None for member in reward.terms.values()), "nothing beside the actor's base"
+    assert all(member.slot is None for member in reward.terms.values()), "nothing beside the actor's base"
     assert sum("on the actor's base, score" in line for line in said) == 3
     rows = passes(roles.actor.model.get_base_model().model)
     roles.micro_batch_size = 18
@@ -71,9 +71,9 @@ def test_actor_reference_critic_and_three_reward_models_take_one_trunk_pass(make
 def test_apart_from_the_actor_they_share_one_base_and_one_pass(make_roles, rms):
     """Scores of one rollout are computed once, whoever asks first; the base's weights are there once."""
     roles, reward, said = make_roles(reward="own", models=rms)
-    seats = {id(member.seat): member.seat for member in reward.terms.values()}
-    assert len(seats) == 1
-    model = next(iter(seats.values())).shared.module.model
+    slots = {id(member.slot): member.slot for member in reward.terms.values()}
+    assert len(slots) == 1
+    model = next(iter(slots.values())).shared.module.model
     base = [p for name, p in model.named_parameters() if "lora_" not in name and "score" not in name]
     one = AutoModelForSequenceClassification.from_pretrained(model.peft_config["default"].base_model_name_or_path)
     assert sum(p.numel() for p in base) == sum(p.numel() for p in one.model.parameters())
@@ -106,7 +106,7 @@ def test_a_method_that_cannot_be_routed_takes_a_pass_for_each(make_roles, base, 
     if reward == "auto":
         assert len(roles.groups[0].backbone.passes({"reward"})) == 2
     else:
-        assert len({id(member.seat) for member in ensemble.terms.values()}) == 2
+        assert len({id(member.slot) for member in ensemble.terms.values()}) == 2
     found = scored(roles, ensemble, data)
     for name, wanted_B in zip("01", alone(data, tuple(paths)), strict=True):
         torch.testing.assert_close(found.terms[name], wanted_B, **CLOSE)
@@ -114,7 +114,7 @@ def test_a_method_that_cannot_be_routed_takes_a_pass_for_each(make_roles, base, 
 
 def test_beside_an_actor_that_trains_in_full_they_share_with_each_other(make_roles, rms, alone):
     roles, reward, said = make_roles(critic=None, reward="auto", peft=None, models=rms)
-    assert reward.wants == set() and len({id(member.seat) for member in reward.terms.values()}) == 1
+    assert reward.wants == set() and len({id(member.slot) for member in reward.terms.values()}) == 1
     assert said[-1].endswith("(the actor trains all weights of its own)")
     data = rollout(4)
     torch.testing.assert_close(scored(roles, reward, data).terms["2"], alone(data)[2], **CLOSE)

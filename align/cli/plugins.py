@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
@@ -13,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from align.config import SECTIONS
-from align.errors import AlignError
+from align.errors import AlignError, AlignWarning
 
 HIDDEN = {"local"}
 
@@ -26,8 +27,16 @@ def own_folder() -> Path | None:
 
 @cache
 def plugin_folders() -> list[EntryPoint]:
-    """The configuration folder of every installed plugin."""
-    return sorted(entry_points(group="align.conf"), key=lambda entry: entry.name)
+    """The configuration folder of every installed plugin; one that is not there is left out, with a warning."""
+    found = []
+    for entry in sorted(entry_points(group="align.conf"), key=lambda entry: entry.name):
+        try:
+            files(entry.value)
+            found.append(entry)
+        except ModuleNotFoundError as error:
+            owner = entry.dist.name if entry.dist else entry.name
+            warnings.warn(f"plugin {owner} is left out: {error}\n  install it again", AlignWarning, stacklevel=2)
+    return found
 
 
 def sources() -> list[tuple[str, Path]]:

@@ -9,6 +9,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -72,6 +73,13 @@ def _from_hub(name: str, split: str, place: str, most: int | None) -> list[Place
 
 
 def _from_file(file: Path, place: str, most: int | None) -> list[Placed]:
+    """The rows of a file, which is read and parsed once for a stage's checks and its run."""
+    stat = file.stat()
+    return [(where, dict(row)) for where, row in _parsed(file, place, most, stat.st_mtime_ns, stat.st_size)]
+
+
+@lru_cache(maxsize=8)  # of stages whose checks come first and whose runs come later
+def _parsed(file: Path, place: str, most: int | None, changed: int, size: int) -> list[Placed]:
     name = file.name.lower()
     kind = next((suffix for suffix in SUFFIXES if name.removesuffix(".gz").endswith(suffix)), None)
     if kind is None or (kind == ".parquet" and name.endswith(".gz")):

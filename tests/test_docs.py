@@ -208,22 +208,49 @@ def test_links_between_pages_lead_somewhere(page):
             assert anchor in anchors(target), f"{link}: no such heading"
 
 
+EXAMPLES = {
+    f"{page.relative_to(ROOT).as_posix()}:{number}": lines
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    for language, number, lines in fences(page)
+    if language == "python"
+}
+"""Python of the README and of docs, by the place where it stands."""
+
+
 @pytest.mark.slow
-def test_the_python_examples_of_the_readme_run(tmp_path, base):
-    blocks = [(number, lines) for language, number, lines in fences(ROOT / "README.md") if language == "python"]
-    assert blocks
+@pytest.mark.parametrize("place", EXAMPLES)
+def test_the_python_examples_of_the_documentation_run(place, tmp_path, base):
     made = tmp_path / "runs" / "tiny" / "latest"  # where the demo leaves its models
     made.mkdir(parents=True)
     for stage in ("pretrain", "sft"):
         (made / stage).symlink_to(base)
-    for number, lines in blocks:
-        script = tmp_path / f"line_{number}.py"
-        script.write_text(textwrap.dedent("\n".join(lines)))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, env=environment
-        )
-        assert done.returncode == 0, f"README.md line {number}:\n{done.stderr}"
+    script = tmp_path / "example.py"
+    script.write_text(textwrap.dedent("\n".join(EXAMPLES[place])))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, f"{place}:\n{done.stderr}"
+
+
+def test_the_example_of_ppo_without_hydra_is_among_those_that_run():
+    assert any("ppo.step(rows)" in "\n".join(lines) for lines in EXAMPLES.values())
+
+
+@pytest.mark.parametrize("name", ["docs/tutorial.md", "docs/how-to/plugins.md"])
+def test_files_that_a_page_shows_compose(name, tmp_path, monkeypatch):
+    """Files stand below a line with their path alone; the commands are those at the head of the yaml files."""
+    page = ROOT / name
+    lines, commands = page.read_text().splitlines(), []
+    for _, number, content in fences(page):
+        if shown := re.fullmatch(r"`([\w/]+\.(?:yaml|py))`:", lines[number - 4]):
+            file = tmp_path / shown.group(1)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("\n".join(content))
+            commands += re.findall(r"^# .*: align (.+)$", "\n".join(content), flags=re.MULTILINE)
+    assert commands
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for command in commands:
+        compose_and_check(shlex.split(command))
 
 
 def test_doctests_hold():

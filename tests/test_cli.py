@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import PPO, SFT, TINY, answer, stand_in, write_data
+from command_line import PPO, SFT, TINY, answer, refused, stand_in, write_data
 
 import align
 from align.cli.main import flags_first
@@ -42,7 +42,7 @@ def test_help_fits_a_screen_and_lists_commands_choices_and_examples(here, capsys
     for word in (
         "align plugins",
         "align experiment=tiny",
-        "peft@{sft,best_of,rm,actor,critic}.peft=",
+        "peft@{sft,rm,best_of,actor,critic}.peft=",
         "kind_words",
         "--cfg job",
     ):
@@ -97,7 +97,9 @@ def test_a_run_leaves_its_folder_and_nothing_else(here, capsys, base):
 
 def test_stages_that_run_in_another_order_than_typed_say_so(here, capsys):
     words = "stages=[rm,sft] model=x sft.data.path=nowhere.jsonl rm.data.path=pairs.jsonl"
-    assert answer(capsys, words).out.startswith("stages run as sft → rm: a pipeline has one order")
+    assert answer(capsys, words).out.startswith(
+        "stages run as sft → rm: a stage runs after those whose result it takes"
+    )
     assert answer(capsys, words.replace("[rm,sft]", "[sft,rm]")).out == ""
 
 
@@ -105,7 +107,7 @@ def test_a_sweep_goes_on_after_a_run_that_failed(here, capsys, base):
     before = {path.name for path in here.iterdir()}
     said = answer(capsys, f"{ONE_STEP} -m seed=range(0,2) sft.batch_size=0,4".format(base=base))
     assert said.status == 1
-    assert said.err.count("sft.batch_size=0: use 1 or more") == 2
+    assert said.err.count("sft.batch_size=0: use a whole number from 1") == 2
     assert "2 of the 4 runs of this sweep failed" in said.err and "Traceback" not in said.err
     assert len(runs(here)) == 2 and all((run / "summary.json").exists() for run in runs(here))
     assert {path.name for path in here.iterdir()} - before - {"__pycache__"} == {"runs"}
@@ -183,3 +185,21 @@ def test_the_module_is_the_command(tmp_path):
     assert done.returncode == 0, done.stderr
     done = subprocess.run([sys.executable, "-m", "align", "sede=1"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and "nearest: seed" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("ppo.kl_coef", ["ppo.kl_coef", "default 0.05", "a number from 0 to 100", "away from the reference"]),
+        ("rollout.max_new_tokens", ["default 64", "a whole number from 1", "tokens"]),
+        ("critic.learning_rate", ["default that of actor.learning_rate", "lora:NUMBER"]),
+        ("sft.peft.r", ["align … --cfg job -p sft.peft"]),
+    ],
+)
+def test_the_help_of_a_setting_tells_its_default_range_and_meaning(capsys, key, words):
+    said = answer(capsys, f"--help {key}")
+    assert said.status == 0 and all(word in said.out for word in words), said
+
+
+def test_the_help_of_a_key_that_is_none_names_the_nearest(capsys):
+    refused(capsys, "--help ppo.kl_koef", ["ppo.kl_koef", "nearest: ppo.kl_coef"])

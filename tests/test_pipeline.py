@@ -128,6 +128,8 @@ def test_stages_that_take_nothing_of_each_other_run_as_typed():
 def test_a_stage_may_stand_twice():
     assert stages("stages=[sft,rm,rm@2]") == ["sft", "rm", "rm@2"]
     assert inputs("stages=[sft,rm,rm@2,ppo]", "model=base")["ppo"]["reward"] == "rm@2"
+    twice = inputs("stages=[pretrain,sft,sft@2]", JUDGE)["evaluate"]
+    assert twice == {"base": "pretrain", "sft": "sft", "sft@2": "sft@2"}
 
 
 def test_stages_that_take_each_others_result_are_refused():

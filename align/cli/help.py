@@ -14,7 +14,8 @@ import yaml
 from align.cli.errors import unknown_key
 from align.cli.plugins import defaults_of, plug_file, plugs
 from align.cli.schema import all_settings, stage_specs
-from align.config.fields import describe
+from align.config.fields import describe, types_of
+from align.config.values import Plug
 from align.errors import AlignError
 
 COMMANDS = """\
@@ -73,16 +74,16 @@ def choices() -> list[tuple[str, list[str]]]:
     for group, name, _, _ in plugs():
         names.setdefault(group, []).append(name)
     keys: dict[str, list[str]] = {}
-    defaults = yaml.safe_load((files("align.conf") / "config.yaml").read_text(encoding="utf-8"))["defaults"]
-    for entry in defaults:
-        key = next(iter(entry)) if isinstance(entry, dict) else entry
-        group, _, package = key.partition("@")
-        keys.setdefault(group, []).append(package)
     for stage in specs:
         node = yaml.safe_load(plug_file("stage", stage).read_text(encoding="utf-8"))
         for group, _, package in defaults_of("stage", node):
             if package:
                 keys.setdefault(group, []).append(f"{stage}.{package}")
+    defaults = yaml.safe_load((files("align.conf") / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    for entry in defaults:
+        key = next(iter(entry)) if isinstance(entry, dict) else entry
+        group, _, package = key.partition("@")
+        keys.setdefault(group, []).append(package)
     found = []
     for group in sorted(names, key=lambda group: (group != "experiment", group)):
         packages = keys.get(group, [])
@@ -92,6 +93,11 @@ def choices() -> list[tuple[str, list[str]]]:
     return found
 
 
+def is_choice(cls: type, field: str, home: str, key: str) -> bool:
+    """Whether `key` lies below a setting, at `home`, that is a choice of a group."""
+    return key.startswith(f"{home}.") and Plug in types_of(cls)[field]
+
+
 def print_settings(key: str) -> None:
     """Print default, allowed values, unit and help of a setting, or of all settings of a section.
 
@@ -99,6 +105,9 @@ def print_settings(key: str) -> None:
     """
     known = all_settings(stage_specs())
     found = {name: one for name, one in known.items() if name == key or name.startswith(f"{key}.")}
+    if home := next((one for one, (cls, field) in known.items() if not found and is_choice(cls, field, one, key)), ""):
+        print(f"{key}: a setting of the choice for {home}; align … --cfg job -p {home} shows those of a choice")
+        return
     if not found:
         raise AlignError(unknown_key(key))
     for name, (cls, field) in found.items():

@@ -169,6 +169,8 @@ def checked(cls: type, one: Field, found: Any, key: str) -> Any:
     right = _of_type(found, kinds) if allowed is None else found is not None and allowed.holds(found)
     if not right:
         words = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds if kind in KINDS)) or "a choice, GROUP=NAME"
+        if allowed is not None and isinstance(found, tuple):
+            found = next((one for one in found if not allowed.holds(one)), found)
         near = nearest(str(found), allowed.words) if allowed is not None and isinstance(found, str) else ""
         raise AlignError(f"{key}.{one.name}={shown(found)}: use {allowed or words}{near}")
     if isinstance(found, int) and not isinstance(found, bool) and not {int, float} & set(kinds):

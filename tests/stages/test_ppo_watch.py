@@ -123,15 +123,15 @@ def test_a_warned_run_goes_on(here, base, capsys):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ("ppo.eval_every=0", ["ppo.eval_every samples, and it is 0", "use ppo.eval_every=8"]),
-        ("watch.patience=0", ["watch.patience=0", "1 or more"]),
+        ("ppo.eval_every=0", ["ppo.eval_every=0: watch looks at what it samples", "use ppo.eval_every=8"]),
+        ("watch.patience=0", ["watch.patience=0", "from 1"]),
         ("watch.action=halt", ["watch.action=halt", "warn, stop"]),
         ("watch.deviations=-1", ["watch.deviations=-1", "from 0"]),
         ("ppo.data.eval_share=0", ["ppo.data has none among its 60", "ppo.data.eval_share=0.27", "watch=none"]),
         ("ppo.data.eval_share=0.01", ["ppo.data has 1 among its 60", "could never fire", "ppo.data.eval_path=FILE"]),
         ("ppo.eval_prompts=1", ["ppo.eval_prompts=1 takes no more", "use ppo.eval_prompts=16"]),
         ("watch.judge.fn=my_rewards.lwo", ["my_rewards", "lwo"]),
-        ("watch.judge.fn=my_rewards.high", ["watch.judge is the reward itself", "watch=none"]),
+        ("watch.judge.fn=my_rewards.high", ["watch.judge: it is the reward itself", "watch=none"]),
     ],
 )
 def test_a_watch_that_cannot_be(here, base, capsys, more, words):
@@ -154,4 +154,4 @@ def test_a_reward_model_is_not_its_own_judge(here, base, reward_base, capsys):
     run = f"{WATCHED.format(base=base)} reward=model reward.path={reward_base} reward@watch.judge=model"
     run = " ".join(word for word in run.split() if ".fn=" not in word)
     refused(capsys, f"{run} watch.judge.path={reward_base}", ["is the reward that is to be watched", "FOLDER"])
-    refused(capsys, run, ["watch.judge.path=auto is the reward"])
+    refused(capsys, run, ["watch.judge.path=auto: it is the reward"])

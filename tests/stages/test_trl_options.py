@@ -188,7 +188,7 @@ def test_early_stopping_keeps_the_best_epoch(here, base):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("sft.early_stopping=0", ["sft.early_stopping=0: use 1 or more"]),
+        ("sft.early_stopping=0", ["sft.early_stopping=0: use a whole number from 1"]),
         ("sft.early_stopping=2 sft.data.eval_share=0", ["sft.early_stopping wants one", "no held-out rows"]),
         ("+sft.args.padding_free=true", ["sft.args.padding_free=true", "+sft.args.packing=true"]),
         ("+sft.args.pack=true", ["sft.args.pack", "nearest: packing"]),

@@ -50,7 +50,11 @@ def needs(stage: StagePlan, before: tuple[Made, ...]) -> tuple[Need, ...]:
     """
     sections = stage.sections
     actor, reference = sections.actor.options.path, sections.reference.options.path
-    made = {one.spec.policy_name or one.name: one.name for one in before if one.spec.makes == POLICY}
+    made: dict[str, str] = {}
+    for one in before:
+        if one.spec.makes == POLICY:
+            name = one.spec.policy_name or one.name
+            made[one.name if name in made else name] = one.name
     if not made.keys() - {"base"}:
         found = [
             Need("sft", POLICY, "reference.path", reference, named_only=True),

@@ -3,7 +3,7 @@
     align stages=[evaluate] data@ppo.data=prompts ppo.data.path=FILE actor.path=runs/NAME/latest/ppo
 
 Each policy writes `samples` completions at temperature 1, with the same keys. They are scored by the judge
-where one is named (`evaluate.judge`, a rule that no training path calls), by the reward model, and by the run's whole
+where one is named (`evaluate.judge`, a rule that scores a completion), by the reward model, and by the run's whole
 reward where that is more.
 KL is k1 in nats a sequence, of each policy's own completions against the fine-tuned model's. completions.jsonl has
 what they wrote.

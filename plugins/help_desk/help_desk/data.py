@@ -2,7 +2,7 @@
 
 Documents, demonstrations, preference pairs and prompts are functions of the seed. Demonstrations are as good as
 clerks are: most are correct, one in seven is all that it should be. What a good answer is says
-`help_desk_rule.true_score`; only the pairs' labels come from it, some of them flipped.
+`help_desk.rule.true_score`; only the pairs' labels come from it, some of them flipped.
 
 `align experiment=tiny` trains on it.
 """

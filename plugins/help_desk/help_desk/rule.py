@@ -1,4 +1,4 @@
-"""The rule that a good answer of the help desk follows, which no stage sees and the evaluation reports."""
+"""The rule that scores a completion of the help desk: it labels the preference pairs, and the evaluation reports it."""
 
 from __future__ import annotations
 

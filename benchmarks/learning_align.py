@@ -39,7 +39,7 @@ def prompts(texts: list[str], tokenizer) -> list:
 
 def build(path: str, seed: int, steps: int):
     """The loop as `align.build.runtime` wires it, and the tokenizer."""
-    from ppo_step import plain_setting
+    from ppo_step import plain_context
 
     from align.advantages.gae import GAE
     from align.ppo.step import PPO
@@ -50,7 +50,7 @@ def build(path: str, seed: int, steps: int):
     from align.rollout.hf import HFRollout
     from align.types import Sampling
 
-    context = plain_setting(max_grad_norm=0.0)  # TRL does not clip gradients, whatever its own says
+    context = plain_context(max_grad_norm=0.0)  # TRL does not clip gradients, whatever its own says
     placement = Placement(context, Actor(path, "auto", stories.RATE, None, None, "linear"))
     Reference("auto", None).place(placement)
     Critic(path, "auto", stories.RATE, None, None, "own", schedule="linear").place(placement)

@@ -76,7 +76,7 @@ def lora(task: str | None = None, base: str | None = None):
 
 
 def step(args: argparse.Namespace, folder: Path) -> None:
-    from ppo_step import plain_setting, prompts
+    from ppo_step import plain_context, prompts
 
     import align.ppo.step
     import align.roles.specs
@@ -97,7 +97,7 @@ def step(args: argparse.Namespace, folder: Path) -> None:
 
         from align.rollout.vllm.rollout import VLLMRollout
     meter = Meter()
-    context = plain_setting(gradient_checkpointing=args.checkpointing)
+    context = plain_context(gradient_checkpointing=args.checkpointing)
     specs, policy, judge = align.roles.specs, str(folder / "policy"), str(folder / "reward")
     placement = Placement(context, specs.Actor(policy, "auto", 1e-5, lora(), None))
     specs.Reference("auto", None).place(placement)

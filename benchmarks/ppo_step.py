@@ -75,7 +75,7 @@ def prompts(folder: Path) -> list:
     return [Row(number, "", prompt) for number, prompt in enumerate(ids)]
 
 
-def plain_setting(**more):
+def plain_context(**more):
     """Roles in float32 on the CPU, trained by plain torch."""
     import torch
 
@@ -102,7 +102,7 @@ def build(
     from align.rollout.hf import HFRollout
     from align.types import Sampling
 
-    context = plain_setting(max_grad_norm=0.0)
+    context = plain_context(max_grad_norm=0.0)
     torch.manual_seed(0)
     path = str(folder / ("policy_eos" if work == "uneven" else "policy"))
     placement = Placement(context, Actor(path, "auto", 3e-6, adapter and adapter(task_type="CAUSAL_LM"), None))
@@ -114,7 +114,7 @@ def build(
     reward = ModelReward(str(folder / "reward"), context, tokenizer)
     kind, words = choose_linear(roles.actor.model, linear)
     if kind == "onednn":
-        for one in (*(group.backbone for group in roles.groups), reward.engine.module):
+        for one in (*(group.backbone for group in roles.groups), reward.slot.shared):
             use_fast_linears(one)
     options = PPOOptions(batch_size=batch, minibatches=1, micro_batch_size=8, epochs=epochs, kl_coef=0.05)
     sampling = Sampling(1.0, new_tokens, (tokenizer.eos_token_id,))

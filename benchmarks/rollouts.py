@@ -52,7 +52,7 @@ def main() -> None:
 
 def measure(engine: str, fixtures: Path) -> dict:
     from memory import lora
-    from ppo_step import plain_setting, prompts
+    from ppo_step import plain_context, prompts
 
     from align.roles.placement import Placement
     from align.roles.specs import Actor
@@ -62,7 +62,7 @@ def measure(engine: str, fixtures: Path) -> dict:
     from align.types import Sampling
 
     path = str(fixtures / "34m" / "policy")
-    roles = Placement(plain_setting(), Actor(path, "auto", 1e-5, lora("CAUSAL_LM"), None)).roles(8)
+    roles = Placement(plain_context(), Actor(path, "auto", 1e-5, lora("CAUSAL_LM"), None)).roles(8)
     tokenizer = load_tokenizer(path, "path")
     if engine == "hf":
         rollout = HFRollout(tokenizer.pad_token_id)

@@ -42,6 +42,21 @@ def test_two_steps_of_aligns_side(base, tmp_path):
     assert [len(batch) for batch in json.loads((tmp_path / "ids.json").read_text())] == [32, 32]
 
 
+@pytest.fixture(scope="module")
+def fixtures(tmp_path_factory):
+    return tmp_path_factory.mktemp("fixtures")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["--work lora_head --linear onednn"])
+def test_a_step_of_aligns_side_against_trl(fixtures, tmp_path, options):
+    words = [*options.split(), "--steps", "1", "--fixtures", str(fixtures), "--json", str(tmp_path / "run.json")]
+    done = start("ppo_step.py", *words)
+    assert done.returncode == 0, done.stderr
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["system"] == "align" and run["total"] > 0 and run["ratio"] == pytest.approx(1, abs=0.05)
+
+
 @pytest.mark.parametrize("script", ["learning.py", "learning_align.py"])
 def test_a_missing_model_is_told(script, tmp_path):
     done = start(script, "--model", str(tmp_path))

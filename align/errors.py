@@ -1,18 +1,18 @@
-"""What a user can mend, and a rollout that is not the policy's."""
+"""Errors that a user can mend, and one for a rollout that is not the policy's."""
 
 import re
 import shlex
 
 
 class AlignError(ValueError):
-    """Bad input: the message says what was wrong, where, and what to write instead.
+    """Bad input: the message says what was wrong, where, and what to use instead.
 
     The command line prints it without a traceback (unless HYDRA_FULL_ERROR=1).
     """
 
 
 class AlignWarning(UserWarning):
-    """What is worth a second look: the command line prints it as one line, as it prints an error."""
+    """Finding that is worth a second look: the command line prints it as one line, as it prints an error."""
 
 
 class StaleRolloutError(AlignError):

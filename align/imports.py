@@ -47,7 +47,7 @@ def _deepest(frames: list[traceback.FrameSummary], file: str) -> str:
 
 
 def _imports(file: str) -> bool:
-    """Whether a frame is one of the import machinery's, or ours that called it."""
+    """Return True where a frame is the import machinery's, or that of align which called it."""
     return file.startswith("<frozen") or file == importlib.__file__ or Path(file).parent == Path(__file__).parent
 
 

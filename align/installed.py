@@ -1,4 +1,4 @@
-"""Whether an optional package is there, told without importing it."""
+"""Checks that an optional package is installed, without importing it."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ ON_CPU = {
 
 
 def on_cpu() -> bool:
-    """Whether the machine has no GPU that CUDA would see; told without importing torch."""
+    """Return True where the machine has no GPU that CUDA would see; torch is not imported for that."""
     return not Path("/dev/nvidia0").exists()
 
 
@@ -44,7 +44,7 @@ def prepare() -> None:
 
 
 def without_network() -> bool:
-    """Whether the hub cannot be reached; its libraries then look into their cache at once, not after a minute."""
+    """Return True where the hub cannot be reached; its libraries then read their cache at once, not after a minute."""
     from huggingface_hub import constants
 
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to write a response: from the untruncated distribution, at a temperature, up to a stop token."""
+    """Settings for sampling a response: from the untruncated distribution, at a temperature, up to a stop token."""
 
     temperature: float
     max_new_tokens: int
@@ -29,7 +29,7 @@ class Sampling:
 
 @dataclass
 class Generation:
-    """What a rollout engine returns: responses padded on the right, and their log-probabilities."""
+    """Result of a rollout engine: responses padded on the right, and their log-probabilities."""
 
     response_ids_BT: Tensor
     mask_BT: Tensor
@@ -53,7 +53,7 @@ class Rollout:
     row_B: Tensor
     """Row of the data set."""
     sample_B: Tensor
-    """Which of the K samples of that row."""
+    """Index among the K samples of that row."""
     finished_B: Tensor
     """Ended by a stop token."""
     version_B: Tensor
@@ -98,7 +98,7 @@ class Rollout:
 
 @dataclass
 class Scores:
-    """What the roles say of a rollout; None where it was not asked for."""
+    """Outputs of the roles for a rollout; None for those that were not requested."""
 
     logp_BT: Tensor | None = None
     ref_logp_BT: Tensor | None = None
@@ -113,7 +113,7 @@ class Scores:
 
 @dataclass
 class Experience:
-    """What an update slices: a rollout, the scores of the policy that wrote it, advantages and returns."""
+    """Batch that an update slices: a rollout, the scores of the policy that wrote it, advantages and returns."""
 
     rollout: Rollout
     old: Scores
@@ -168,14 +168,14 @@ class Texts:
 
 @dataclass
 class RewardState:
-    """What a reward may know beside the texts."""
+    """Information that a reward may use beside the texts."""
 
     step: int
     scores: Scores = field(default_factory=Scores)
     log_metric: Callable[[str, float], None] = lambda name, value: None
     log_extra: Callable[[str, list], None] = lambda column, values: None
     place: str = "rewards"
-    """Where in the log a reward's own figures stand, beside those of its terms."""
+    """Place in the log of a reward's own figures, beside those of its terms."""
     training: bool = False
     """The batch is trained on, so that a reward may learn from it."""
 
@@ -193,7 +193,7 @@ class Scored:
 
 @dataclass
 class SyncReceipt:
-    """What reached the engine in one sync."""
+    """Receipt for the weights that reached the engine in one sync."""
 
     version: int
     mode: str

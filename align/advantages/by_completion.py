@@ -1,4 +1,4 @@
-"""What the advantages of whole completions share. Shapes: B completions, T response tokens."""
+"""Functions that advantages of whole completions share. Shapes: B completions, T response tokens."""
 
 import torch
 from torch import Tensor

@@ -293,7 +293,7 @@ def check_bases(stage: StagePlan, folders: dict[str, list[Folder]]) -> None:
 
 
 def why_folder_apart(stage: StagePlan, actor: Folder, key: str, folder: Folder) -> str:
-    """Why the critic or the reward model in `folder` cannot sit on the base of the one in `actor` ('' if it can)."""
+    """Reason why the critic or reward model in `folder` cannot sit on the base of that in `actor`; '' where it can."""
     from peft import PeftConfig
 
     from align.roles.placement import why_settings_apart

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Runtime:
-    """What the stages of one run share. Raises AlignError for a device or precision that is not there."""
+    """Resources that the stages of one run share. Raises AlignError for a device or precision that is not there."""
 
     def __init__(self, plan: RunPlan) -> None:
         self.plan = plan

@@ -1,4 +1,4 @@
-"""What align adds to Hydra's composition: plugins' configuration folders, `none` that prunes, no stray keys."""
+"""Additions to Hydra's composition: plugins' configuration folders, `none` that prunes, no stray keys."""
 
 from __future__ import annotations
 

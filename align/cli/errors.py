@@ -21,7 +21,7 @@ KINDS = {
     "string": "a word",
 }  # fmt: skip
 ALIASES = {"lr": "learning_rate", "max_steps": "steps", "num_train_epochs": "epochs"}
-"""What other programs call a setting."""
+"""Settings by the names that other programs use."""
 MANY = 4
 """Choices that are listed."""
 LINES, WIDTH = 16, 400
@@ -118,7 +118,7 @@ def unknown_key(key: str) -> str:
 
 
 def _other_choice(key: str, names: list[str], groups: list[str]) -> str:
-    """What is said of a key below a plug that other choices of its group have, or one much like it; else ''.
+    """Message for a key below a plug that other choices of its group have, or one much like it; else ''.
 
     `names` are the keys of the default configuration, among which `nearest` looks better.
     """

@@ -68,7 +68,7 @@ def command_help(entry: EntryPoint) -> str:
 
 
 def choices() -> list[tuple[str, list[str]]]:
-    """What stands before the `=`, and every name that may stand after it."""
+    """List every choice: the text before the `=`, and all names that may stand after it."""
     names: dict[str, list[str]] = {}
     specs = stage_specs()
     for group, name, _, _ in plugs():
@@ -94,7 +94,7 @@ def choices() -> list[tuple[str, list[str]]]:
 
 
 def is_choice(cls: type, field: str, home: str, key: str) -> bool:
-    """Whether `key` lies below a setting, at `home`, that is a choice of a group."""
+    """Return True where `key` lies below a setting, at `home`, that is a choice of a group."""
     return key.startswith(f"{home}.") and Plug in types_of(cls)[field]
 
 

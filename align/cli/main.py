@@ -169,7 +169,7 @@ def flags_first(words: list[str]) -> list[str]:
 
 
 def _takes_next(flag: str, words: list[str]) -> bool:
-    """Whether a value follows; `--info` stands alone, too."""
+    """Return True where a value follows `flag`; `--info` may stand alone, too."""
     after = words[words.index(flag) + 1 :]
     return bool(after) and not (flag in ("--info", "-i") and "=" in after[0])
 
@@ -246,6 +246,6 @@ def run_pipeline(cfg: DictConfig) -> dict:
 
 
 def user_folders() -> list[str]:
-    """Where users' own modules are looked for: the folder one stands in, and every folder of ./plugins."""
+    """Folders in which users' modules are looked for: the current one, and every folder of ./plugins."""
     here = Path.cwd()
     return [str(here), *sorted(str(p) for p in (here / "plugins").glob("*") if p.is_dir())]

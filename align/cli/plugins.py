@@ -40,7 +40,7 @@ def plugin_folders() -> list[EntryPoint]:
 
 
 def sources() -> list[tuple[str, Path]]:
-    """Where plugs come from, in Hydra's order: the first that has a name wins."""
+    """Sources of plugs, in Hydra's order: the first that has a name wins."""
     own = own_folder()
     align, *installed = _installed()
     return [align, *([("./conf", own)] if own else []), *installed]
@@ -91,7 +91,7 @@ def _keys(group: str, node: dict) -> list[str]:
 
 
 def defaults_of(group: str, node: dict) -> Iterator[tuple[str, str, str]]:
-    """What the defaults list of a plug's yaml takes in: group, choice, and the node below the plug, '' for itself.
+    """Yield each entry in the defaults of a plug's yaml: group, choice, and the section below the plug, '' for itself.
 
     >>> list(defaults_of("reward", {"defaults": ["/schema/reward@_here_", {"/zero@zero": "none"}, "_self_"]}))
     [('schema', 'reward', ''), ('zero', 'none', 'zero')]

@@ -18,4 +18,4 @@ REWARD_BACKBONES = ("auto", "shared", "own")
 FOR_LORA = "lora:"
 """Before a learning rate that is LoRA's, and from which another method's follows."""
 MEASURED = "measured"
-"""Where a `cpu_linear` that was `auto` comes from, in card.json."""
+"""Origin in card.json of a `cpu_linear` that was `auto` and was measured."""

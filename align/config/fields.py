@@ -222,7 +222,7 @@ def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
 
 @dataclass(frozen=True)
 class Described:
-    """What is known of a setting: for `align --help KEY`."""
+    """Facts about a setting, for `align --help KEY`."""
 
     default: str
     allowed: str

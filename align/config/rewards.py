@@ -66,7 +66,7 @@ class RewardHTTPOptions:
     TARGET = "align.rewards.http.HTTPReward"
 
     url: str = value()
-    """Where a batch is posted as JSON; what is sent and comes back: align/rewards/http.py. `$NAME` stands for
+    """Address to which a batch is posted as JSON; request and reply: align/rewards/http.py. `$NAME` stands for
     an environment variable."""
     timeout: float = 60.0
     """Seconds for one request, from the connection to the last byte of the answer."""
@@ -84,7 +84,7 @@ class RewardLLMJudgeOptions:
     TARGET = "align.rewards.judge.LLMJudge"
 
     url: str = value()
-    """Where an OpenAI-compatible server's chat/completions lies. `$NAME` stands for an environment variable."""
+    """Address of an OpenAI-compatible server's chat/completions. `$NAME` stands for an environment variable."""
     model: str = value()
     """The judge, by the name that the server has for it."""
     template: str | None = None
@@ -133,7 +133,7 @@ class RewardGateOptions:
     condition: Plug | None = None
     """The reward that opens it: +reward@reward.condition=format"""
     threshold: float = 1.0
-    """What the condition must score, or more."""
+    """Lowest score of the condition that opens the gate."""
     otherwise: float = 0.0
     """The score of a row whose condition scores less."""
 

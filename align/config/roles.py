@@ -11,7 +11,7 @@ from align.config.values import Plug
 
 @dataclass(frozen=True)
 class Zero:
-    """How DeepSpeed divides a model over the ranks."""
+    """Division of a model over the ranks by DeepSpeed."""
 
     stage: int
     """ZeRO stage: 1 optimizer state, 2 and gradients, 3 and parameters."""
@@ -46,9 +46,9 @@ class ActorOptions:
     warmup_steps: int = number(0, low=0, rare=True)
     """PPO steps in which the rate rises from 0."""
     peft: Plug | None = None
-    """Which weights train: peft@actor.peft=lora, or none for all."""
+    """Weights that train: peft@actor.peft=lora, or none for all."""
     zero: Plug | None = None
-    """How DeepSpeed divides the actor: zero@actor.zero=stage2."""
+    """Division of the actor over the ranks by DeepSpeed: zero@actor.zero=stage2."""
 
 
 @section("critic")
@@ -60,8 +60,8 @@ class CriticOptions:
     adapter: str = choice("auto", *ADAPTERS)
     """As `sft.adapter`."""
     backbone: str = choice("auto", *CRITIC_BACKBONES)
-    """Where the value head sits: adapter (the critic's own adapter on the actor's base), head (the actor's trunk,
-    adapter and all), own (a model of its own), or auto: adapter where it can be, else own."""
+    """Place of the value head: adapter (the critic's own adapter on the actor's base), head (the actor's trunk,
+    adapter and all), own (a separate model), or auto: adapter where it can be, else own."""
     trunk_gradient: float = number(0.1, low=0, high=100, rare=True)
     """With critic=head, the share of the value's gradient that shapes the actor's trunk; 0: none."""
     learning_rate: float | str = number("lora:1e-5", above=0, high=1, prefix=FOR_LORA, follows="actor.learning_rate")
@@ -85,4 +85,4 @@ class ReferenceOptions:
     path: str = "auto"
     """The policy that the KL penalty holds to; auto: the actor at step 0."""
     zero: Plug | None = None
-    """How DeepSpeed divides it: zero@reference.zero=stage3, or stage3_offload."""
+    """Division of the reference over the ranks by DeepSpeed: zero@reference.zero=stage3, or stage3_offload."""

@@ -13,7 +13,7 @@ class RolloutOptions:
     engine: str = choice("auto", "auto", "vllm", "hf")
     """auto (vLLM where it is installed and serves this actor, else transformers), vllm or hf."""
     fallback: str = choice("hf", "hf", "error", rare=True)
-    """Where vLLM cannot serve the actor's PEFT method: hf (transformers writes) or error."""
+    """Fallback where vLLM cannot serve the actor's PEFT method: hf (transformers generates) or error."""
     temperature: float = number(1.0, above=0, high=100)
     """Of sampling; log-probabilities of policy, old policy and reference are taken at it."""
     max_new_tokens: int = number(64, low=1, unit="tokens")

@@ -31,7 +31,7 @@ class Columns:
         return AlignError(f"{self.place} {problem}: use {instead}")
 
     def has(self, column: str) -> bool:
-        """Whether there is a value; null is none, as data sets with united columns have it."""
+        """Return True where the column has a value; null is none, as data sets with united columns have it."""
         return self.row.get(column) is not None
 
     def text(self, column: str) -> str:
@@ -102,9 +102,9 @@ class Columns:
 
 
 def given_by(key: str, column: str, row: dict, wanted: str | None = None) -> str:
-    """What to write under `key` where a row lacks a column: the nearest of those that it has, or a word for it.
+    """Setting to use under `key` where a row lacks a column: the nearest of those that it has, or COLUMN.
 
-    `wanted` is what was looked for in the row, where that has another name.
+    `wanted` is the column looked for in the row, where that has another name.
 
     >>> given_by("sft.data.columns", "prompt", {"Prompts": "Why?"}), given_by("sft.data.columns", "prompt", {"q": ""})
     ('sft.data.columns.prompt=Prompts', 'sft.data.columns.prompt=COLUMN')

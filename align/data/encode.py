@@ -38,7 +38,7 @@ def completion_as(prompt: Prompt, text: str) -> Prompt:
 
 
 def text_of(completion: Prompt) -> str:
-    """What `completion_as` put into the form of a prompt."""
+    """Text of a completion that `completion_as` put into the form of its prompt."""
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
@@ -260,7 +260,7 @@ def _trailing(ids: list[int], wanted: int) -> int:
 
 
 def shared_length(ids: list[int], others: list[int]) -> int:
-    """How many ids two lists begin with alike."""
+    """Number of ids at the start that two lists share."""
     for index, (one, other) in enumerate(zip(ids, others, strict=False)):
         if one != other:
             return index

@@ -136,8 +136,8 @@ def hold_out(rows: list[Record], share: float, purpose: str) -> tuple[list[Recor
 
 
 def _place(identity: str) -> float:
-    """Where a text stands between 0 and 1, the same in every process."""
-    # A lone surrogate, which json can hold, has no UTF-8 of its own.
+    """Position of a text between 0 and 1, the same in every process."""
+    # A lone surrogate, which json can hold, has no UTF-8.
     digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 

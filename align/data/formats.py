@@ -1,4 +1,4 @@
-"""What the rows of a file mean: columns by format, checked and turned into what a stage wants.
+"""Formats of a file's rows: columns by format, checked and converted to the rows of a stage.
 
 | format | columns | serves |
 | --- | --- | --- |
@@ -7,7 +7,7 @@
 | prompt_completion | prompt, completion (strings) | pretrain, sft, ppo |
 | conversational | messages, or prompt and completion as messages | sft, ppo |
 | preferences | chosen, rejected, mostly prompt (strings or messages); margin or share | sft, rm, dpo, kto, ppo |
-| dialogues | chosen, rejected: whole dialogues, alike but for the last answer | sft, rm, dpo, kto, ppo |
+| dialogues | chosen, rejected: whole dialogues, alike but for the last turn | sft, rm, dpo, kto, ppo |
 | rankings | prompt, completions, and their order (align.data.formats) | sft, rm, dpo, kto, ppo |
 | ratings | prompt, completion, rating (a number, the higher the better) | rm, ppo |
 | unpaired | prompt, completion, label (true: good) | kto, ppo |
@@ -408,7 +408,7 @@ def check_columns(columns: Mapping[str, str], format: str, purpose: str, report_
 
 
 def shape(record: Record, purpose: str) -> str:
-    """What all rows of one data set must have in common, in words."""
+    """Describe in words the columns and the form of the prompt, which all rows of one data set must share."""
     # For ppo the other columns are anybody's, and rows may lack some.
     columns = ["prompt"] if LIKE.get(purpose, purpose) == "ppo" else sorted(record.row)
     content = record.row.get("prompt", record.row.get("chosen"))

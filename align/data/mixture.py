@@ -25,7 +25,7 @@ from align.errors import AlignError
 
 TASK = "task"
 NEUTRAL = {"share": 1.0, "margin": 0.0}
-"""What a pair without the column says: everybody preferred the chosen answer, by no margin."""
+"""Values of a pair without the column: everybody preferred the chosen completion, by no margin."""
 
 
 class Mixture:
@@ -131,7 +131,7 @@ class Mixture:
                 )
 
     def _of(self, name: str, purpose: str, do: Callable[[], Any]) -> Any:
-        """What a part does, its errors naming the part's own keys."""
+        """Return the result of `do` for the part `name`; an AlignError of it names the part's own keys."""
         try:
             return do()
         except AlignError as error:

@@ -1,4 +1,4 @@
-"""Where a stage's rows come from: the Protocol that every data set of a stage fulfils."""
+"""Source of a stage's rows: the Protocol that every data set of a stage fulfils."""
 
 from __future__ import annotations
 

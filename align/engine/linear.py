@@ -178,9 +178,9 @@ class CpuLinear:
 
     kind: str = "torch"
     earlier: tuple[str, str] | None = None
-    """What `auto` is settled to instead of measuring: the kind that was measured before, and the card that tells."""
+    """Kind that `auto` takes without measuring, since it was measured before, and the card that records it."""
     origin: str = "cpu_linear"
-    """Where the kind comes from: the key, a measurement (of this run, or the card of another), nothing to measure."""
+    """Origin of the kind: the key, a measurement (of this run, or the card of another), or nothing to measure."""
 
     def apply(self, model: nn.Module, tell: Callable[[str], None] = lambda line: None) -> None:
         """Gives the model's linear layers the chosen kernel, in place; only float32 on CPU has a choice."""

@@ -36,7 +36,7 @@ def adamw(module: nn.Module, rates: Mapping[str, float]) -> torch.optim.AdamW:
 
 
 def _groups(module: nn.Module, role: str, rate: float) -> list[dict[str, Any]]:
-    """What a role trains; LoRA's B apart, where the module says that it learns faster (`loraplus`, by role)."""
+    """Parameter groups of a role; LoRA's B apart, where the module says that it learns faster (`loraplus`, by role)."""
     trained = [p for p in module.parameters() if p.requires_grad] if role == ALL else module.trained(role)
     times = getattr(module, "loraplus", {}).get(role, 1.0)
     faster = {id(p) for name, p in module.named_parameters() if times != 1 and ".lora_B." in name}

@@ -35,5 +35,5 @@ def aggregate(
 
 
 def counted(mask: Tensor, how: str = "token_mean") -> int:
-    """What an aggregate is a mean over: real tokens (token_mean), or rows with a real token (the others)."""
+    """Count what an aggregate is a mean over: real tokens (token_mean), or rows with a real token (the others)."""
     return int(mask.sum() if how == "token_mean" else mask.any(1).sum())

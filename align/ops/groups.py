@@ -1,4 +1,4 @@
-"""What the advantages without a critic share: means over the scores of one prompt.
+"""Means over the scores of one prompt, which advantages without a critic share.
 
 Shapes: B completions, G groups (completions of one prompt).
 """

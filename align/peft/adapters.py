@@ -47,7 +47,7 @@ def add_adapter(model: PeftModel, name: str, config: PeftConfig, trained: bool =
 
 @contextmanager
 def kept_trainable(model: PeftModel, new: bool = False) -> Iterator[None]:
-    """What trains before trains afterwards, and nothing else but, if `new`, what was added inside."""
+    """Keep which parameters train: after the block the same ones do, and if `new` those that were added inside."""
     before = {id(p): p.requires_grad for p in model.parameters()}
     yield
     for parameter in model.parameters():
@@ -104,7 +104,7 @@ def use_adapter(model: PeftModel, name: str | None) -> Iterator[None]:
 
 
 def routable(model: PeftModel) -> bool:
-    """Whether rows of one batch can go through different adapters: plain LoRA throughout, or a method that says so.
+    """Return True where rows of one batch can take different adapters: all are plain LoRA or a method that says so.
 
     PEFT 0.21 ignores the routing of most other methods without a word, and raises for DoRA.
     """

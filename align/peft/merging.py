@@ -58,7 +58,7 @@ Factors = tuple[Tensor, Tensor]
 
 
 def other_than_lora(method: PeftConfig) -> str:
-    """What an adapter of this method is that no LoRA equals ('' where one does)."""
+    """Name of this method where no LoRA equals its adapters; '' where one does."""
     kind = method.peft_type.value
     if kind == "MISS" and method.init_weights == "bat":
         return "MISS with init_weights=bat"  # its change of a weight depends on the weight

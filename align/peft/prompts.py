@@ -24,11 +24,11 @@ from transformers.cache_utils import Cache
 from align.errors import AlignError
 
 ENCODER_FILE = "prompt_encoder.safetensors"
-"""What trains, beside PEFT's file, which has what the encoder made of it: enough to compute, not to train on."""
+"""Weights that train, beside PEFT's file, which has the encoder's output: enough to compute, not to train on."""
 
 
 def prompted(model: PreTrainedModel | PeftModel) -> bool:
-    """Whether the model's adapters stand before the text."""
+    """Return True where the model's adapters stand before the text."""
     return isinstance(model, PeftModel) and model.peft_config["default"].is_prompt_learning
 
 

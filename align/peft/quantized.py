@@ -36,7 +36,7 @@ def on_quantized(method: PeftConfig, kind: str | None) -> PeftConfig:
 
 
 def wanted(method: PeftConfig | None) -> str | None:
-    """How the method wants its base quantised."""
+    """Quantisation that the method wants for its base; None for none."""
     return getattr(method, "quantize", None)
 
 
@@ -62,7 +62,7 @@ def check_sits(method: PeftConfig, key: str) -> None:
 
 
 def told_by(config: dict[str, Any]) -> str | None:
-    """How the model of this config.json is quantised; None where its weights are plain."""
+    """Quantisation of the model of this config.json; None where its weights are plain."""
     told = config.get("quantization_config")
     return told.get("bnb_4bit_quant_type", told.get("quant_method", "quantised")) if told else None
 

@@ -30,13 +30,13 @@ def rate(value: float | str, method: PeftConfig | None, ppo: bool = False) -> fl
 
 
 def times_lora_in_ppo(method: PeftConfig | None) -> float:
-    """How many times LoRA's rate a method wants in PPO."""
+    """Factor on LoRA's rate that a method wants in PPO."""
     usual = times_lora(method)
     return usual if method is None else getattr(method, "times_lora_in_ppo", IN_PPO.get(method.peft_type.value, usual))
 
 
 def times_lora(method: PeftConfig | None) -> float:
-    """How many times LoRA's rate a method wants in supervised training."""
+    """Factor on LoRA's rate that a method wants in supervised training."""
     if method is None:
         return FULL
     if getattr(method, "prefix_projection", True) is False:

@@ -1,10 +1,10 @@
-"""How a PEFT method's policy reaches vLLM: one function, one table (PEFT 0.21, vLLM 0.32).
+"""Route of a PEFT method's policy to vLLM: one function, one table (PEFT 0.21, vLLM 0.32).
 
 adapter     LoRA as vLLM knows it, handed over as it is
 converted   an adapter that equals a LoRA to rounding (align.peft.merging), handed over as that LoRA
 embeddings  virtual tokens, handed over as embeddings that stand before each prompt's
 merged      the adapter's weights merged into the base's, layer by layer, and all of them copied
-generate    not at all: transformers writes the rollouts
+generate    not at all: transformers makes the rollouts
 refused     no rollout of it is the policy's
 
 MiSS of init_weights=bat is merged: its change of a weight depends on the weight, and has its whole rank. So is what
@@ -43,7 +43,7 @@ TAKE_A_PART = ("pissa", "olora", "corda", "lora_ga", "loftq")
 class Route:
     mode: str
     why: str = ""
-    """Why not a shorter way."""
+    """Reason why a shorter way does not serve."""
 
 
 def route(method: PeftConfig) -> Route:
@@ -71,7 +71,7 @@ def mergeable(method: PeftConfig) -> bool:
 
 
 def why_unmergeable(method: PeftConfig) -> str:
-    """Why no plain model's weights can hold what the method computes ('' if they can)."""
+    """Reason why no plain model's weights can hold what the method computes; '' where they can."""
     kind = method.peft_type.value
     if method.is_prompt_learning:
         return f"what {kind} puts before a text is no weight of a plain model"
@@ -79,7 +79,7 @@ def why_unmergeable(method: PeftConfig) -> str:
 
 
 def why_not_lora(method: PeftConfig) -> str:
-    """Why vLLM does not serve this method as LoRA, by itself or converted ('' if it does)."""
+    """Reason why vLLM does not serve this method as LoRA, by itself or converted; '' where it does."""
     if type(method) is not LoraConfig and (other := other_than_lora(method)):
         return f"vLLM serves LoRA, not {other}"
     has = vars(method).get
@@ -108,7 +108,7 @@ def changes_the_base(method: PeftConfig) -> bool:
 
 
 def check_servable(method: PeftConfig | None, engine: str, fallback: str) -> str:
-    """Why transformers writes the rollouts of an actor with this method though vLLM could run ('' if vLLM does).
+    """Reason why transformers makes the rollouts of an actor with this method though vLLM could run; '' if vLLM does.
 
     Raises AlignError where `engine` vllm may not fall back, and for what nothing serves.
     """

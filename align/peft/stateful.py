@@ -1,6 +1,6 @@
-"""What methods with a state of their own do beside their parameters; most do nothing.
+"""Hooks for methods that keep a state beside their parameters; most do nothing.
 
-The loops call these hooks for every method alike and know none by name. A method of one's own registers its hooks:
+The loops call these hooks for every method alike and know none by name. A user's method registers its hooks:
 
     align.peft.stateful.HOOKS["MY_METHOD"] = MyHooks()
 """
@@ -130,7 +130,7 @@ def on_step(model: PreTrainedModel | PeftModel, name: str | None, step: int) -> 
 
 
 def extra_loss(model: PreTrainedModel | PeftModel, name: str | None) -> Tensor | None:
-    """What the method adds to the loss of an optimizer step, once."""
+    """Term that the method adds to the loss of an optimizer step, once; None for none."""
     if isinstance(model, PeftModel) and name is not None:
         return hooks_of(model.peft_config[name]).extra_loss(model, name)
     return None

@@ -1,4 +1,4 @@
-"""What each stage of a run is given, by whom, and from which model a chain of stages starts."""
+"""Inputs of each stage of a run, their sources, and the model from which a chain of stages starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from align.plan.spec import AUTO, POLICY, REWARD_MODEL, SAMPLES, Made, Need
 
 
 def is_sampled(data: Plug | None) -> bool:
-    """Whether data are those that this run samples."""
+    """Return True where data are those that this run samples."""
     return data is not None and data.target == SampledOptions.TARGET and data.get("path") == AUTO
 
 

@@ -1,4 +1,4 @@
-"""Which stages a run has, and their order: who takes whose result, then what kinds come first, then as typed."""
+"""Stages of a run, and their order: who takes whose result, then which kinds come first, then as typed."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def ordered(named: list[str], specs: Mapping[str, StageSpec], takes: Mapping[str
 
 
 def _behind(name: str, left: list[str], specs: Mapping[str, StageSpec], kinds: set[str]) -> bool:
-    """Whether a stage that is still to come goes before this one."""
+    """Return True where a stage that is still to come goes before this one."""
     spec = specs[kind_of(name)]
     if spec.last:
         return bool(kinds)

@@ -37,7 +37,7 @@ EXAMPLES = {
     "column": ("task", " (a column of the prompts)"),
     "url": ("http://localhost:8000/score", " (of a chat server: http://localhost:8000/v1)"),
 }
-"""What a setting without a value may be, by its last name, and a remark."""
+"""Example of a value for a setting that has none, by its last name, and a remark."""
 
 
 def parse(values: Mapping[str, Any], specs: Mapping[str, StageSpec]) -> RunPlan:
@@ -67,7 +67,7 @@ def parse(values: Mapping[str, Any], specs: Mapping[str, StageSpec]) -> RunPlan:
 
 
 def judges(values: Mapping[str, Any]) -> bool:
-    """Whether the section of the evaluation asks for something that a run without PPO can give."""
+    """Return True where the section of the evaluation needs something that a run without PPO can give."""
     evaluate = values.get("evaluate") or {}
     general = evaluate.get("general")
     return bool(

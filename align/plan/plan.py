@@ -51,7 +51,7 @@ class Origin:
     path: str | None = None
     made_by: str | None = None
     shape: tuple[tuple[str, int], ...] = ()
-    """What is known of the config.json of a model that is still to be made."""
+    """Known entries of the config.json of a model that is still to be made."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Input:
     path: str | None = None
     """As the user names it."""
     real: str | None = None
-    """Where that lies: `runs/NAME/latest` is another place once the run has a folder."""
+    """Real place of `path`: `runs/NAME/latest` is another place once the run has a folder."""
     source: str | None = None
     """The stage that makes it."""
     makes: str = ""

@@ -49,7 +49,7 @@ def _inner(inner: Value, key: str) -> Plug:
 
 
 def learned(reward: Plug) -> bool:
-    """Whether it is a reward model, or several that an ensemble names by `path`."""
+    """Return True where it is a reward model, or several that an ensemble names by `path`."""
     return reward.target == MODEL or (reward.target == ENSEMBLE and not reward.get("terms"))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 POLICY, REWARD_MODEL, SAMPLES, FIGURES = "policy", "reward model", "samples", "figures"
-"""What a stage leaves in its folder."""
+"""Kinds of results that a stage leaves in its folder."""
 ALWAYS, JUDGED, NEVER = "always", "where a judge or a question is set", "never"
 """When the evaluation is added to a run that does not name it."""
 AUTO = "auto"
@@ -24,7 +24,7 @@ class Need:
     name: str
     """The input's name in `Stage.run(inputs, …)`."""
     makes: str
-    """What the folder holds: POLICY, REWARD_MODEL or SAMPLES."""
+    """Content of the folder: POLICY, REWARD_MODEL or SAMPLES."""
     key: str
     """The configuration key that names the folder."""
     path: str = AUTO
@@ -78,11 +78,11 @@ class StageSpec:
     """The figure that a search goes by, of those in card.json."""
     more_is_better: bool = False
     evaluated: str = NEVER
-    """Whether the evaluation closes a run of this stage: ALWAYS, JUDGED or NEVER."""
+    """Condition on which the evaluation closes a run of this stage: ALWAYS, JUDGED or NEVER."""
     last: bool = False
     """It runs at the end, behind all others."""
     policy_name: str = ""
-    """How tables call the policy that it makes; unset: by the stage's name."""
+    """Name of the policy that it makes, in tables; unset: the stage's name."""
     shape: Callable[[Any], Mapping[str, int]] | None = None
     """Of a stage that makes a model from nothing: what its options tell of the model's config.json."""
     data_like: str = ""

@@ -1,4 +1,4 @@
-"""What PPO makes of held-out prompts: figures, the best policy, and a judge that looks on."""
+"""Evaluation of PPO on held-out prompts: figures, the best policy, and a judge that looks on."""
 
 from __future__ import annotations
 

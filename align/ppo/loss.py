@@ -40,7 +40,7 @@ class MinibatchLoss:
     place: str
     """Step and minibatch, for errors."""
     records: tuple[ppo_metrics.Average, ...]
-    """Where the metrics go."""
+    """Averages that take the metrics."""
 
     def __call__(self, new: Scores, micro: Experience, number: int) -> dict[str, Tensor]:
         """Losses of micro-batch `number` of those roles that `new` has scores of.
@@ -115,7 +115,7 @@ def kl_estimator(options: PPOOptions) -> str:
 
 
 def may_trust(engine: RolloutEngine, options: PPOOptions) -> bool:
-    """Whether the engine's log-probabilities may be taken for the trainer's, without a pass of its own."""
+    """Return True where the engine's log-probabilities may be taken for the trainer's, without a further pass."""
     return options.old_logp == "auto" and options.importance_correction == "none" and engine.exact
 
 

@@ -1,4 +1,4 @@
-"""What a PPO step reports, under the names of TRL's PPO, since dashboards know them.
+"""Metrics of a PPO step, under the names of TRL's PPO, since dashboards know them.
 
 `objective/kl` is k1 in nats a sequence. Shapes: B completions, T response tokens.
 """
@@ -72,7 +72,7 @@ def of_rollout(
 
 
 def engine_gap(rollout: Rollout, old: Scores) -> dict[str, float]:
-    """How far the engine's log-probabilities are from the trainer's: largest, mean, share of tokens beyond 10 %.
+    """Gap between the engine's log-probabilities and the trainer's: largest, mean, share of tokens beyond 10 %.
 
     Nothing where the trainer took the engine's.
     """

@@ -1,4 +1,4 @@
-"""Whether a reward has anything to say: what is told of it on the way, each once.
+"""Checks that a reward has something to say; each finding is reported once on the way.
 
 Shapes: B completions.
 """
@@ -13,9 +13,9 @@ SILENT_STEPS = 3
 
 
 class Signal:
-    """What the scores of a run's steps lack, at its first sight.
+    """Findings on what the scores of a run's steps lack, each at its first sight.
 
-    steps: that the run has; dynamic_sampling: `ppo.dynamic_sampling`.
+    steps: number of steps of the run; dynamic_sampling: `ppo.dynamic_sampling`.
     """
 
     def __init__(self, steps: int, dynamic_sampling: int) -> None:

@@ -1,4 +1,4 @@
-"""What a PPO step learns from: completions of some prompts, with what roles and reward say of them.
+"""Completions of some prompts that a PPO step learns from, with their scores by roles and reward.
 
 Shapes: B completions, P prompt tokens, T response tokens.
 """

@@ -1,8 +1,8 @@
-"""Whether a policy learns to please its reward alone: an independent judge scores the held-out samples too.
+"""Watch for a policy that learns to please its reward alone: an independent judge scores the held-out samples too.
 
     align stages=[ppo] … ppo.eval_every=8 watch=judge watch.judge.fn=my_rules.true_score watch.action=stop
 
-What a reward model measures and what people want part at some distance from the reference (Gao, Schulman and Hilton
+A reward model's score and people's wishes part at some distance from the reference (Gao, Schulman and Hilton
 2022, "Scaling laws for reward model overoptimization", arXiv 2210.10760). Evaluations have the same prompts and the
 same randomness, so two of them are compared row by row.
 
@@ -90,7 +90,7 @@ class Watch:
         return self.action == "stop" and self.fired is not None
 
     def warning(self) -> str:
-        """What is to be said of the evaluation at which it fired."""
+        """Line of the log about the evaluation at which it fired."""
         seen, best = self.fired, self.best
         return (
             f"warning: step {seen.step}: the reward is up {float((seen.score_B - best.score_B).nanmean()):.2f} since "

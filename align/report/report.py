@@ -1,4 +1,4 @@
-"""What a run tells: lines and progress on the terminal, `metrics.jsonl`, trackers, `card.json`."""
+"""Reports of a run: lines and progress on the terminal, `metrics.jsonl`, trackers, `card.json`."""
 
 from __future__ import annotations
 

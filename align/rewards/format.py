@@ -53,7 +53,7 @@ class FormatReward:
         return Scored(score_B, {self.name: score_B})
 
     def fits(self, text: str, where: str) -> bool:
-        """Whether a text matches; `where` begins the message of the AlignError for one that takes too long."""
+        """Return True where a text matches; `where` begins the message of AlignError for one that takes too long."""
         with patience(f"{where}: {self.pattern.pattern}", self.timeout, text):
             return self.pattern.fullmatch(text.strip(), timeout=self.timeout) is not None
 
@@ -93,7 +93,7 @@ class JSONReward:
         return Scored(score_B, {self.name: score_B})
 
     def fits(self, text: str) -> bool:
-        """Whether a text is JSON by the schema."""
+        """Return True where a text is JSON by the schema."""
         from referencing.exceptions import Unresolvable
 
         try:

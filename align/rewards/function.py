@@ -34,7 +34,7 @@ WITHHELD = {"prompt", "completion", *GIVEN}
 
 @dataclass
 class TrainerState:
-    """What a reward function reads of TRL's trainer state: the number of updates so far."""
+    """Part of TRL's trainer state that a reward function reads: the number of updates so far."""
 
     global_step: int
 
@@ -98,7 +98,7 @@ class FunctionReward:
         return list(result) if in_order else result
 
     def _blame(self, error: Exception, keywords: dict[str, Any], rollout: Rollout) -> AlignError:
-        """What failed, on which row and line. The row is found by calling again with one row at a time."""
+        """Error that names the failure, its row and line. The row is found by calling again with one row at a time."""
         for row in range(len(rollout)):
             try:
                 self._call(_one_row(keywords, row, rollout))
@@ -195,7 +195,7 @@ def _number(score: Any, here: str) -> float:
 
 
 def wait(awaitable: Awaitable) -> Any:
-    """What `awaitable` gives, worked out on our own loop: a notebook's is running already."""
+    """Result of `awaitable`, computed on a loop of align: a notebook's is running already."""
 
     async def result():
         return await awaitable

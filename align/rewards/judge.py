@@ -93,7 +93,7 @@ class LLMJudge:
         self.server = Server(self.name, completed(url), timeout, retries, headers)
         self.wants: set[str] = set()
         self.latest: list[bool] = []
-        """Whether the last answers were without a grade; FEW of them, or a batch if that is more."""
+        """True for each of the last answers that was without a grade; FEW answers, or a batch if that is more."""
 
     def check_rows(self, rows: list[dict], key: str) -> None:
         """Raises AlignError where the template wants a column that the data set has not."""
@@ -218,11 +218,11 @@ Score: NUMBER
 """
 ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 FAILURES = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError)
-"""What filling in a template may raise."""
+"""Errors that filling in a template may raise."""
 
 
 class Question:
-    """What a judge is asked, as text.
+    """Question to a judge, as text.
 
     file: a jinja template; None takes BUILT_IN. It is given `prompt` and `completion` as text, `messages`, the prompt
     as a list of messages, `low` and `high`, the ends of the scale, and the data set's other columns by their names.

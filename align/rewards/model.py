@@ -83,7 +83,7 @@ def score_scale(folder: Path) -> tuple[float, float]:
 
 
 def warnings_of(folder: Path) -> list[str]:
-    """What the stage that trained a reward model found against it, from card.json."""
+    """Warnings about a reward model by the stage that trained it, from card.json."""
     return _card(folder).get("report", {}).get("warnings", [])
 
 

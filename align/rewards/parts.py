@@ -54,13 +54,13 @@ def check_reachable(reward: Reward) -> None:
 
 
 def learned(reward: Reward) -> dict[str, dict[str, Any]]:
-    """What a reward and those inside it have learned, by key; those that have nothing are left out."""
+    """Learned state of a reward and of those inside it, by key; rewards without any are left out."""
     each = {key: one.learned() for key, one in every(reward) if hasattr(one, "learned")}
     return {key: found for key, found in each.items() if found}
 
 
 def load_learned(reward: Reward, saved: dict[str, dict[str, Any]]) -> None:
-    """What `learned` gave, into a reward of the same settings."""
+    """Load the result of `learned` into a reward of the same settings."""
     for key, one in every(reward):
         if key in saved:
             one.load_learned(saved[key])

@@ -53,7 +53,7 @@ class Answer:
 
 
 class Server:
-    """Where a reward named `name` posts JSON.
+    """Server to which a reward named `name` posts JSON.
 
     url: http or https. timeout: seconds for one request, from the connection to the last byte of the answer.
     retries: further tries, after pauses of 1, 2, 4 … 30 seconds (longer if it asks for that by Retry-After), of a
@@ -87,7 +87,7 @@ class Server:
         wait(knocking())
 
     def ask(self, bodies: list[bytes], read: Callable[[Answer], Read], at_once: int = 1) -> list[Read]:
-        """What `read` makes of the answer to each body, in their order; `at_once` requests are under way together.
+        """Results of `read` on the answer to each body, in their order; `at_once` requests are under way together.
 
         Raises AlignError where the server stays away or answers with more than LARGEST bytes, and what `read` raises
         of an answer; the other requests are given up then.
@@ -125,7 +125,7 @@ class Server:
         return httpx2.AsyncClient(headers=self.headers, timeout=None, limits=limits)
 
     async def _tried(self, request: Callable[[], Awaitable[Read]], retries: int) -> Read:
-        """What a request gives, the whole of it in `timeout` seconds, at the first try that is not in vain."""
+        """Result of a request, the whole of it in `timeout` seconds, at the first try that is not in vain."""
         asked = 0.0
         for attempt in range(retries + 1):
             if attempt:
@@ -164,7 +164,7 @@ class Server:
 
 
 def seconds(wish: str) -> float:
-    """What a Retry-After header (RFC 9110, 10.2.3) asks for, from now on: seconds or a date; 0 for anything else."""
+    """Seconds from now in a Retry-After header (RFC 9110, 10.2.3), a number of them or a date; 0 for anything else."""
     if wish.strip().isdecimal():
         return float(wish)
     try:

@@ -90,7 +90,7 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "cosine": lambda way: 0.5 * (1 - math.cos(math.pi * way)),
     "hold": lambda way: 0.0,
 }
-"""How much of the change from one point to the next is done after a share of the way."""
+"""Share of the change from one point to the next that is done after a share of the way."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ LEAST = 1e-6
 """A smaller deviation is rounding: such a term is left as it is."""
 
 Moments = tuple[int, float, float]
-"""How many values, their mean, and the sum of squares around it."""
+"""Number of values, their mean, and the sum of squares around it."""
 
 
 class Deviations:
@@ -154,7 +154,7 @@ class Deviations:
         self.first: dict[str, Moments] = {}
 
     def of(self, name: str, score_B: Tensor, training: bool) -> float:
-        """What to divide a term by: its deviation (population), or 1 where it does not vary. NaN counts nowhere."""
+        """Divisor of a term: its deviation (population), or 1 where it does not vary. NaN counts nowhere."""
         batch = moments(score_B[~score_B.isnan()])
         if batch is not None:
             self.first.setdefault(name, batch)

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from align.errors import AlignError
 
 IN_PLACE = ("reward", "preferences.judge", "watch.judge")
-"""Where the configuration has a reward that a choice replaces; anywhere else it adds one."""
+"""Keys at which the configuration has a reward that a choice replaces; anywhere else it adds one."""
 
 
 def chosen_at(key: str) -> str:
-    """What stands before `=NAME` where the reward at `key` is chosen.
+    """Text before `=NAME` where the reward at `key` is chosen.
 
     >>> [chosen_at(key) for key in ("reward", "watch.judge", "reward.terms.polite")]
     ['reward', 'reward@watch.judge', '+reward@reward.terms.polite']

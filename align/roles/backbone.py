@@ -42,11 +42,11 @@ class Backbone(nn.Module):
         self.adapters = dict(adapters or {ACTOR: "default" if isinstance(model, PeftModel) else None})
         self.value_head: nn.Linear | None = None
         self.value_gradient = 1.0
-        """How much of the value's gradient goes on into the trunk; 0 detaches."""
+        """Factor on the value's gradient that goes on into the trunk; 0 detaches."""
         self.score_heads = nn.ModuleDict()
         """Of the reward models that sit here, by role."""
         self.loraplus: dict[str, float] = {}
-        """How many times as fast as the rest LoRA's B learns, by role."""
+        """Factor on the rate of LoRA's B, as against the rest, by role."""
         self.plain_head = self._head_is_plain()
         self.steps: dict[str | None, int] = {}
         """Optimizer steps that each adapter has made."""
@@ -107,7 +107,7 @@ class Backbone(nn.Module):
         return found | ({"reward_BK": torch.stack(rewards, 1)} if rewards else {})
 
     def trained(self, role: str) -> list[nn.Parameter]:
-        """What `role` trains: the parameters of its adapter (or the whole model), the critic's also its head."""
+        """Parameters that `role` trains: those of its adapter (or the whole model), for the critic also its head's."""
         head = list(self.value_head.parameters()) if role == CRITIC and self.value_head is not None else []
         if role == CRITIC and ACTOR in self.adapters and self.adapters[ACTOR] == self.adapters[CRITIC]:
             return head  # on the actor's own trunk
@@ -116,7 +116,7 @@ class Backbone(nn.Module):
         return body + head
 
     def extra_loss(self, roles: Iterable[str]) -> Tensor | None:
-        """What the methods of the adapters of `roles` add to the loss of a step."""
+        """Sum that the methods of the adapters of `roles` add to the loss of a step; None for none."""
         found = [extra_loss(self.model, name) for name in self._names(tuple(roles))]
         terms = [term for term in found if term is not None]
         return torch.stack(terms).sum() if terms else None
@@ -172,7 +172,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _head_is_plain(self) -> bool:
-        """Whether logits are the head's product alone: tried on two tokens, since some models scale or cap them."""
+        """Return True where logits are the head's product alone; a try on two tokens, since some models change them."""
         head = plain(self.model).get_output_embeddings()
         if head is None or not {ACTOR, REFERENCE} & self.adapters.keys():
             return True  # nobody here asks for logits

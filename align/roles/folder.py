@@ -1,4 +1,4 @@
-"""What lies in a model's folder, told from its json files: no torch, no loading."""
+"""Content of a model's folder, read from its json files: no torch, no loading."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Folder:
         return json.loads((home / "config.json").read_text()) if (home / "config.json").exists() else {}
 
     def virtual_tokens(self) -> int:
-        """How many its adapter puts before each prompt."""
+        """Number of virtual tokens that its adapter puts before each prompt."""
         adapter = Path(self.path) / "adapter_config.json"
         return (json.loads(adapter.read_text()).get("num_virtual_tokens") or 0) if adapter.exists() else 0
 
@@ -93,11 +93,11 @@ def _read(file: Path, key: str) -> dict:
 
 
 def base_home(path: str | Path) -> str:
-    """Where the whole model under `path` lies: there, or where its adapter says."""
+    """Place of the whole model under `path`: itself, or the base that its adapter names."""
     adapter = Path(path) / "adapter_config.json"
     return json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.exists() else str(path)
 
 
 def tokenizer_home(path: str | Path) -> str:
-    """Where the tokenizer of a model lies: beside it, else beside the base of its adapter."""
+    """Place of the tokenizer of a model: beside it, else beside the base of its adapter."""
     return str(path) if (Path(path) / "tokenizer_config.json").exists() else base_home(path)

@@ -35,7 +35,7 @@ class Group:
         return max((len({self.backbone.adapters[role] for role in together}) for together in passes), default=1)
 
     def scores(self, rollout: Rollout, roles: Iterable[str]) -> dict[str, Tensor]:
-        """What those of `roles` that are here say of a rollout, by field of Scores."""
+        """Scores of a rollout by those of `roles` that are here, by field of Scores."""
         found: dict[str, Tensor] = {}
         for together in self.backbone.passes(roles):
             with self.backbone.serving(together, len(rollout)):

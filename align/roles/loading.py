@@ -66,7 +66,7 @@ def load_merged(folder: Folder, head: str, dtype: torch.dtype) -> tuple[PreTrain
 
 
 def load_frozen(folder: Folder, dtype: torch.dtype = torch.float32) -> PreTrainedModel | PeftModel:
-    """What a folder holds, to compute alone: an adapter is merged in float32 if it can be, else sits on its base.
+    """Load a folder's model, not to be trained: an adapter is merged in float32 if it can be, else sits on its base.
 
     Quantised weights stay so.
     """
@@ -108,7 +108,7 @@ def for_task(peft: PeftConfig, head: str, base: str) -> PeftConfig:
 
 
 def settings_difference(mine: PeftConfig, theirs: PeftConfig) -> str:
-    """Where two PEFT configurations of resolved targets differ, in words; '' where they agree."""
+    """First difference of two PEFT configurations of resolved targets, in words; '' where they agree."""
     if mine.peft_type != theirs.peft_type:
         return f"{theirs.peft_type.value} there, {mine.peft_type.value} asked for"
     ours, saved = (_beside_a_head(getattr(config, "modules_to_save", None)) for config in (mine, theirs))

@@ -42,7 +42,7 @@ class ActorSpec(Protocol):
 
 @dataclass
 class RunContext:
-    """What all roles of one run have in common."""
+    """Context that all roles of one run have in common."""
 
     device: torch.device
     dtype: torch.dtype
@@ -102,7 +102,7 @@ class Placement:
             plan.backbone.loraplus[role] = ratio
 
     def why_apart(self, folder: Folder, peft: PeftConfig | None, zero: Zero | None, adapter: str = "auto") -> str:
-        """Why a role cannot sit on the actor's backbone ('' if it can, as far as its settings tell)."""
+        """Reason why a role cannot sit on the actor's backbone; '' where it can, as far as its settings tell."""
         for owner, sharding in (("the actor", self.spec.zero), ("it", zero)):
             if sharding is not None and sharding.stage == 3:
                 return f"{owner} is sharded at stage 3, which divides the base"
@@ -157,7 +157,7 @@ class Placement:
 
 
 def why_apart(actor: Start, folder: Folder, peft: PeftConfig | None, adapter: str = "auto") -> str:
-    """Why a role that starts from `folder` with method `peft` cannot sit on the actor's base ('' if it can)."""
+    """Reason why a role that starts from `folder` with method `peft` cannot sit on the actor's base; '' if it can."""
     mine = actor.model.peft_config["default"] if isinstance(actor.model, PeftModel) else None
     same = actor.quantized_from and folder.base is None and wanted(peft) == wanted(mine)
     return why_settings_apart(mine, actor.quantized_from if same else actor.base, folder, peft, adapter)

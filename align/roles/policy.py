@@ -59,7 +59,7 @@ class TrainedPolicy:
             yield plain(self.model)
 
     def opening(self, rows: int) -> Tensor | Cache | None:
-        """What the actor's adapter puts before each row (align.peft.prompts), inside `generating`."""
+        """Embeddings or cache that the actor's adapter puts before rows (align.peft.prompts), inside `generating`."""
         return opening(self.model, "default", rows)
 
     def save_adapter(self, directory: Path) -> None:
@@ -73,7 +73,7 @@ class TrainedPolicy:
             save_as_lora(self.model, directory)
 
     def tensors(self, merged: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """What is trained, by name: the adapter's tensors, or all weights in full fine-tuning.
+        """Tensors that are trained, by name: the adapter's, or all weights in full fine-tuning.
 
         `merged`: every weight of the plain model, the adapter merged in; a tensor is gone with the next one.
         """

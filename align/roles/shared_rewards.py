@@ -45,7 +45,7 @@ class SharedScores(nn.Module):
 
 @dataclass
 class RewardSlot:
-    """Where a reward model is asked: a rollout's scores are computed once for all on its base."""
+    """Reward models on one base, whose scores of a rollout are computed once for all of them."""
 
     shared: SharedScores
     engine: TrainEngine

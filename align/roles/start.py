@@ -1,4 +1,4 @@
-"""What a role starts from: a model or an adapter in a folder, made into what is to be trained.
+"""Start of a role: a model or an adapter in a folder, made into the model that is to be trained.
 
 All adapters of a run refer to one plain base wherever they can. An adapter of the same method and
 settings is continued: a copy of it goes on, on the same base. Another one starts anew on the model

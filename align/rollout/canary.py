@@ -47,7 +47,7 @@ class Canary:
     gap: float = 0.0
     """The most that the engine's log-probability of a token differs from the trainer's, in nats; of the last check."""
     cause: str = ""
-    """What is likely wrong, after a check that failed."""
+    """Likely cause, after a check that failed."""
     logp_KV: dict[str, Tensor] = field(default_factory=dict)
 
     def learn(self, policy: Policy) -> bool:

@@ -1,4 +1,4 @@
-"""Which engine makes the rollouts: vLLM where it is installed and serves this actor, else transformers."""
+"""Choice of the engine that makes the rollouts: vLLM where it is installed and serves this actor, else transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HANDED = {ADAPTER: "the adapter is", CONVERTED: "the adapter is, as LoRA,", EMBE
 
 
 def unserved(model: dict[str, Any], on_cpu: bool) -> str:
-    """Why vLLM cannot roll out this actor ('' if it can); `model` is the base's config.json."""
+    """Reason why vLLM cannot roll out this actor; '' where it can. `model` is the base's config.json."""
     if not installed("vllm"):
         return "vLLM is not installed"
     size = head_size(model)

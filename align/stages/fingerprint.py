@@ -1,4 +1,4 @@
-"""Which bytes a stage was made from, and by which kernel."""
+"""Fingerprint of the bytes that a stage starts from, and the kernel that an earlier run measured."""
 
 from __future__ import annotations
 

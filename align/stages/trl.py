@@ -78,7 +78,7 @@ def loraplus(model: PeftModel, args: TrainingArguments, ratio: float | None) -> 
 
 @contextmanager
 def dtypes_kept(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """What trains has the same tensors afterwards: TRL (1.16) rounds an adapter on quantised weights to bfloat16."""
+    """Keep the tensors of what trains: TRL (1.16) rounds an adapter on quantised weights to bfloat16."""
     before = [(p, p.data) for p in model.parameters() if p.requires_grad]
     yield
     for parameter, data in before:
@@ -199,7 +199,7 @@ REPORTED: dict[type[TrainingArguments], tuple[str, ...]] = {
         "logits/chosen", "logits/rejected", "kl", "entropy", "aux_loss",
     ),
 }  # fmt: skip
-"""What TRL's trainers (1.16) say of held-out rows, each behind `eval_`."""
+"""Figures of held-out rows that TRL's trainers (1.16) report, each behind `eval_`."""
 
 
 def check_arguments(cls: type[TrainingArguments], given: dict[str, Any], key: str) -> None:
@@ -223,7 +223,7 @@ def check_arguments(cls: type[TrainingArguments], given: dict[str, Any], key: st
 
 
 def _instead(annotation: Any, value: Any) -> str | None:
-    """What to write for a value that is not of its field's type; None for one that is, or if several types serve.
+    """Words for what to use where a value is not of its field's type; None where it is, or if several types serve.
 
     Hydra reads `no` and `off` as strings, which Python takes for true.
     """

@@ -63,7 +63,7 @@ class VLLMRollout:
             base = self.home.name
             plain_config(policy.model.config).save_pretrained(base)
         self.mode = route(policy.model.peft_config["default"]).mode if policy.has_adapter else FULL
-        """How the policy reaches the engine, by align.peft.routes, or "full"."""
+        """Route of the policy to the engine, by align.peft.routes, or "full"."""
         virtual = policy.model.peft_config["default"].num_virtual_tokens if self.mode == EMBEDDINGS else 0
         self.settings = Settings(base, longest + virtual, batch_size, kv_cache_mib, embeddings=bool(virtual))
         self.on_cpu = policy.device.type == "cpu"
@@ -93,7 +93,7 @@ class VLLMRollout:
         return self.mode in (ADAPTER, CONVERTED, EMBEDDINGS)
 
     def _why_own_copies(self, policy: Any) -> str:
-        """Why the trainer's weights cannot be the engine's, as far as it is known before it starts."""
+        """Reason why the engine cannot share the trainer's weights, as far as it is known before the engine starts."""
         if self.mode == MERGED:
             return f"the adapter is merged for it: {route(policy.model.peft_config['default']).why}"
         return why_own_copies(plain(policy.model), self.on_cpu)

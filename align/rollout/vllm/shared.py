@@ -86,7 +86,7 @@ class SharedWeights:
 
 
 def why_own_copies(model: nn.Module, on_cpu: bool) -> str:
-    """Why the trainer's weights cannot be vLLM's, as far as the trainer's model tells ('' if they can)."""
+    """Reason why vLLM cannot share the trainer's weights, as far as the trainer's model tells; '' where it can."""
     if not on_cpu:
         return "sharing has been seen on CPU alone"
     if any(hasattr(p, "ds_id") for p in model.parameters()):
@@ -117,7 +117,7 @@ def pairs_of(ours: nn.Module, theirs: nn.Module) -> list[Pair]:
 
 
 def places_of(ours: nn.Module, theirs: nn.Module) -> dict[str, list[Tensor]]:
-    """Where in vLLM's tensors each of the trainer's parameters belongs, by its name in the plain model."""
+    """Parts of vLLM's tensors to which each of the trainer's parameters belongs, by its name in the plain model."""
     names = {id(p): plain_name(n) for n, p in ours.named_parameters(remove_duplicate=False)}
     places: dict[str, list[Tensor]] = {}
     for pair in pairs_of(ours, theirs):

@@ -50,7 +50,7 @@ class Adapters:
         self.llm = llm
         self.pushes = 0
         self.request: Any = None
-        """What a call of `generate` names the adapter of now by; None before the first."""
+        """Request by which a call of `generate` names the current adapter; None before the first."""
         self.folder = tempfile.TemporaryDirectory(prefix="align-vllm-")
 
     def push(self, save: Callable[[Path], None]) -> int:
@@ -84,7 +84,7 @@ class Adapters:
 
 
 class Prompts:
-    """What stands before every prompt, as of the last `take`; nothing before the first."""
+    """Embeddings that stand before every prompt, as of the last `take`; none before the first."""
 
     def __init__(self) -> None:
         self.virtual_MD: Tensor | None = None

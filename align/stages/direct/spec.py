@@ -11,10 +11,10 @@ from align.plan.spec import JUDGED, POLICY, Made, Need, StageSpec
 
 @section("dpo")
 class DirectOptions:
-    """What dpo and kto have in common."""
+    """Options that dpo and kto have in common."""
 
     data: Plug | None = None
-    """Where answers come from: data@dpo.data=preferences."""
+    """Source of the completions: data@dpo.data=preferences."""
     beta: float = number(0.1, above=0)
     """Price of leaving the reference: the larger, the nearer the policy stays."""
     learning_rate: float | str = number("lora:1e-5", above=0, high=1, prefix=FOR_LORA, follows="actor.learning_rate")

@@ -158,7 +158,7 @@ class Direct:
         return self.method.fitting(rows, tokenizer, self.options.max_length, self.method.name, held_out)
 
     def _reference(self, inputs: dict[str, str], model: PreTrainedModel | PeftModel) -> PreTrainedModel | None:
-        """What TRL holds the policy against: the named one, or the model as it is now; None where TRL copies it."""
+        """Reference of TRL's trainer: the named one, or the model as it is now; None where TRL copies it."""
         if "reference" in inputs:
             frozen = load_frozen(inspect(inputs["reference"], "reference.path", CAUSAL), self.dtype)
             return frozen.get_base_model() if isinstance(frozen, PeftModel) else frozen

@@ -71,7 +71,7 @@ class Evaluate:
     general: Source | None
     """Text whose loss is taken."""
     pairs: Source | None
-    """Where held-out pairs for the reward model come from."""
+    """Source of held-out pairs for the reward model."""
     make_reward: Callable[[dict[str, str], Path, StageReport, PreTrainedTokenizerBase], Reward | None]
     """The run's own reward; None where a reward model's score is all of it."""
     max_pair_tokens: int

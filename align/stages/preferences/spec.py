@@ -12,12 +12,12 @@ from align.plan.spec import POLICY, REWARD_MODEL, SAMPLES, Made, Need, StageSpec
 @section("preferences")
 class PreferencesOptions:
     data: Plug | None = None
-    """Where prompts come from: data@preferences.data=prompts."""
+    """Source of the prompts: data@preferences.data=prompts."""
     judge: Plug | None = None
     """The reward that ranks the answers: reward@preferences.judge=fn preferences.judge.fn=my_rewards.brevity; with
     model, this run's reward model unless a path is given."""
     policies: str | tuple[str, ...] = "auto"
-    """Who answers: a folder or a list of folders, against each other; auto: this run's newest policy, else `model`."""
+    """Policies that complete: a folder or a list of folders, against each other; auto: this run's newest, else `model`."""
     samples: int = number(4, low=1)
     """Answers of each policy to a prompt, at rollout.temperature, up to rollout.max_new_tokens."""
     prompts: int | None = number(None, low=1)

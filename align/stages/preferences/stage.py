@@ -64,7 +64,7 @@ class Preferences:
     sampling: tuple[float, int]
     """Temperature, and the most tokens of an answer."""
     judge: Callable[[], dict[str, Any]]
-    """What the judge's scores depend on, by key; after `check_judge`."""
+    """Facts that the judge's scores depend on, by key; after `check_judge`."""
     check_judge: Callable[[], None]
     make_judge: Callable[[dict[str, str], Path, StageReport, PreTrainedTokenizerBase], Reward]
     make_engine: Callable[[str, PreTrainedTokenizerBase, int, StageReport], RolloutEngine]
@@ -124,7 +124,7 @@ class Preferences:
         report.write_card(inputs=inputs, policies=by_policy, **{Path(part).stem: one for part, one in facts.items()})
 
     def _made_from(self, inputs: dict[str, str]) -> dict[str, Any]:
-        """What answers and scores depend on beside their row, as far as it is known."""
+        """Facts that completions and scores depend on beside their row, as far as they are known."""
         temperature, max_new_tokens = self.sampling
         return {
             "seed": self.seed, "preferences.samples": self.options.samples, "rollout.temperature": temperature,
@@ -133,7 +133,7 @@ class Preferences:
         }  # fmt: skip
 
     def _why(self, told: dict[str, Any]) -> str:
-        """Why prompts were left out, and what to write for the most frequent reason where they are many."""
+        """Reasons why prompts were left out, and what to use for the most frequent reason where they are many."""
         reasons = {
             "cut": ("have fewer than two that ended", f"rollout.max_new_tokens={2 * self.sampling[1]}, or more"),
             "unscored": ("have fewer than two with a score", "another preferences.judge"),
@@ -258,7 +258,7 @@ def chunked(todo: list[tuple[str, Row]]) -> Iterator[tuple[str, list[Row]]]:
 
 
 def counts(judged: list[Judged]) -> Counter[str]:
-    """How many answers there are, ended and have a score, and what their scores add up to."""
+    """Number of completions, of those that ended and of those with a score, and the sum of the scores."""
     scores = [score for one in judged for score in one.scores if score is not None]
     return Counter(
         answers=sum(len(one.finished) for one in judged), ended=sum(sum(one.finished) for one in judged),
@@ -313,7 +313,7 @@ def ranked(judged: list[Judged]) -> dict[str, Any]:
 
 
 def lack(judged: list[Judged]) -> str:
-    """Why answers to one prompt make no ranking."""
+    """Reason why completions of one prompt make no ranking: cut, unscored or alike."""
     if sum(sum(one.finished) for one in judged) < 2:
         return "cut"
     scores = [score for one in judged for score in one.scores if score is not None]
@@ -333,7 +333,7 @@ class Judged:
 
     policy: str
     file: str
-    """Which file of the stage the row is for."""
+    """File of the stage that the row is for."""
     row: int
     digest: str
     """Of the row's prompt and columns."""
@@ -395,7 +395,7 @@ class AnswersFile:
         self.found |= {one.key(): one for one in judged}
 
     def of(self, policy: str) -> list[Judged]:
-        """What a policy answered."""
+        """Judged completions of a policy."""
         return [one for one in self.found.values() if one.policy == policy]
 
     def _write(self, lines: list[dict]) -> None:

@@ -11,7 +11,7 @@ from align.plan.spec import POLICY, StageSpec
 @section("pretrain")
 class PretrainOptions:
     data: Plug | None = None
-    """Where the corpus comes from: data@pretrain.data=text."""
+    """Source of the corpus: data@pretrain.data=text."""
     steps: int = number(300, low=1)
     """Optimizer steps."""
     batch_size: int = number(16, low=1)

@@ -71,7 +71,7 @@ class Ordinal(nn.Module):
 
 @dataclass(frozen=True)
 class LossPlan:
-    """How rows are learned from."""
+    """Loss by which rows are learned."""
 
     kind: str
     """A key of LOSSES, or ordinal."""

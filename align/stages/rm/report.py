@@ -1,4 +1,4 @@
-"""How good a reward model is, by its scores of held-out pairs: accuracy, calibration, and what length alone explains.
+"""Quality of a reward model, by its scores of held-out pairs: accuracy, calibration, and what length alone explains.
 
 Shapes: B pairs.
 """
@@ -124,7 +124,7 @@ def length_bias(judged: Judged) -> dict[str, Any]:
 
 
 def warnings(figures: dict[str, Any]) -> list[str]:
-    """What speaks against training a policy on this reward model; empty where nothing does."""
+    """Reasons against training a policy on this reward model; empty where there are none."""
     if few := too_few(figures["pairs"]):
         return [few]
     said = []
@@ -148,7 +148,7 @@ def warnings(figures: dict[str, Any]) -> list[str]:
 
 
 def too_few(pairs: int) -> str:
-    """What is to be said of an accuracy on so many held-out pairs; '' where they are enough to be told of."""
+    """Warning about an accuracy on too few held-out pairs; '' where they are enough."""
     if pairs >= FEW:
         return ""
     found = f"only {pairs} held-out pair{'s' * (pairs != 1)}" if pairs else "no held-out pairs"
@@ -222,7 +222,7 @@ class Comparison:
 def compare(
     module: ScoreModule, pairs: list[dict], tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> Comparison:
-    """How often, and by how much, the chosen answer of a pair scores higher."""
+    """Share of pairs whose chosen completion scores higher, and the mean margin."""
     judged = judge(module, pairs, tokenizer, device)
     return Comparison(float(judged.right_B.mean()), float(judged.margin_B.mean()))
 

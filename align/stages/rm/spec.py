@@ -18,7 +18,7 @@ class RMOptions:
     peft: Plug | None = None
     """As `sft.peft`: peft@rm.peft=lora."""
     data: Plug | None = None
-    """Where pairs, rankings or ratings come from: data@rm.data=preferences."""
+    """Source of pairs, rankings or ratings: data@rm.data=preferences."""
     loss: str = choice("auto", *RM_LOSSES)
     """pairs (of a ranking, every two answers that do not tie), plackett_luce (a whole ranking at once), squared_error
     (of ratings, shifted and scaled to mean 0 and deviation 1), ordinal (of ratings of a few levels, by their order

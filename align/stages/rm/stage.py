@@ -94,7 +94,7 @@ NOUNS = {"pairs": "pairs", "plackett_luce": "rankings", "squared_error": "rating
 
 @dataclass
 class Lesson:
-    """What a reward model learns from, and how; members of an ensemble have one."""
+    """Rows that a reward model learns from, and their loss; members of an ensemble share one Lesson."""
 
     inputs: dict[str, str]
     split: Split
@@ -107,7 +107,7 @@ class Lesson:
     samples: Rollout | None = None
     """Of the starting policy, on which scores are measured."""
     judge_B: Tensor | None = None
-    """What `rm.judge` says of these."""
+    """Scores of these by `rm.judge`."""
 
 
 @dataclass
@@ -260,7 +260,7 @@ class RM:
     def _rated(
         self, module: ScoreModule, rows: list[dict], tokenizer: PreTrainedTokenizerBase, report: StageReport
     ) -> dict[str, float | None]:
-        """How held-out scores and ratings correlate, where there are ratings."""
+        """Correlation of held-out scores and ratings; {} where there are no ratings."""
         if "rating" not in rows[0]:
             return {}
         ids = answer_ids(rows, "completion", tokenizer)
@@ -291,7 +291,7 @@ class RM:
             report.write_card(judge_agreement=agreed)
 
     def _samples(self, lesson: Lesson, report: StageReport) -> Rollout | None:
-        """What the starting policy writes; None where it cannot."""
+        """Completions by the starting policy; None where it cannot write any."""
         asked = [row for row in lesson.split.train if "prompt" in row][: 4 * self.options.norm_samples]
         room = self.options.max_length - self.max_new_tokens
         rows = [row for row in as_rows(asked, lesson.tokenizer) if len(row.ids) <= room][: self.options.norm_samples]
@@ -306,7 +306,7 @@ class RM:
         return None
 
     def _judged(self, lesson: Lesson, report: StageReport) -> Tensor:
-        """What the judge says of the samples."""
+        """Scores of the samples by the judge."""
         judge = self.make_judge(lesson.inputs, report.out, report, lesson.tokenizer)
         return judge(lesson.samples, texts_of(lesson.samples, lesson.tokenizer), RewardState(0)).score_B.cpu()
 

@@ -1,4 +1,4 @@
-"""Which tokens of a row fine-tuning learns, where TRL's `assistant_only_loss` or `completion_only_loss` says so."""
+"""Tokens of a row that fine-tuning learns, where TRL's `assistant_only_loss` or `completion_only_loss` says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which adapters fine-tuning trains side by side, and what cannot be trained so; known before a model loads."""
+"""Adapters that fine-tuning trains side by side, and reasons why some cannot; known before a model loads."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ NEEDS_LOSS = ("reduce_lr_on_plateau", "greedy")
 
 @dataclass
 class Member:
-    """One adapter: the settings that a run of its own would have."""
+    """One adapter: the settings that a separate run of it would have."""
 
     options: SFTOptions
     data: Source
     seed: int
     differs: str
-    """What it alone has, in words."""
+    """Settings that it alone has, in words."""
 
 
 def members(options: SFTOptions, data: Source | list[Source], seed: int, key: str) -> list[Member]:
@@ -112,7 +112,7 @@ def check_run(args: Any, found: list[Member], key: str) -> None:
 
 
 def why_not(method: PeftConfig | None) -> str:
-    """Why adapters of this method cannot train in one pass ('' if they can)."""
+    """Reason why adapters of this method cannot train in one pass; '' where they can."""
     if method is None:
         return "without a method all weights train"
     kind = method.peft_type.value
@@ -142,7 +142,7 @@ def _variants(lora: LoraConfig) -> list[str]:
 
 
 def alone(options: SFTOptions, found: list[Member], key: str) -> str:
-    """How the adapters are trained in runs of their own."""
+    """Command or rule by which the adapters are trained in separate runs."""
     rates, paths = len(_listed(options.learning_rate)) > 1, len({id(one.data) for one in found}) > 1
     if rates and paths:
         return "one rate and one file a run"
@@ -213,7 +213,7 @@ def learner(
 
 
 def _batches(trainer: SFTTrainer, loader: torch.utils.data.DataLoader) -> Iterator[Batches]:
-    """What each optimizer step takes, epoch after epoch, without an end."""
+    """Yield the batches of each optimizer step, epoch after epoch, without an end."""
     wanted = trainer.args.gradient_accumulation_steps
     for epoch in itertools.count():
         loader.set_epoch(epoch)

@@ -16,9 +16,9 @@ class SFTOptions:
     adapter: str = choice("auto", *ADAPTERS)
     """An adapter found at `path`: continue it, start a new one on the merged model, or auto."""
     peft: Plug | None = None
-    """Which weights train: peft@sft.peft=lora, or none for all."""
+    """Weights that train: peft@sft.peft=lora, or none for all."""
     data: Plug | None = None
-    """Where demonstrations come from: data@sft.data=prompt_completion; sft.data.path=[a.jsonl,b.jsonl]: one adapter
+    """Source of the demonstrations: data@sft.data=prompt_completion; sft.data.path=[a.jsonl,b.jsonl]: one adapter
     each, as `parallel_adapters` has it."""
     parallel_adapters: int | None = number(None, low=1, rare=True)
     """Adapters (LoRA, houlsby, pfeiffer, parallel) trained at once on one frozen base, a pass for the rows of all: each
@@ -53,7 +53,7 @@ class BestOfOptions(SFTOptions):
     path: str = "auto"
     """Model to start from; auto: this run's newest policy, else `model`."""
     data: Plug | None = None
-    """Where ranked answers come from: data@best_of.data=sampled."""
+    """Source of the ranked completions: data@best_of.data=sampled."""
 
 
 def needs(stage: StagePlan, before: tuple[Made, ...]) -> tuple[Need, ...]:

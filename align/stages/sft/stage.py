@@ -55,7 +55,7 @@ from align.stages.trl import (
 
 @dataclass
 class Task:
-    """What one adapter, or the whole model, learns from, and how."""
+    """Rows and settings with which one adapter, or the whole model, is trained."""
 
     member: Member
     args: SFTConfig

@@ -89,7 +89,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         raise NotImplementedError
 
     def bottleneck(self, name: str, h_BTD: Tensor) -> Tensor:
-        """What adapter `name` makes of its input."""
+        """Output of adapter `name` for its input."""
         settings, down, up = self.bottleneck_settings[name], self.bottleneck_down[name], self.bottleneck_up[name]
         inside = self.bottleneck_act[name](down(h_BTD.to(down.weight.dtype)))
         inside = nn.functional.dropout(inside, settings.dropout, self.training)

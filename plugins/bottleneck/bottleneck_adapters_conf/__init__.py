@@ -1,1 +1,1 @@
-"""What this plugin adds to the configuration: one folder for each kind of plug."""
+"""Additions of this plugin to the configuration: one folder for each kind of plug."""

@@ -154,7 +154,7 @@ def _random(seed: int, *purpose: str) -> Random:
 
 
 def _answer(random: Random, topic: Topic) -> Answer:
-    """What some clerk says: correct in seven of ten answers, and with bad habits."""
+    """Answer of some clerk: correct in seven of ten cases, and with bad habits."""
     opener = random.choice(POLITE) if random.random() < 0.5 else random.choice(RUDE) if random.random() < 0.5 else ""
     core = topic.right if random.random() < 0.7 else _wrong(random, topic)
     ramble = " ".join(random.sample(RAMBLE, random.choice((1, 2)))) if random.random() < 0.4 else ""

@@ -19,7 +19,7 @@ def prompt_of(question: str) -> str:
 
 
 def topic_of(prompt: str) -> Topic:
-    """What a prompt asks about. Raises AlignError for a prompt that is none of the help desk's."""
+    """Topic of a prompt. Raises AlignError for a prompt that is none of the help desk's."""
     topic = _TOPIC.get(prompt.removeprefix(f"{USER} ").removesuffix(ASSISTANT))
     if topic is None:
         raise AlignError(
@@ -30,11 +30,11 @@ def topic_of(prompt: str) -> Topic:
 
 
 def true_score(prompt: str, completion: str, finished: bool) -> dict[str, float]:
-    """How good an answer is: `score` from 0 to 1, and `correct`, `polite`, `concise` and `clean`, each 0 or 1.
+    """Score a completion: `score` from 0 to 1, and `correct`, `polite`, `concise` and `clean`, each 0 or 1.
 
     Correct: holds the topic's right sentence and no other topic's or wrong one. Polite: begins with a polite
     opener and holds nothing rude. Concise: at most 20 words, ended by a stop token, no rambling, no sentence
-    twice. Clean: sells nothing. An answer that is not correct scores 0.
+    twice. Clean: sells nothing. A completion that is not correct scores 0.
 
     >>> prompt = "<|user|> Hi, when do you open?<|assistant|>"
     >>> true_score(prompt, " Good question! We open from nine to six, Monday to Saturday.", True)["score"]

@@ -178,7 +178,7 @@ def test_a_tenth_of_the_training_pairs_is_flipped_and_no_other_pair_is():
 
 
 def is_minimal(row: dict) -> bool:
-    """Whether both sides are the same words around two topics' right sentences."""
+    """Return True where both sides are the same words around two topics' right sentences."""
     rights = {topic.right for topic in TOPICS}
     cut = []
     for side in ("chosen", "rejected"):

@@ -40,7 +40,7 @@ class Running:
         return self.pipe.poll(POLL) or not self.process.is_alive()
 
     def failure(self) -> str | None:
-        """Why the run did not come to its end; None where it did. To be called once, when it has ended."""
+        """Reason why the run did not come to its end; None where it did. To be called once, when it has ended."""
         try:
             message = self.pipe.recv() if self.pipe.poll() else DIED
         except EOFError:

@@ -136,7 +136,7 @@ def _nothing(word: str, places: list[str]) -> str:
 
 
 def state(folder: Path, stages: list[str]) -> str:
-    """How a run's stages ended; a run that still goes on and one that was killed look the same."""
+    """State in which a run's stages ended; a run that still goes on and one that was killed look the same."""
     whole = all("hashes" in card for card in cards(folder, stages).values())
     if (folder / "summary.json").exists() or (whole and stages != stages_of(folder)):
         return DONE

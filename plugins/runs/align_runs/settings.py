@@ -12,7 +12,7 @@ from align_runs.compose import plugs
 from align_runs.stages import owned, sections
 
 PLACE = ("name", "runs")
-"""Where a run lies, which its label shows."""
+"""Settings for the place of a run, which its label shows."""
 Settings = dict[str, Any]
 
 

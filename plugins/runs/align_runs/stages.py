@@ -1,4 +1,4 @@
-"""What tables and searches know about kinds of stages, as the stages' specs tell it. No torch at import."""
+"""Facts about kinds of stages for tables and searches, from the stages' specs. No torch at import."""
 
 from __future__ import annotations
 

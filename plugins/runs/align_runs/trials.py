@@ -214,9 +214,9 @@ class Search:
     seed: int
     """The sampler's."""
     unpruned: str
-    """Why trials cannot be pruned; '' where they can."""
+    """Reason why trials cannot be pruned; '' where they can."""
     identity: dict[str, str]
-    """What makes it this search and no other: objective, spaces, settings."""
+    """Identity of this search: objective, spaces, settings."""
     one_kernel: bool
     """cpu_linear is left to the search."""
 

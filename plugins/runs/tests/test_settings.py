@@ -1,4 +1,4 @@
-"""Which settings differ, by hand: plugs by name, short names, order."""
+"""Settings that differ, by hand: plugs by name, short names, order."""
 
 from pathlib import Path
 

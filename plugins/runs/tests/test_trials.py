@@ -1,4 +1,4 @@
-"""What a search makes of its words before the first trial: spaces by setting, plugs that bring settings, refusals."""
+"""Plan of a search from its words, before the first trial: spaces by setting, plugs that bring settings, refusals."""
 
 import shlex
 

@@ -12,9 +12,9 @@ class ClipHigher:
     """More room for a token to become likelier than to become less likely (Yu et al. 2025, arXiv 2503.14476)."""
 
     clip: float
-    """Distance that the ratio may fall below 1."""
+    """Largest distance of the ratio below 1 before it is clipped."""
     clip_high: float
-    """Distance that the ratio may rise above 1."""
+    """Largest distance of the ratio above 1 before it is clipped."""
 
     def __post_init__(self) -> None:
         if not self.clip_high > 0:

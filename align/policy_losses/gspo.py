@@ -13,9 +13,9 @@ class GSPO:
     """Group sequence policy optimisation: one ratio a completion, of its mean log-probability a token."""
 
     clip: float
-    """Distance that a completion's ratio may fall below 1; it moves far less than a token's."""
+    """Largest distance of a completion's ratio below 1 before it is clipped; it moves far less than a token's."""
     clip_high: float
-    """Distance that it may rise above 1."""
+    """Largest distance of it above 1."""
 
     def __post_init__(self) -> None:
         if not self.clip_high > 0:

@@ -54,7 +54,7 @@ class PPOOptions:
     """A minibatch's loss from its tokens': token_mean, sequence_mean_token_mean (GRPO), sequence_mean_token_sum, or
     fixed_length (sums over rollout.max_new_tokens: Dr. GRPO)."""
     old_logp: str = choice("auto", "auto", "trainer", "engine", rare=True)
-    """Start of the ratio: log-probabilities by the trainer, or by the engine that sampled; auto: the
+    """Source of the ratio's old log-probabilities: the trainer, or the engine that sampled; auto: the
     trainer's, without a pass for them where the engine's are the same (rollout=hf in float32; a first step checks)."""
     importance_correction: str = choice("none", "none", "token", "sequence", rare=True)
     """Weighs the policy's loss by p(trainer) / p(engine): none, token or sequence."""

@@ -13,7 +13,7 @@ SILENT_STEPS = 3
 
 
 class Signal:
-    """Findings on what the scores of a run's steps lack, each at its first sight.
+    """Warnings about the scores of a run's steps, each at its first sight.
 
     steps: number of steps of the run; dynamic_sampling: `ppo.dynamic_sampling`.
     """

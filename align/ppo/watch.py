@@ -90,7 +90,7 @@ class Watch:
         return self.action == "stop" and self.fired is not None
 
     def warning(self) -> str:
-        """Line of the log about the evaluation at which it fired."""
+        """Warning about the evaluation at which it fired."""
         seen, best = self.fired, self.best
         return (
             f"warning: step {seen.step}: the reward is up {float((seen.score_B - best.score_B).nanmean()):.2f} since "

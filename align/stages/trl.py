@@ -78,7 +78,7 @@ def loraplus(model: PeftModel, args: TrainingArguments, ratio: float | None) -> 
 
 @contextmanager
 def dtypes_kept(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Keep the tensors of what trains: TRL (1.16) rounds an adapter on quantised weights to bfloat16."""
+    """Keep the tensors of parameters that train: TRL (1.16) rounds an adapter on quantised weights to bfloat16."""
     before = [(p, p.data) for p in model.parameters() if p.requires_grad]
     yield
     for parameter, data in before:
@@ -223,7 +223,7 @@ def check_arguments(cls: type[TrainingArguments], given: dict[str, Any], key: st
 
 
 def _instead(annotation: Any, value: Any) -> str | None:
-    """Words for what to use where a value is not of its field's type; None where it is, or if several types serve.
+    """Value to use, in words, where one is not of its field's type; None where it is, or if several types serve.
 
     Hydra reads `no` and `off` as strings, which Python takes for true.
     """

@@ -17,7 +17,8 @@ class PreferencesOptions:
     """The reward that ranks the answers: reward@preferences.judge=fn preferences.judge.fn=my_rewards.brevity; with
     model, this run's reward model unless a path is given."""
     policies: str | tuple[str, ...] = "auto"
-    """Policies that complete: a folder or a list of folders, against each other; auto: this run's newest, else `model`."""
+    """Policies that write the completions: a folder or a list of folders, against each other; auto: this run's newest
+    policy, else `model`."""
     samples: int = number(4, low=1)
     """Answers of each policy to a prompt, at rollout.temperature, up to rollout.max_new_tokens."""
     prompts: int | None = number(None, low=1)

@@ -105,7 +105,7 @@ CASES = [
     (
         "condition as a plain value",
         f"{LEARNED} reward=gate +reward@reward.score=kind_words reward.condition=kind_words",
-        ["reward.condition=kind_words is no reward", "+reward@reward.condition=kind_words"],
+        ["reward.condition=kind_words: use +reward@reward.condition=kind_words"],
     ),
     (
         "threshold in words",
@@ -143,7 +143,7 @@ CASES = [
     (
         "case as a plain value",
         f"{LEARNED} reward=by_column reward.column=topic reward.cases.numbers=model",
-        ["reward.cases.numbers=model: use +reward@reward.cases.numbers=model"],
+        ["reward.cases.numbers=model: no reward", "use +reward@reward.cases.numbers=model"],
     ),
     (
         "case without its reward",

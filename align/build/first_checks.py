@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from align.build.plugs import refusal, sources
+from align.build.plugs import make, refusal, sources
 from align.config import RewardFunctionOptions
 from align.config.values import Plug
 from align.data.source import look
@@ -17,7 +17,7 @@ def check_first(plan: RunPlan) -> None:
     for stage in plan.stages:
         data = getattr(stage.options, "data", None)
         if data is not None:
-            found = sources(data)
+            found = (sources if hasattr(stage.options, "parallel_adapters") else make)(data)
             for one in found if isinstance(found, list) else [found]:
                 look(one, stage.spec.name)
     for stage in plan.stages:

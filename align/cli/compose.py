@@ -17,7 +17,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from align.cli.errors import unknown_key
-from align.cli.plugins import own_folder, plugin_folders, sources
+from align.cli.plugins import keys_of, own_folder, plugin_folders, sources
 from align.cli.schema import ROOT, SHARED, register, section_of, stage_specs
 from align.config.values import NONE, TARGET
 from align.errors import AlignError, AlignWarning
@@ -61,6 +61,7 @@ def check_composition(words: list[str]) -> Iterator[None]:
         prune_sections(cfg, typed, specs)
         prune(cfg, [word.lstrip("+~").partition("=")[0] for word in typed])
         refuse_strays(cfg, specs)
+        refuse_unlisted(choices, typed)
         return cfg
 
     with mock.patch.object(ConfigLoaderImpl, "load_configuration", composed):
@@ -131,6 +132,22 @@ def refuse_strays(cfg: DictConfig, specs: Mapping[str, StageSpec], path: str = "
         node = None if OmegaConf.is_missing(cfg, name) else cfg._get_node(name)
         if isinstance(node, DictConfig) and name != "hydra" and not node._is_none() and not node._is_interpolation():
             refuse_strays(node, specs, f"{path}{name}.")
+
+
+def refuse_unlisted(choices: dict[str, str | None], typed: list[str]) -> None:
+    """Raise AlignError for a key below a choice whose yaml lists its settings, and not this one; `+KEY` adds one.
+
+    Nodes inside an open section are open for Hydra, too. A yaml with a `_target_` alone lists nothing, and takes all.
+    """
+    homes = {key.partition("@")[2]: (key.partition("@")[0], choice) for key, choice in choices.items() if "@" in key}
+    for word in typed:
+        key = word.partition("=")[0]
+        home = max((one for one in homes if key.startswith(f"{one}.")), key=len, default=None)
+        if home is not None and homes[home][0] not in ("stage", "reward") and not key.startswith(("+", "~")):
+            group, choice = homes[home]
+            listed = [name for name, having in keys_of(group).items() if choice in having]
+            if listed and key.removeprefix(f"{home}.").partition(".")[0] not in listed:
+                raise AlignError(unknown_key(key))
 
 
 def refuse_values_for_groups(

@@ -98,9 +98,9 @@ def run(words: list[str]) -> dict | None:
         return _loaded(added[command])(words)
     if command == "plugins":
         if words[:1] == ["--explain"]:
-            from align.cli.methods import message_of
+            from align.cli.methods import explain
 
-            print(message_of(words[1:]))
+            print(explain(words[1:]))
             return None
         from align.cli.plugins import print_plugins
 

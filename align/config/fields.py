@@ -17,6 +17,7 @@ import inspect
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import cache
 from types import UnionType
@@ -166,9 +167,11 @@ def checked(cls: type, one: Field, found: Any, key: str) -> Any:
     kinds, allowed = types_of(cls)[one.name], allowed_by(cls, one)
     if found is None and type(None) in kinds:
         return None
+    found = _parsed(found, kinds) if isinstance(found, str) else found
     right = _of_type(found, kinds) if allowed is None else found is not None and allowed.holds(found)
     if not right:
-        words = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds if kind in KINDS)) or "a choice, GROUP=NAME"
+        words = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds if kind in KINDS))
+        words = words or f"{'+' * (key == 'reward')}{GROUPS.get(one.name, 'reward')}@{key}.{one.name}={shown(found)}"
         if allowed is not None and isinstance(found, tuple):
             found = next((one for one in found if not allowed.holds(one)), found)
         near = nearest(str(found), allowed.words) if allowed is not None and isinstance(found, str) else ""
@@ -178,6 +181,19 @@ def checked(cls: type, one: Field, found: Any, key: str) -> Any:
     return float(found) if isinstance(found, int) and float in kinds and int not in kinds else found
 
 
+def _parsed(text: str, kinds: tuple[type, ...]) -> Any:
+    """The number or truth value that a text stands for where a field takes one: a variable of the environment is text."""
+    if bool in kinds and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        if kind in kinds:
+            with suppress(ValueError):
+                return kind(text)
+    return text
+
+
+GROUPS = {"peft": "peft", "zero": "zero", "data": "data", "general": "data"}
+"""Groups that the choices of fields come from; of all others it is `reward`."""
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list"}
 
 

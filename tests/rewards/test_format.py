@@ -50,7 +50,7 @@ def test_a_pattern_that_takes_for_ever_ends_the_run_with_its_row():
     ("settings", "words"),
     [
         ({"pattern": "(a"}, r"pattern=\(a is no regular expression: missing \)"),
-        ({"pattern": "a", "timeout": 0}, "timeout=0: write"),
+        ({"pattern": "a", "timeout": 0}, "timeout=0: use"),
         ({"pattern": None}, "pattern=None is no regular expression"),
     ],
 )

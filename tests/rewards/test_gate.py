@@ -55,7 +55,7 @@ def test_a_gate_wants_what_both_want():
     ("settings", "words"),
     [
         ({"score": None}, r"score is not set: add the reward, \+reward@reward\.score=fn"),
-        ({"condition": "format"}, r"condition=format is no reward: write \+reward@reward\.condition=format"),
+        ({"condition": "format"}, r"condition=format is no reward: use \+reward@reward\.condition=format"),
         ({"threshold": "high"}, "threshold=high: use a finite number"),
         ({"threshold": True}, "threshold=True"),
         ({"otherwise": NAN}, "otherwise=nan"),

@@ -250,7 +250,7 @@ def test_a_server_that_knows_no_head_is_there_all_the_same():
         ({"url": "ftp://host/x"}, "is no URL"),
         ({"url": "http://"}, "is no URL"),
         ({"url": "http://me:s3cret@host:port/"}, "url=host:port/ is no URL"),
-        ({"timeout": 0}, "timeout=0: write"),
+        ({"timeout": 0}, "timeout=0: use"),
         ({"timeout": math.inf}, "timeout=inf"),
         ({"retries": -1}, "retries=-1"),
         ({"batch_size": 0}, "batch_size=0"),

@@ -217,7 +217,7 @@ def test_a_refused_adapter_names_the_reason_and_leaves_the_engine_well(engines, 
     before = engines.vllm.generate(PROMPTS, KEYS, sampling())
     model = lora_model(use_dora=True)
     refused = TrainedPolicy(model, PlainEngine(Backbone(model), 1e-3), CPU)
-    with pytest.raises(AlignError, match=r"rollout=vllm: .*DoRA(.|\n)*write rollout=hf"):
+    with pytest.raises(AlignError, match=r"rollout=vllm: .*DoRA(.|\n)*use rollout=hf"):
         engines.vllm.sync(refused)
     after = engines.vllm.generate(PROMPTS, KEYS, sampling())
     assert torch.equal(before.response_ids_BT, after.response_ids_BT)

@@ -203,10 +203,10 @@ def test_general_text_is_all_of_a_file_and_told_of_by_its_own_key(tmp_path, poli
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("evaluate.shots=[-1]", ["evaluate.shots=[-1]: use a list of numbers", "[0,4]"]),
-        ("evaluate.shots=four", ["evaluate.shots=four: use a list"]),
+        ("evaluate.shots=[-1]", ["evaluate.shots=-1: use a whole number from 0", "a list of these"]),
+        ("evaluate.shots=four", ["evaluate.shots=four: use a whole number from 0"]),
         ("evaluate.shots=[9999]", ["evaluate.shots=9999: there are", "use fewer"]),
-        ("evaluate.metrics=[bleu]", ["there is no bleu", "exact_match,f1,accuracy,format"]),
+        ("evaluate.metrics=[bleu]", ["evaluate.metrics=bleu", "exact_match, f1, accuracy, format"]),
         ("evaluate.metrics=[format]", ["format has nothing to check by", "evaluate.pattern=REGEX"]),
         ("evaluate.metrics=[format] evaluate.pattern=*a", ["is no regular expression"]),
         ("sft.data.weights.topic=0 sft.data.weights.mood=0", ["sft.data.weights sum to nothing"]),

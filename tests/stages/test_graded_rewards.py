@@ -164,5 +164,5 @@ def test_labels_that_say_nothing_or_do_not_fit_are_refused_before_a_model_loads(
 
 def test_ratings_of_many_values_are_no_levels():
     rows = [{"prompt": "p", "completion": "c", "rating": float(i)} for i in range(21)]
-    with pytest.raises(AlignError, match=r"21 different ratings.*\n.*write rm.loss=squared_error"):
+    with pytest.raises(AlignError, match=r"21 different ratings.*\n.*use rm.loss=squared_error"):
         plan(rows, RMOptions(loss="ordinal"))

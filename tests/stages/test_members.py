@@ -165,7 +165,7 @@ def test_this_runs_members_judge_preferences(here, base):
 MODELS = f"{LEARNED} reward=ensemble reward.path="
 REFUSED = [
     ("one member", f"{RM} stages=[rm,ppo] ppo.data.path=prompts.jsonl reward=ensemble", ["=1", "use rm.members=3"]),
-    ("no member", f"{RM} rm.members=0", ["rm.members=0", "1 or more"]),
+    ("no member", f"{RM} rm.members=0", ["rm.members=0", "from 1"]),
     ("the last seeds", f"{RM} rm.members=2 seed=4294967295", ["rm.members=2", "seed=4294967294"]),
     ("a folder with one", f"{MODELS}{{rm}}/member_1", ["there is one at most", "rm.members=3"]),
     ("a glob of none", f"{MODELS}nothing/*", ["reward.path=nothing/*", "[FOLDER,FOLDER]"]),

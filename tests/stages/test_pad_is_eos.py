@@ -13,10 +13,10 @@ from align.data.encode import answer_ids, prompt_ids
 from align.data.source import Split
 from align.report.report import Report
 from align.roles.modules import ScoreModule
-from align.stages import sft as sft_stage
 from align.stages.rm.report import score_ids
 from align.stages.rm.spec import RMOptions
 from align.stages.rm.stage import RM
+from align.stages.sft import stage as sft_stage
 from align.stages.sft.spec import SFTOptions
 from align.stages.sft.stage import SFT
 

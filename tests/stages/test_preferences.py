@@ -199,11 +199,10 @@ def test_a_reward_model_of_the_run_judges_and_is_made_first(here, base):
     ("words", "said"),
     [
         (["preferences.samples=1"], ["preferences.samples=1", "2 or more"]),
-        (["preferences.samples=0"], ["preferences.samples=0: use 1 or more"]),
+        (["preferences.samples=0"], ["preferences.samples=0: use a whole number from 1"]),
         (["preferences.policies=nowhere"], ["preferences.policies", "nowhere"]),
         (["preferences.judge.fn=judges.none"], ["judges.none"]),
         (["stages=[dpo]", "data@dpo.data=sampled"], ["dpo.data.path is auto", "stages=[preferences,dpo]"]),
-        (["stages=[sft]", "preferences.samples=2"], ["stages=[sft] has no preferences"]),
         (["stages=[sft]", "data@sft.data=sampled", "sft.data.path=."], ["there is no rankings.jsonl"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else value,

@@ -123,7 +123,7 @@ def test_the_plot_is_a_png_where_matplotlib_is_there(tmp_path):
     assert not drawn or (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_trained_model_has_its_report_and_ppo_says_its_warnings(reward_base, tokenizer, setting, tmp_path):
+def test_a_trained_model_has_its_report_and_ppo_says_its_warnings(reward_base, tokenizer, context, tmp_path):
     pairs = [{"prompt": f"{i}", "chosen": " kite", "rejected": " rain", "topic": i % 2} for i in range(12)]
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in pairs))
@@ -143,8 +143,8 @@ def test_a_trained_model_has_its_report_and_ppo_says_its_warnings(reward_base, t
     card["report"]["warnings"] = ["right by length alone: …"]
     (out / "card.json").write_text(json.dumps(card))
     told = []
-    setting.tell = told.append
-    ModelReward(str(out), setting, tokenizer)
+    context.tell = told.append
+    ModelReward(str(out), context, tokenizer)
     assert told[0] == f"reward: warning about {out}: right by length alone: …"
 
 

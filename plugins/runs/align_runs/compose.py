@@ -19,7 +19,8 @@ from align.cli.compose import composed as compose
 from align.cli.errors import message_of
 from align.cli.main import run
 from align.cli.plugins import plugs as listed
-from align.cli.schema import ROOT, register, stage_specs
+from align.cli.schema import ROOT, all_settings, register, stage_specs
+from align.config.fields import types_of
 from align.config.values import NONE
 from align.library_variables import on_cpu, prepare
 from align.plan.checks import rewards_of
@@ -92,3 +93,9 @@ def check(cfg: DictConfig, seen: set[str]) -> None:
 def check_folder(folder: Path) -> None:
     """Raises AlignError if runs cannot be made in the folder; makes nothing."""
     check_place(folder.parent, folder.name)
+
+
+def kinds_of(key: str) -> tuple[type, ...]:
+    """The types that a setting of align's takes; () for one of a choice, or of none."""
+    found = all_settings(specs()).get(key)
+    return () if found is None else types_of(found[0])[found[1]]

@@ -13,10 +13,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser, create_
 from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, ValueType
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.nodes import BooleanNode, FloatNode, IntegerNode, StringNode, ValueNode
+from omegaconf.nodes import BooleanNode, StringNode, ValueNode
 
 from align.config.choices import FOR_LORA
 from align.errors import AlignError
+from align_runs.compose import kinds_of
 
 FUNCTIONS = ("log", "uniform", "range", "choice")
 DIGITS = 4
@@ -156,11 +157,12 @@ def fitted(space: Space, cfg: DictConfig) -> Space:
     setting = _setting(cfg, space.name)
     value = setting._value() if isinstance(setting, ValueNode) else None
     here = f"{space.name}={space.text}"
-    if not _is_number(setting, value):
+    if not _is_number(setting, value, kinds_of(space.name)):
         kind = "a section" if setting is not None and not isinstance(setting, ValueNode) else f"{value}, no number"
         options = "true,false" if isinstance(value, bool) else "…"
         raise AlignError(f"{here}: the setting is {kind}. Use '{space.name}=choice({options})'.")
-    counted = isinstance(setting, IntegerNode) or (type(value) is int and space.whole)
+    kinds = kinds_of(space.name)
+    counted = int in kinds and float not in kinds if kinds else type(value) is int and space.whole
     if counted and not (space.whole and space.kind in ("range", "log")):
         low, high = int(space.low), int(space.high)
         raise AlignError(f"{here}: the setting takes whole numbers. Use range({low},{high + 1}), up to {high}.")
@@ -175,9 +177,11 @@ def _setting(cfg: DictConfig, name: str) -> Any:
     return None if found is None else found._maybe_dereference_node()
 
 
-def _is_number(setting: Any, value: Any) -> bool:
-    """A setting that is not there, or null and of no type, may become a number; a rate for LoRA is one."""
-    if setting is None or isinstance(setting, IntegerNode | FloatNode):
-        return True
+def _is_number(setting: Any, value: Any, kinds: tuple[type, ...]) -> bool:
+    """Return True for a setting that takes numbers; one that is not there, or null and of no type, may become one."""
+    if kinds:
+        return bool({int, float} & set(kinds))
     free = isinstance(setting, ValueNode) and not isinstance(setting, StringNode | BooleanNode)
-    return free and (value is None or type(value) in (int, float) or str(value).startswith(FOR_LORA))
+    return setting is None or (
+        free and (value is None or type(value) in (int, float) or str(value).startswith(FOR_LORA))
+    )

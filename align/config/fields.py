@@ -182,7 +182,7 @@ def checked(cls: type, one: Field, found: Any, key: str) -> Any:
 
 
 def _parsed(text: str, kinds: tuple[type, ...]) -> Any:
-    """The number or truth value that a text stands for where a field takes one: a variable of the environment is text."""
+    """The number or truth value in a text where a field takes one: variables of the environment are text."""
     if bool in kinds and text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):

@@ -79,7 +79,7 @@ def test_a_weight_without_a_term_is_refused_with_the_nearest():
         (["linear", [2, -1.0]], [-1.0] * 5),
     ],
 )
-def test_a_weight_moves_from_point_to_point(context, weights):
+def test_a_weight_moves_from_point_to_point(setting, weights):
     reward = SumReward({"a": fixed(2.0), "b": fixed(NAN)}, {"a": setting})
     got = [float(reward(rollout(1), TEXTS, RewardState(step)).score_B) for step in range(5)]
     assert got == pytest.approx([2 * weight for weight in weights], abs=1e-6)

@@ -13,14 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from align.cli.schema import stage_specs
 from align.errors import AlignError
 from align.peft.merging import merged_tensors
 from align.peft.routes import why_unmergeable
+from align.plan.order import kind_of
+from align.plan.spec import POLICY
 from align.roles.folder import CAUSAL, SCORE, Folder, inspect
 from align.roles.loading import load_dequantized, look
 from align.roles.tokenizer import copy_tokenizer
-
-POLICIES = ("ppo", "kto", "dpo", "best_of", "sft", "pretrain")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LONG = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -63,7 +64,11 @@ def policy_of(path: Path) -> Path:
     """A stage's folder as it is; of a run's folder the last policy."""
     if (path / "config.json").exists() or (path / "adapter_config.json").exists():
         return path
-    return next((path / stage for stage in POLICIES if (path / stage / "card.json").exists()), path)
+    specs = stage_specs()
+    order = {name: place for place, (name, spec) in enumerate(specs.items()) if spec.makes == POLICY}
+    made = [card for card in path.glob("*/card.json") if kind_of(card.parent.name) in order]
+    last = max(made, key=lambda card: (card.stat().st_mtime_ns, order[kind_of(card.parent.name)]), default=None)
+    return path if last is None else last.parent
 
 
 def merge(folder: Folder, out: Path, dtype: torch.dtype | None) -> dict[str, float]:

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import align
 from align.cli.compose import composed, plan_of
+from align.cli.export import policy_of
 from align.errors import AlignError
 from align.stages.pretrain.spec import PretrainOptions
 from align.stages.pretrain.stage import train_tokenizer
@@ -80,3 +81,10 @@ def test_it_is_listed_with_all_other_choices(capsys):
     print_plugins(["stage"])
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("stage=average "))
     assert "policy_average" in line and "the average of two policies' weights" in line
+
+
+def test_an_export_of_a_run_takes_its_policy(tmp_path):
+    for stage in ("sft", "ppo", "average"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "card.json").write_text("{}")
+    assert policy_of(tmp_path) == tmp_path / "average"

@@ -194,6 +194,8 @@ def test_the_module_is_the_command(tmp_path):
         ("rollout.max_new_tokens", ["default 64", "a whole number from 1", "tokens"]),
         ("critic.learning_rate", ["default that of actor.learning_rate", "lora:NUMBER"]),
         ("sft.peft.r", ["align … --cfg job -p sft.peft"]),
+        ("sft.args", ["default none"]),
+        ("reward.url", ["default required"]),
     ],
 )
 def test_the_help_of_a_setting_tells_its_default_range_and_meaning(capsys, key, words):

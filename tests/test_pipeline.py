@@ -132,6 +132,12 @@ def test_a_stage_may_stand_twice():
     assert twice == {"base": "pretrain", "sft": "sft", "sft@2": "sft@2"}
 
 
+@pytest.mark.parametrize("name", ["rm@x", "rm@0", "rm@2@3"])
+def test_an_instance_has_a_number(name):
+    with pytest.raises(AlignError, match="use rm@2"):
+        stages(f"stages=[sft,{name}]")
+
+
 def test_stages_that_take_each_others_result_are_refused():
     with pytest.raises(AlignError, match="rm and preferences take each other's result"):
         stages("stages=[rm,preferences]", SAMPLED)

@@ -171,6 +171,7 @@ def checked(cls: type, one: Field, found: Any, key: str) -> Any:
     right = _of_type(found, kinds) if allowed is None else found is not None and allowed.holds(found)
     if not right:
         words = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds if kind in KINDS))
+        words = "settings, a key each" if Settings in kinds else words
         words = words or f"{'+' * (key == 'reward')}{GROUPS.get(one.name, 'reward')}@{key}.{one.name}={shown(found)}"
         if allowed is not None and isinstance(found, tuple):
             found = next((one for one in found if not allowed.holds(one)), found)
@@ -250,7 +251,9 @@ def describe(cls: type, name: str) -> Described:
     """Default, allowed values, unit and help of a field; the help is the docstring under it."""
     one = next(one for one in fields(cls) if one.name == name)
     follows = one.metadata.get(FOLLOWS)
-    default = f"that of {follows}" if follows else "required" if one.default in (UNSET, MISSING) else shown(one.default)
+    usual = one.default_factory() if one.default is MISSING else one.default
+    default = f"that of {follows}" if follows else "none" if usual == Settings() else shown(usual)
+    default = "required" if usual == UNSET else default
     allowed = allowed_by(cls, one)
     return Described(default, str(allowed or ""), allowed.unit if allowed else "", docstring(cls, name))
 

@@ -35,7 +35,7 @@ class FileData:
         report_by: str | None = None,
     ) -> None:
         self.format = format
-        self.path = path
+        self.path = str(path) if isinstance(path, int | float) else path  # a file may be called 2024
         self.split = split
         self.eval_path = eval_path
         self.eval_share = eval_share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,8 @@ def named_stages(stages: Any, specs: Mapping[str, StageSpec]) -> list[str]:
             raise AlignError(f"stages: there is no stage {name}: {METHODS[kind]}")
         if kind not in specs:
             raise AlignError(f"stages: there is no stage {name}{nearest(str(name), specs, 0.4)}\n  {example}")
+        if "@" in str(name) and not re.fullmatch(r"[1-9]\d*", str(name).partition("@")[2]):
+            raise AlignError(f"stages: {name}: a second instance has a number behind the @\n  use {kind}@2")
         if list(given).count(name) > 1:
             raise AlignError(
                 f"stages=[{','.join(given)}] names {name} twice\n  use {name} once, or {name}@2 for a second one"

@@ -55,6 +55,11 @@ def test_a_number_of_the_environment_is_a_number(monkeypatch):
         plan(*TINY, "ppo.steps=${oc.env:STEPS}")
 
 
+def test_settings_of_another_library_are_no_value():
+    with pytest.raises(AlignError, match=r"sft\.args=3: use settings, a key each"):
+        plan(*TINY, "sft.args=3")
+
+
 def test_a_constraint_holds_for_python_alike():
     with pytest.raises(AlignError, match=r"ppo\.steps=0: use a whole number from 1"):
         PPOOptions(steps=0)

@@ -13,6 +13,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
+from align import config
 from align.cli.plugins import sources
 from align.config import SECTIONS
 from align.config.fields import FOLLOWS, RARE
@@ -98,7 +99,7 @@ def section_of(node: Mapping[str, Any], name: str, specs: Mapping[str, StageSpec
     """The class of the settings of a node: by its name a stage's, else by its `_target_`; None for a plug of others."""
     if name in specs:
         return specs[name].options
-    return next((cls for cls in SECTIONS.values() if cls.TARGET == node.get(TARGET)), None)
+    return config.section_of(node.get(TARGET))
 
 
 def all_settings(specs: Mapping[str, StageSpec]) -> dict[str, tuple[type, str]]:

@@ -38,3 +38,8 @@ SECTIONS = {
     "rollout": RolloutOptions, "watch": WatchOptions, "tracker": TrackerOptions,
 }  # fmt: skip
 """Sections by the name of their schema in `conf/`."""
+
+
+def section_of(target: str | None) -> type | None:
+    """The section whose class is at a dotted path; None for a class of others."""
+    return next((cls for cls in SECTIONS.values() if cls.TARGET == target), None)

@@ -55,11 +55,12 @@ def with_inputs(stages: list[StagePlan], model: str | None, runs: str) -> tuple[
     for stage in stages:
         before = tuple(Made(one.name, one.spec) for one in done)
         inputs: dict[str, Input] = {}
-        for need in needs_of(stage, before):
+        needs = needs_of(stage, before)
+        for need in needs:
             found = _find(need, stage, done, inputs, model, runs, [one.name for one in stages])
             if found is not None:
                 inputs[need.name] = found
-        for need in needs_of(stage, before):
+        for need in needs:
             if need.unlike in inputs and _same(inputs.get(need.name), inputs[need.unlike]):
                 del inputs[need.name]
         done.append(replace(stage, inputs=tuple(inputs.values()), before=tuple(one.name for one in done)))
@@ -101,7 +102,7 @@ def origin_of(stage: StagePlan) -> Origin:
         if one.name in ("path", "actor") and one.origin is not None:
             return one.origin
     shape = tuple(stage.spec.shape(stage.options).items()) if stage.spec.shape else ()
-    return Origin(f"the model that {stage.name} makes", made_by=stage.name, shape=shape)
+    return Origin(f"the model that {stage.name} makes", shape=shape)
 
 
 def _missing(need: Need, stage: StagePlan, runs: str, names: list[str]) -> str:

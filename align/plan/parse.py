@@ -8,8 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from align.config import SECTIONS as ALL_SECTIONS
-from align.config import ActorOptions, CriticOptions, ReferenceOptions, RolloutOptions, WatchOptions
+from align.config import ActorOptions, CriticOptions, ReferenceOptions, RolloutOptions, WatchOptions, section_of
 from align.config.fields import UNSET, check_values
 from align.config.values import NONE, TARGET, Plug, Settings, plug_of
 from align.errors import AlignError, typed
@@ -27,7 +26,6 @@ SECTIONS = {
 """Sections whose class may be replaced, and which have settings of ours."""
 PLUGS = ("reward", "advantage", "policy_loss")
 """Sections that are a class or a function with its arguments."""
-SECTIONS_OF_PLUGS = tuple(cls for cls in ALL_SECTIONS.values() if cls not in SECTIONS.values())
 FROM_ENVIRONMENT = "${oc.env:"
 EXAMPLES = {
     "fn": ("my_rewards.brevity", " (a function of my_rewards.py in the folder you stand in)"),
@@ -128,7 +126,7 @@ def _plug(node: Any, key: str) -> Plug | None:
 
 def _check_plug(value: Any) -> None:
     if isinstance(value, Plug):
-        section = next((cls for cls in SECTIONS_OF_PLUGS if value.target == cls.TARGET), None)
+        section = section_of(value.target)
         if section is not None:
             check_values(section, value.settings, value.key)
     for inner in value.settings.values() if isinstance(value, Plug) else value.values():

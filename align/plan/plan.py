@@ -49,7 +49,6 @@ class Origin:
 
     key: str
     path: str | None = None
-    made_by: str | None = None
     shape: tuple[tuple[str, int], ...] = ()
     """Known entries of the config.json of a model that is still to be made."""
 

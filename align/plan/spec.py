@@ -85,8 +85,6 @@ class StageSpec:
     """Name of the policy that it makes, in tables; unset: the stage's name."""
     shape: Callable[[Any], Mapping[str, int]] | None = None
     """Of a stage that makes a model from nothing: what its options tell of the model's config.json."""
-    data_like: str = ""
-    """The purpose whose rows it reads (`align.data.source`); unset: its own name."""
 
     def sections(self, own: Mapping[str, Any], kinds: Collection[str]) -> tuple[str, ...]:
         """The other sections that an instance with these settings reads, in a run of these kinds of stages."""

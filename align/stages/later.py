@@ -6,7 +6,7 @@ from typing import Any
 
 from align.data.encode import check_dialogues
 from align.data.files import unwritten
-from align.data.source import PURPOSES
+from align.data.source import LIKE, PURPOSES
 from align.plan.plan import StagePlan
 from align.roles.tokenizer import load_tokenizer
 
@@ -26,6 +26,6 @@ def check_later(steps: list[tuple[StagePlan, Any]]) -> None:
             if not unwritten(source):
                 split = source.load(stage.spec.name, step.seed)
                 rows = [*split.train, *split.eval, *split.test]
-                if (stage.spec.data_like or stage.spec.name) == "ppo":  # other columns are a reward's
+                if LIKE.get(stage.spec.name, stage.spec.name) == "ppo":  # other columns are a reward's
                     rows = [{"prompt": row["prompt"]} for row in rows]
                 check_dialogues(rows, tokenizer, f"{stage.spec.name}.data")

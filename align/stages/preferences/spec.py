@@ -52,5 +52,4 @@ PREFERENCES = StageSpec(
     needs=needs,
     reads=("rollout",),
     after=("pretrain", "sft", "rm"),
-    data_like="ppo",
 )

@@ -82,5 +82,4 @@ BEST_OF = StageSpec(
     after=("pretrain", "sft", "rm", "preferences"),
     merit="eval_loss",
     evaluated=JUDGED,
-    data_like="sft",
 )

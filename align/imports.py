@@ -72,7 +72,7 @@ def resolve(name: str) -> Callable:
         near = _near(name, [key for key in dir(module) if not key.startswith("_")])
         file = getattr(module, "__file__", None) or "a folder without __init__.py"
         raise ValueError(f"fn={name}: {module_name} ({file}) has no {attribute}{near}") from None
-    except Exception as error:  # a module that imports its parts when they are first asked for
+    except Exception as error:  # a module that imports its parts at first use
         raise ValueError(_broken(name, error)) from error
     return called(found, name)
 

@@ -11,11 +11,11 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def require(package: str, asked: str, instead: str, extra: str | None = None) -> None:
-    """Raises AlignError with what was asked for, how to install the package, and what to write instead.
+def require(package: str, setting: str, instead: str, extra: str | None = None) -> None:
+    """Raises AlignError with the setting, how to install the package, and what to use instead.
 
     `extra` is align's that brings it, where that has another name.
     """
     if not installed(package):
         name = extra or package
-        raise AlignError(f"{asked}: {package} is not installed\n  pip install 'align[{name}]', or use {instead}")
+        raise AlignError(f"{setting}: {package} is not installed\n  pip install 'align[{name}]', or use {instead}")

@@ -29,7 +29,7 @@ OURS = {"full": "full", "uneven": "uneven", "lora": "lora", "lora_head": "lora"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=["s", "m"], default="s")
+    parser.add_argument("--size", choices=["xs", "s", "m"], default="s")
     parser.add_argument("--work", nargs="+", choices=list(OURS), default=list(OURS))
     parser.add_argument("--linear", nargs="+", choices=["torch", "onednn"], default=["torch", "onednn"])
     parser.add_argument("--repeats", type=int, default=3)

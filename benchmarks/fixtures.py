@@ -1,6 +1,6 @@
-"""What both sides of the benchmark work on: a tokenizer, 512 prompts of 16-64 tokens, random Llamas of two sizes.
+"""What both sides of the benchmark work on: a tokenizer, 512 prompts of 16-64 tokens, random Llamas of three sizes.
 
-    python benchmarks/fixtures.py FOLDER
+    python benchmarks/fixtures.py FOLDER s
 
 Only transformers, tokenizers and torch are imported, so that TRL's environments can use it, too. Weights are
 random: what is measured is time and memory, not learning.
@@ -17,8 +17,8 @@ from pathlib import Path
 
 VOCABULARY = 8192
 PAD, BOS, EOS = 0, 1, 2
-SIZES = {"s": (256, 1024, 6, 4), "m": (512, 2048, 8, 8)}
-"""Hidden size, size of the MLP, layers, heads: 10.5 and 42 million parameters."""
+SIZES = {"xs": (64, 256, 2, 2), "s": (256, 1024, 6, 4), "m": (512, 2048, 8, 8)}
+"""Hidden size, size of the MLP, layers, heads: 1.2, 10.5 and 42 million parameters; xs is there for a trial."""
 PROMPTS, SHORTEST, LONGEST = 512, 16, 64
 NEVER = 1e-9
 """Probability of EOS where every response is to have all its tokens."""
@@ -26,24 +26,35 @@ EXPECTED_LENGTH = 24
 """Mean length of a response, were it not cut, of the policy that ends by itself."""
 
 
-def make(folder: Path) -> Path:
-    """Writes everything under `folder`, once."""
-    if (folder / "ready").exists():
-        return folder
+def make(folder: Path, size: str | None = None) -> Path:
+    """Write tokenizer and prompts under `folder`, once, and the models of a size."""
+    if not (folder / "ready").exists():
+        _data(folder)
+    if size is not None and not (folder / size / "ready").exists():
+        _models(folder, size)
+    return folder
+
+
+def _data(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     texts = [file.read_text(errors="ignore") for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))]
     tokenizer = _tokenizer(texts)
     tokenizer.save_pretrained(folder)
     (folder / "prompts.json").write_text(json.dumps(_prompts(tokenizer, texts[:60])))
-    for size in SIZES:
-        for name, model in {
-            "policy": _policy(size, NEVER), "policy_eos": _policy(size, 1 / EXPECTED_LENGTH),
-            "reward": _scalar(size, seed=1), "value": _scalar(size, seed=2),
-        }.items():  # fmt: skip
-            model.save_pretrained(folder / size / name)
-            tokenizer.save_pretrained(folder / size / name)
     (folder / "ready").write_text("")
-    return folder
+
+
+def _models(folder: Path, size: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    for name, model in {
+        "policy": _policy(size, NEVER), "policy_eos": _policy(size, 1 / EXPECTED_LENGTH),
+        "reward": _scalar(size, seed=1), "value": _scalar(size, seed=2),
+    }.items():  # fmt: skip
+        model.save_pretrained(folder / size / name)
+        tokenizer.save_pretrained(folder / size / name)
+    (folder / size / "ready").write_text("")
 
 
 def _tokenizer(texts: list[str]):
@@ -116,4 +127,4 @@ def _scalar(size: str, seed: int):
 
 
 if __name__ == "__main__":
-    print(make(Path(sys.argv[1])))
+    print(make(Path(sys.argv[1]), sys.argv[2] if sys.argv[2:] else None))

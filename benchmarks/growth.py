@@ -26,7 +26,8 @@ GROWS = {
     "batch": (32, 64, 128), "new_tokens": (64, 128, 256), "vocabulary": (8192, 16384, 32768),
     "model": ("10.5M", "20.5M", "42M"),
 }  # fmt: skip
-MODELS = {"10.5M": (256, 6, 4), "20.5M": (384, 6, 6), "42M": (512, 8, 8)}
+SHORT = {"batch": 8, "new_tokens": 8, "vocabulary": 8192, "model": "1M"}
+MODELS = {"1M": (64, 2, 2), "10.5M": (256, 6, 4), "20.5M": (384, 6, 6), "42M": (512, 8, 8)}
 """Hidden size, layers, heads; the MLP is four times as wide."""
 PHASES = ("generate", "score", "reward", "update")
 
@@ -35,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fixtures", default="build/benchmark")
     parser.add_argument("--grow", nargs="+", choices=list(GROWS), default=list(GROWS))
+    parser.add_argument("--short", action="store_true", help="the smallest point alone, to see that it runs")
     parser.add_argument("--point", help="one point, as JSON; for the processes that this script starts")
     parser.add_argument("--out", default=str(Path(__file__).resolve().parent / "results"))
     args = parser.parse_args()
@@ -42,15 +44,16 @@ def main() -> None:
     if args.point:
         print(json.dumps(measure(Path(args.fixtures), json.loads(args.point))))
         return
+    start, grows = (SHORT, {}) if args.short else (START, {name: GROWS[name] for name in args.grow})
     points: dict[str, dict] = {}
-    for point in [START] + [{**START, name: value} for name in args.grow for value in GROWS[name][1:]]:
+    for point in [start] + [{**start, name: value} for name in grows for value in grows[name][1:]]:
         command = [sys.executable, __file__, "--fixtures", args.fixtures, "--point", json.dumps(point)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{point}:\n{done.stderr[-2000:]}")
         points[json.dumps(point)] = found = json.loads(done.stdout.splitlines()[-1])
         print(point, found["total"], "CPU s", found["mib"], "MiB", flush=True)
-    write(args, points)
+    write(Path(args.out), start, grows, points)
 
 
 def measure(fixtures: Path, point: dict) -> dict:
@@ -143,11 +146,11 @@ def operations(model, rollout) -> dict[str, float]:
     }  # fmt: skip
 
 
-def write(args: argparse.Namespace, points: dict[str, dict]) -> None:
+def write(out: Path, smallest: dict, grows: dict[str, tuple], points: dict[str, dict]) -> None:
     """JSON, and a table with the ratio of each point to the one before."""
     from against_trl import processor
 
-    start = points[json.dumps(START)]
+    start = points[json.dumps(smallest)]
     lines = [
         f"# Growth of a PPO step, {datetime.date.today().isoformat()}",
         "",
@@ -157,10 +160,10 @@ def write(args: argparse.Namespace, points: dict[str, dict]) -> None:
         "| | CPU s | generate | score | reward | update | MiB | tokens a CPU s | share of the peak, update |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name in args.grow:
+    for name, values in grows.items():
         before = None
-        for value in GROWS[name]:
-            point = points[json.dumps({**START, name: value})]
+        for value in values:
+            point = points[json.dumps({**smallest, name: value})]
             times = f" (x {point['total'] / before['total']:.2f})" if before else ""
             more = f" (x {point['mib'] / before['mib']:.2f})" if before else ""
             phases = " | ".join(f"{point['seconds'][phase]:.1f}" for phase in PHASES)
@@ -169,7 +172,6 @@ def write(args: argparse.Namespace, points: dict[str, dict]) -> None:
                 f"| {point['tokens_a_cpu_second']} | {point['share_of_peak']['update']:.0%} |"
             )
             before = point
-    out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     stem = out / f"{datetime.date.today().isoformat()}-growth"
     stem.with_suffix(".json").write_text(json.dumps(list(points.values()), indent=1) + "\n")

@@ -9,12 +9,10 @@ reference; and `gamed` once more with watch.action=stop. What is in DIR already 
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+from pipeline import arguments, enter, markdown, measure, run
 
 WATCH = "ppo.eval_every=4 ppo.eval_prompts=128 watch=judge watch.judge.fn=help_desk.rule.clerk_scores"
 GAMED = "ppo.kl_coef=0.05 actor.learning_rate=1.5e-3"
@@ -28,37 +26,28 @@ REWARD_MODELS = {"good": "", "poor": "rm.data.pairs=1200 rm.data.minimal_pairs=0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    os.chdir(args.out)
-    file = Path("hacking.json")
-    found = json.loads(file.read_text()) if file.exists() else {}
-    for seed in args.seeds:
-        sft = made(f"base-{seed}", f"stages=[pretrain,sft] seed={seed}") / "sft"
-        for name, (model, words) in RUNS.items():
-            key = f"{name} {seed}"
-            if key not in found:
-                rm = made(f"{model}-{seed}", f"stages=[rm] seed={seed} rm.path={sft} {REWARD_MODELS[model]}") / "rm"
-                told = f"stages=[ppo] seed={seed} actor.path={sft} reward.path={rm} critic.path={rm} {WATCH} {words}"
-                run = made(f"{name.replace(', ', '-')}-{seed}", told)
-                found[key] = {"run": name, "seed": seed, **figures(run)}
-                file.write_text(json.dumps(found, indent=2) + "\n")
-                print(found[key], flush=True)
+    short = enter(args)
+
+    def one(key: str) -> dict:
+        name, _, seed = key.rpartition(" ")
+        return through(name, int(seed), short)
+
+    found = measure(Path("hacking.json"), [f"{name} {seed}" for seed in args.seeds for name in RUNS], one)
     Path("hacking.md").write_text(table(found))
 
 
-def made(name: str, words: str) -> Path:
-    """The folder of a run of experiment=tiny, which is made unless it is there."""
-    folder = Path("runs") / name / "latest"
-    if not (folder / "summary.json").exists():
-        command = [sys.executable, "-m", "align", "experiment=tiny", f"name={name}", *words.split()]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"align {words}:\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}")
-    return folder.resolve()
+def through(name: str, seed: int, short: list[str]) -> dict:
+    """PPO by one of RUNS, from the fine-tuned model and the reward model of this seed."""
+    model, words = RUNS[name]
+    same = [f"seed={seed}", *short]
+    sft = run(f"base-{seed}", ["stages=[pretrain,sft]", *same]) / "sft"
+    rm = run(f"{model}-{seed}", ["stages=[rm]", f"rm.path={sft}", *REWARD_MODELS[model].split(), *same]) / "rm"
+    start = [f"actor.path={sft}", f"reward.path={rm}", f"critic.path={rm}"]
+    made = run(f"{name.replace(', ', '-')}-{seed}", ["stages=[ppo]", *start, *same, *WATCH.split(), *words.split()])
+    return {"run": name, "seed": seed, **figures(made)}
 
 
 def figures(run: Path) -> dict:
@@ -76,13 +65,13 @@ def figures(run: Path) -> dict:
 
 def table(found: dict) -> str:
     head = ["run", "seed", "reward and judge at step 0", "at the judge's best", "at the end", "fired", "true score"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row in found.values():
         by_step = {step: f"{score:+.2f}, {judge:.2f}" for step, score, judge in row["seen"]}
         best, fired = row["best"], row["fired"]
         ends = [by_step[0], f"{by_step[best]} (step {best})", f"{by_step[row['steps']]} (step {row['steps']})"]
         lines.append([row["run"], str(row["seed"]), *ends, f"step {fired}" if fired else "no", f"{row['score']:.2f}"])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown(head, lines)
 
 
 if __name__ == "__main__":

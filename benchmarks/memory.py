@@ -21,7 +21,11 @@ from meter import Meter, prepare
 
 from align.ppo.options import PPOOptions
 
-SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
+SHAPES = {
+    "34m": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
+    "1m": {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 2},
+}
+"""By size; 1m is there to see that a benchmark runs."""
 RANK = 16
 STEPS = 2
 
@@ -35,30 +39,39 @@ def main() -> None:
     parser.add_argument("--kv-cache-mib", type=int, default=64)
     parser.add_argument("--micro", type=int, default=8)
     parser.add_argument("--rows", type=int, default=64, help="completions that rollout=hf writes at a time")
+    parser.add_argument("--size", choices=list(SHAPES), default="34m")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--fixtures", default="build/benchmark")
     parser.add_argument("--make", action="store_true", help="make the models and end")
     args = parser.parse_args()
     prepare()
-    folder = Path(args.fixtures) / "34m"
     if args.make:
-        make(Path(args.fixtures), folder)
+        make(Path(args.fixtures) / args.size)
         return
-    if not (folder / "ready").exists():  # in a process of its own, whose memory does not count
-        subprocess.run([sys.executable, __file__, "--make", "--fixtures", args.fixtures], check=True)
-    step(args, folder)
+    step(args, made(args.fixtures, args.size))
 
 
-def make(fixtures: Path, folder: Path) -> None:
+def made(fixtures: str, size: str) -> Path:
+    """The folder of the models of a size; makes them once, in another process, whose memory does not count."""
+    folder = Path(fixtures) / size
+    if not (folder / "ready").exists():
+        command = [sys.executable, __file__, "--make", "--fixtures", fixtures, "--size", size]
+        subprocess.run(command, check=True)
+    return folder
+
+
+def make(folder: Path) -> None:
     """A random policy with its tokenizer, and a reward model: an adapter and a score on the same base."""
     import fixtures as shared
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(shared.make(fixtures))
+    tokenizer = AutoTokenizer.from_pretrained(shared.make(folder.parent))
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=shared.VOCABULARY, pad_token_id=shared.PAD, eos_token_id=shared.EOS, **SHAPE)
+    config = LlamaConfig(
+        vocab_size=shared.VOCABULARY, pad_token_id=shared.PAD, eos_token_id=shared.EOS, **SHAPES[folder.name]
+    )
     LlamaForCausalLM(config).save_pretrained(folder / "policy")
     trunk = AutoModelForSequenceClassification.from_pretrained(folder / "policy", num_labels=1)
     get_peft_model(trunk, lora("SEQ_CLS", str((folder / "policy").resolve()))).save_pretrained(folder / "reward")

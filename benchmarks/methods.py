@@ -3,66 +3,54 @@
     python benchmarks/methods.py --out DIR       # about an hour on one core; writes DIR/methods.json and methods.md
     python benchmarks/methods.py --out DIR --methods lora houlsby --others
 
-Ten methods in every seat (SFT, reward model, actor, critic) of the whole of experiment=tiny, from one pretrained model;
+Ten methods in every role (SFT, reward model, actor, critic) of the whole of experiment=tiny, from one pretrained model;
 all others three steps a stage. What is in DIR already is not run again. The rates are experiment=tiny's for LoRA and
 what they are for each method by align/peft/rates.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from pipeline import SHORT, arguments, children_cpu, enter, markdown, measure, run
 
 WHOLE = ("none", "lora", "adalora", "qlora", "prefix", "p_tuning", "p_tuning_v2", "houlsby", "pfeiffer", "parallel")
 OTHERS = (
     "lora_r1", "rslora", "dora", "pissa", "ia3", "oft", "boft", "loha", "lokr", "vera", "miss", "ln_tuning", "prompt",
     "trainable_tokens",
 )  # fmt: skip
-SEATS = ("sft", "rm", "actor", "critic")
+ROLES = ("sft", "rm", "actor", "critic")
 TOKENS = f"[{','.join(map(str, range(4, 64)))}]"
 NEEDED = {
     "adalora": ["zero@actor.zero=none"],  # it reads gradients that DeepSpeed has dropped
-    "trainable_tokens": [f"{seat}.peft.token_indices={TOKENS}" for seat in SEATS],
+    "trainable_tokens": [f"{role}.peft.token_indices={TOKENS}" for role in ROLES],
 }
-FEW = ["debug=default", "zero@actor.zero=none"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--methods", nargs="*", default=WHOLE)
     parser.add_argument("--others", nargs="*", default=OTHERS)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    os.chdir(args.out)
-    base = Path("runs/base/latest/pretrain").resolve()
-    if not base.exists():
-        run(["experiment=tiny", "stages=[pretrain]", "evaluate.judge=null", "name=base"])
+    short = enter(args)
+    base = run("base", ["stages=[pretrain]", "evaluate.judge=null", *short]) / "pretrain"
     untied = with_a_head_of_its_own(base)
-    file = Path("methods.json")
-    found = json.loads(file.read_text()) if file.exists() else {}
-    for method in [*args.methods, *args.others]:
-        if method not in found:
-            few = method not in args.methods
-            found[method] = through(method, untied if method == "trainable_tokens" else base, few)
-            file.write_text(json.dumps(found, indent=2) + "\n")
-            print(method, found[method], flush=True)
+
+    def one(method: str) -> dict:
+        words = SHORT if method not in args.methods else short
+        return through(method, untied if method == "trainable_tokens" else base, words)
+
+    found = measure(Path("methods.json"), [*args.methods, *args.others], one)
     Path("methods.md").write_text(tables(found, args.methods))
 
 
-def through(method: str, base: Path, few: bool) -> dict:
-    """One method in every seat; figures of its run."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    words = [f"peft@{seat}.peft={method}" for seat in SEATS] + NEEDED.get(method, []) + (FEW if few else [])
-    run(["experiment=tiny", "stages=[sft,rm,ppo]", f"model={base}", f"name={method}", *words])
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    folder = Path("runs") / method / "latest"
+def through(method: str, base: Path, short: list[str]) -> dict:
+    """One method in every role; figures of its run."""
+    before = children_cpu()
+    words = [f"peft@{role}.peft={method}" for role in ROLES] + NEEDED.get(method, [])
+    folder = run(method, ["stages=[sft,rm,ppo]", f"model={base}", *words, *short])
     summary = json.loads((folder / "summary.json").read_text())
     steps = [json.loads(line) for line in (folder / "ppo" / "metrics.jsonl").read_text().splitlines()]
     cards = {stage: json.loads((folder / stage / "card.json").read_text()) for stage in ("sft", "rm", "ppo")}
@@ -73,14 +61,8 @@ def through(method: str, base: Path, few: bool) -> dict:
         "kl_at_0": next(row["objective/kl"] for row in steps if "objective/kl" in row),
         "bytes": next((row["sync/bytes"] for row in reversed(steps) if "sync/bytes" in row), 0),
         "seconds": summary["seconds"],
-        "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "cpu": children_cpu() - before,
     }  # fmt: skip
-
-
-def run(words: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", "align", *words], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"align {' '.join(words)}:\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}")
 
 
 def share(method: str, base: Path) -> float:
@@ -137,12 +119,12 @@ def tables(found: dict, whole: list[str]) -> str:
 
 def table(columns: list[str], rows: dict, cells: Callable[[dict], list[str]]) -> str:
     head = ["method", "trains", "rollouts", "bytes a sync", "seconds (sft, rm, ppo)", *columns]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for method, row in rows.items():
         took = ", ".join(f"{row['seconds'][stage]:.0f}" for stage in ("sft", "rm", "ppo"))
         way = f"{row['route']}, {row['engine']}"
         lines.append([method, f"{row['share']:.2%}", way, f"{row['bytes']:,.0f}", took, *cells(row)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown(head, lines)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,16 @@ from align.stages.sft.spec import SFTOptions
 SIDES = {"alone": "one after the other", "plain": "in one pass, PEFT's LoRA", "together": "in one pass"}
 
 
+RATE = 2e-4
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapters", type=int, default=4)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8], help="rows of an adapter's optimizer step")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--fixtures", default="build/benchmark")
+    parser.add_argument("--size", choices=["34m", "1m"], default="34m")
     parser.add_argument("--point", help="one run, as JSON; for the processes that this script starts")
     parser.add_argument("--out", default=str(Path(__file__).resolve().parent / "results"))
     args = parser.parse_args()
@@ -38,17 +42,19 @@ def main() -> None:
     if args.point:
         measure(Path(args.fixtures), json.loads(args.point))
         return
-    from memory import make
+    from memory import made
 
-    if not (Path(args.fixtures) / "34m" / "ready").exists():
-        make(Path(args.fixtures), Path(args.fixtures) / "34m")
+    made(args.fixtures, args.size)
     found = []
     for rows in args.rows:
         sides = {}
         for side in SIDES:
             seeds = range(args.adapters) if side == "alone" else [0]
             count = 1 if side == "alone" else args.adapters
-            points = [{"side": side, "rows": rows, "seed": s, "adapters": count, "steps": args.steps} for s in seeds]
+            points = [
+                {"side": side, "rows": rows, "seed": s, "adapters": count, "steps": args.steps, "size": args.size}
+                for s in seeds
+            ]
             sides[side] = added([run(args.fixtures, point) for point in points])
             print(rows, SIDES[side], sides[side], flush=True)
         found.append({"rows": rows, "adapters": args.adapters, "steps": args.steps, "sides": sides})
@@ -88,7 +94,9 @@ def measure(fixtures: Path, point: dict) -> None:
     if point["side"] == "plain":
         align.stages.sft.side_by_side.use_fast_loras = lambda model: 0
     count = point["adapters"]
-    options = SFTOptions(batch_size=point["rows"], args={"max_steps": point["steps"]}, parallel_adapters=count)
+    options = SFTOptions(
+        batch_size=point["rows"], learning_rate=RATE, args={"max_steps": point["steps"]}, parallel_adapters=count
+    )
     data = FileData("prompt_completion", str(demonstrations(fixtures)))
     stage = align.stages.sft.stage.SFT(options, data, lora(), point["seed"], torch.device("cpu"), torch.float32)
     meter = Meter()
@@ -98,7 +106,7 @@ def measure(fixtures: Path, point: dict) -> None:
         report = Report(console=Console(file=io.StringIO()))
         with report.stage("sft", Path(folder)) as stage_report:
             meter.start()
-            stage.run({"path": str(fixtures / "34m" / "policy")}, Path(folder), stage_report)
+            stage.run({"path": str(fixtures / point["size"] / "policy")}, Path(folder), stage_report)
             meter.end_step()
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     losses = [row.get("loss", row.get("adapter_0/loss")) for row in rows]

@@ -24,7 +24,7 @@ WORK = {"full": (None, "own"), "uneven": (None, "own"), "lora": (16, "own"), "lo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=["s", "m"], default="s")
+    parser.add_argument("--size", choices=["xs", "s", "m"], default="s")
     parser.add_argument("--work", choices=list(WORK), default="full")
     parser.add_argument("--linear", choices=["torch", "onednn", "auto"], default="torch")
     parser.add_argument("--steps", type=int, default=3)
@@ -44,7 +44,7 @@ def main() -> None:
     import align.ppo.step  # noqa: F401
 
     meter = Meter()
-    folder = make(Path(args.fixtures))
+    folder = make(Path(args.fixtures), args.size)
     rank, critic = WORK[args.work]
     adapter = None if rank is None else partial(
         peft.LoraConfig, r=rank, lora_alpha=2 * rank, target_modules="all-linear"

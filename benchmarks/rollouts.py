@@ -3,8 +3,8 @@
     python benchmarks/rollouts.py --repeats 3
 
 The 34M Llama of memory.py with a LoRA of rank 16; 32 prompts of 16-64 tokens, 64 new tokens each. vLLM with copies of
-its own packs its weights for oneDNN; on the trainer's weights it cannot. An engine is a process of its own, its second
-generation counts.
+its own packs its weights for oneDNN; on the trainer's weights it cannot. Each engine has a process to itself;
+its second generation counts.
 """
 
 from __future__ import annotations
@@ -26,31 +26,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--fixtures", default="build/benchmark")
+    parser.add_argument("--size", choices=["34m", "1m"], default="34m")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--engine", choices=ENGINES, help="one engine; for the processes that this script starts")
     args = parser.parse_args()
     prepare()
     if args.engine:
-        print(json.dumps(measure(args.engine, Path(args.fixtures))))
+        print(json.dumps(measure(args.engine, Path(args.fixtures) / args.size)))
         return
-    folder = Path(args.fixtures)
-    if not (folder / "34m" / "ready").exists():
-        here = Path(__file__).resolve().parent / "memory.py"
-        subprocess.run([sys.executable, str(here), "--make", "--fixtures", args.fixtures], check=True)
-    found: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+    from memory import made
+
+    made(args.fixtures, args.size)
+    same = ["--fixtures", args.fixtures, "--size", args.size]
+    found: dict[str, list[float]] = {engine: [] for engine in args.engines}
     for _ in range(args.repeats):
-        for engine in ENGINES:
-            command = [sys.executable, __file__, "--engine", engine, "--fixtures", args.fixtures]
-            done = subprocess.run(command, capture_output=True, text=True)
+        for engine in args.engines:
+            done = subprocess.run([sys.executable, __file__, "--engine", engine, *same], capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(f"{engine}:\n{done.stderr[-2000:]}")
             found[engine].append(json.loads(done.stdout.splitlines()[-1])["tokens_a_cpu_second"])
-    packed = found["vllm own"]
+    packed = found["vllm own"] if "vllm own" in found else next(iter(found.values()))
     for engine, rates in found.items():
         ratios = [rate / other for rate, other in zip(rates, packed)]
         print(f"{engine:12} {statistics.median(rates):6.0f} tokens a CPU s, x {statistics.median(ratios):.2f} {rates}")
 
 
-def measure(engine: str, fixtures: Path) -> dict:
+def measure(engine: str, folder: Path) -> dict:
     from memory import lora
     from ppo_step import plain_context, prompts
 
@@ -61,7 +62,7 @@ def measure(engine: str, fixtures: Path) -> dict:
     from align.rollout.vllm.rollout import VLLMRollout
     from align.types import Sampling
 
-    path = str(fixtures / "34m" / "policy")
+    path = str(folder / "policy")
     roles = Placement(plain_context(), Actor(path, "auto", 1e-5, lora("CAUSAL_LM"), None)).roles(8)
     tokenizer = load_tokenizer(path, "path")
     if engine == "hf":
@@ -69,7 +70,7 @@ def measure(engine: str, fixtures: Path) -> dict:
     else:
         rollout = VLLMRollout(path, roles.actor, 128, 32, 192, share_weights=engine == "vllm shared")
     rollout.attach(roles.actor)
-    rows = prompts(fixtures)
+    rows = prompts(folder.parent)
     for step in range(2):
         ids = [row.ids for row in rows[32 * step : 32 * step + 32]]
         before = time.process_time()

@@ -21,7 +21,7 @@ BATCH, MICRO, EPOCHS, TOKENS, RANK = 32, 8, 4, 64, 16
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithm", choices=["ppo", "rloo"], default="ppo")
-    parser.add_argument("--size", choices=["s", "m"], default="s")
+    parser.add_argument("--size", choices=["xs", "s", "m"], default="s")
     parser.add_argument("--work", choices=["full", "uneven", "lora"], default="full")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--fixtures", default="build/benchmark")
@@ -40,7 +40,7 @@ def main() -> None:
     else:
         import trl.trainer.rloo_trainer
     meter = Meter()
-    folder = make(Path(args.fixtures))
+    folder = make(Path(args.fixtures), args.size)
     models = folder / args.size
     policy = AutoModelForCausalLM.from_pretrained(models / ("policy_eos" if args.work == "uneven" else "policy"))
     reward = AutoModelForSequenceClassification.from_pretrained(models / "reward", num_labels=1)

@@ -1,4 +1,4 @@
-"""The benchmark of learning: align's side runs, and the table has the figures of its runs."""
+"""Benchmarks run in their short form, and the tables have the figures of their runs."""
 
 import json
 import os
@@ -47,14 +47,43 @@ def fixtures(tmp_path_factory):
     return tmp_path_factory.mktemp("fixtures")
 
 
+SHORT = {
+    "ppo_step": ("--size xs --work lora_head --linear onednn --steps 1 --json {out}/run.json", "run.json"),
+    "memory": ("--size 1m --rows 16", ""),
+    "growth": ("--short --out {out}", "growth.md"),
+    "rollouts": ("--size 1m --repeats 1 --engines hf", ""),
+}
+"""Options of each benchmark's short form, and the end of the name of the file that it leaves."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("options", ["--work lora_head --linear onednn"])
-def test_a_step_of_aligns_side_against_trl(fixtures, tmp_path, options):
-    words = [*options.split(), "--steps", "1", "--fixtures", str(fixtures), "--json", str(tmp_path / "run.json")]
-    done = start("ppo_step.py", *words)
+@pytest.mark.parametrize("name", SHORT)
+def test_short_form(name, fixtures, tmp_path):
+    options, file = SHORT[name]
+    done = start(f"{name}.py", "--fixtures", str(fixtures), *options.format(out=tmp_path).split())
     assert done.returncode == 0, done.stderr
-    run = json.loads((tmp_path / "run.json").read_text())
-    assert run["system"] == "align" and run["total"] > 0 and run["ratio"] == pytest.approx(1, abs=0.05)
+    assert done.stdout if not file else any(one.name.endswith(file) for one in tmp_path.iterdir())
+    if file == "run.json":
+        run = json.loads((tmp_path / file).read_text())
+        assert run["system"] == "align" and run["total"] > 0 and run["ratio"] == pytest.approx(1, abs=0.05)
+
+
+MANY_RUNS = {
+    "parallel_adapters": "--size 1m --rows 1 --steps 2 --adapters 2 --fixtures fixtures",
+    "methods": "--short --methods --others houlsby",
+    "preference_methods": "--short --methods best_of dpo",
+    "hacking": "--short --seeds 11",
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", MANY_RUNS)
+def test_short_form_of_many_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = start(f"{name}.py", "--out", str(tmp_path), *MANY_RUNS[name].split())
+    assert done.returncode == 0, done.stderr
+    (table,) = tmp_path.glob("*.md")
+    assert len(table.read_text().splitlines()) >= 3
 
 
 @pytest.mark.parametrize("script", ["learning.py", "learning_align.py"])

@@ -199,5 +199,5 @@ class CpuLinear:
             self.kind, self.origin = self.earlier
             return f"linear layers by {self.kind}, as measured before ({self.origin})"
         self.origin = MEASURED if measurable(model) else "nothing to measure"
-        self.kind, said = choose_linear(model, "auto")
-        return said
+        self.kind, message = choose_linear(model, "auto")
+        return message

@@ -21,7 +21,7 @@ ADAM_BETAS = (0.9, 0.95)
 
 @runtime_checkable
 class Stepped(Protocol):
-    """A module that is told of an optimizer step while its gradients are there."""
+    """A module with a hook before each optimizer step, while its gradients are there."""
 
     def on_step(self, roles: list[str]) -> None: ...
 

@@ -1,7 +1,7 @@
 """Log-probabilities and entropy straight from hidden states and the head, without N x V logits beside their gradient.
 
 The idea is Liger Kernel's and TRL's fused heads (trl/trainer, `add_fused_lm_head`): the head's product, the
-softmax and their backward in one function. What differs: only the tokens that are asked for; where the head is
+softmax and their backward in one function. What differs: only the tokens of `target`; where the head is
 frozen, the gradient to the hidden states is a by-product of the forward pass; where it trains, the probabilities
 stand in the logits' place until backward turns them into their gradient.
 

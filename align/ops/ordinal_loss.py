@@ -1,6 +1,6 @@
 """The loss of a reward model on ratings of a few levels, of which only the order counts.
 
-Shapes: B answers, L levels.
+Shapes: B completions, L levels.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch.nn.functional import logsigmoid
 
 
 def ordinal_loss(score_B: Tensor, level_B: Tensor, threshold_L: Tensor) -> Tensor:
-    """-log p(level) of each answer in nats, float32, shape B; levels count from 0, the lowest first.
+    """-log p(level) of each completion in nats, float32, shape B; levels count from 0, the lowest first.
 
     Proportional odds (McCullagh 1980, "Regression models for ordinal data"): p(level <= k) = sigmoid(threshold k -
     score). `threshold_L` rises and has one entry fewer than there are levels, here L.

@@ -1,6 +1,6 @@
-"""The loss of a reward model on rankings of several answers.
+"""The loss of a reward model on rankings of several completions.
 
-Shapes: B rankings, K answers.
+Shapes: B rankings, K completions.
 """
 
 import torch
@@ -10,11 +10,11 @@ from torch import Tensor
 def plackett_luce(score_BK: Tensor, rank_BK: Tensor, mask_BK: Tensor) -> Tensor:
     """-log p(ranking) of each row in nats, float32, shape B; a lower rank is better, and equal ranks are ties.
 
-    Answers are chosen one after another, the best first, each with the softmax of the scores of those left (Plackett
-    1975; Luce 1959): for two answers that is -log sigmoid(chosen - rejected). The answers of one rank are one stage
+    Completions are chosen one after another, the best first, each with the softmax of those left (Plackett
+    1975; Luce 1959): for two completions that is -log sigmoid(chosen - rejected). Completions of one rank are one stage
     by Efron's approximation (Efron 1977, "The efficiency of Cox's likelihood function for censored data", whose partial
     likelihood this is): at the l-th of d tied, counted from 0, the weight of all d still left is (1 - l / d) of theirs.
-    So ties pull their scores together. `mask_BK` is True on answers that are there; a row of none gives 0.
+    So ties pull their scores together. `mask_BK` is True on completions that are there; a row of none gives 0.
     """
     count = score_BK.shape[1]
     score_BK = score_BK.float().masked_fill(~mask_BK, 0)

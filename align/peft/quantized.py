@@ -63,8 +63,8 @@ def check_sits(method: PeftConfig, key: str) -> None:
 
 def told_by(config: dict[str, Any]) -> str | None:
     """Quantisation of the model of this config.json; None where its weights are plain."""
-    told = config.get("quantization_config")
-    return told.get("bnb_4bit_quant_type", told.get("quant_method", "quantised")) if told else None
+    found = config.get("quantization_config")
+    return found.get("bnb_4bit_quant_type", found.get("quant_method", "quantised")) if found else None
 
 
 def is_quantized(model: nn.Module) -> bool:
@@ -120,5 +120,5 @@ def dequantized(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _holds_codes(module: nn.Module) -> bool:
-    """A layer of bitsandbytes'; told by its class's home, so that nothing is imported for it."""
+    """A layer of bitsandbytes', known by its class's module, so that nothing is imported for it."""
     return type(module).__module__.startswith("bitsandbytes.nn")

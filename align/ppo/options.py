@@ -113,7 +113,7 @@ class PPOOptions:
             )
 
     def check_batches(self, samples_per_prompt: int, min_samples: int) -> None:
-        """Raise AlignError where a step's completions cannot be cut as asked; `min_samples` is the advantage's."""
+        """Raise AlignError where a step's completions cannot be divided so; `min_samples` is the advantage's."""
         size = self.batch_size
         if samples_per_prompt < min_samples:
             raise AlignError(

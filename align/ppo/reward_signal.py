@@ -23,7 +23,7 @@ class Signal:
         self.dynamic_sampling = dynamic_sampling
         self.scored = False
         """Some completion had a score."""
-        self.told: set[str] = set()
+        self.warned: set[str] = set()
 
     def see(self, step: int, scored: Scored, metrics: dict[str, float]) -> list[str]:
         """Warnings at this step. `metrics` are PPO's of the step, `scored` its batch.
@@ -41,9 +41,9 @@ class Signal:
         return []
 
     def _once(self, what: str, warning: str) -> list[str]:
-        if what in self.told:
+        if what in self.warned:
             return []
-        self.told.add(what)
+        self.warned.add(what)
         return [warning]
 
     def _alike(self, step: int, drawn: int) -> str:
@@ -70,5 +70,5 @@ def _silent(step: int, terms: list[str]) -> str:
     return (
         f"reward: no completion of {steps} has a score ({named}None on every row), so that nothing was "
         "trained\n  use a reward that returns numbers for rows like these; look at which columns of ppo.data it "
-        "goes by, and in which form it wants the answer"
+        "goes by, and in which form it wants the completion"
     )

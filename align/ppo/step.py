@@ -216,7 +216,7 @@ class PPO:
         return want if self.trusts_engine else want | {"logp"}
 
     def _old_logp(self, rollout: Rollout, scores: Scores) -> Scores:
-        """With the engine's log-probabilities where the trainer was not asked; the first step with tokens decides."""
+        """With the engine's log-probabilities where the trainer computed none; the first step with tokens decides."""
         if self.trusts_engine and scores.logp_BT is None:
             return replace(scores, logp_BT=rollout.logp_BT)
         if self.trusts_engine is None and rollout.response_mask_BT.any():

@@ -25,7 +25,7 @@ class Tracker(Protocol):
 
 
 class Report:
-    """One run's report; `stage` gives each stage a report of its own, into its own folder."""
+    """One run's report; `stage` gives each stage a report that writes into its folder."""
 
     def __init__(self, tracker: Tracker | None = None, console: Console | None = None) -> None:
         self.tracker = tracker
@@ -116,7 +116,7 @@ class StageReport:
             yield move
 
     def write_card(self, **facts: Any) -> None:
-        """card.json: what the stage was made from and what came out; facts of a later call are added."""
+        """card.json: inputs and results of the stage; facts of a later call are added."""
         self.card |= facts
         (self.out / "card.json").write_text(json.dumps(self.card, indent=2, default=str) + "\n")
 

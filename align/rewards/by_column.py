@@ -20,7 +20,7 @@ from align.rewards.parts import check_rows, named
 from align.types import Reward, RewardState, Rollout, Scored, Texts
 
 DEFAULT = "default"
-"""The case of every value that has none of its own."""
+"""The case of every value without a case."""
 
 
 class ByColumn:

@@ -131,12 +131,12 @@ def compiled(pattern: str) -> regex.Pattern:
 
 
 @contextmanager
-def patience(said: str, seconds: float, text: str) -> Iterator[None]:
-    """Inside, a match of `text` that times out is an AlignError, whose message begins with `said`."""
+def patience(what: str, seconds: float, text: str) -> Iterator[None]:
+    """Inside, a match of `text` that times out is an AlignError, whose message begins with `what`."""
     try:
         yield
     except TimeoutError:
         raise AlignError(
-            f"{said} takes more than {seconds:g} seconds for {text[:60]!r}\n"
+            f"{what} takes more than {seconds:g} seconds for {text[:60]!r}\n"
             "  use a pattern that can match a text in one way only: fewer * and + in one another"
         ) from None

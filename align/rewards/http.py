@@ -21,7 +21,7 @@ from torch import Tensor
 
 from align.errors import AlignError
 from align.rewards.function import WITHHELD, scores_of
-from align.rewards.server import Answer, Server
+from align.rewards.server import Response, Server
 from align.types import RewardState, Rollout, Scored, Texts
 
 
@@ -51,25 +51,27 @@ class HTTPReward:
         self.wants: set[str] = set()
 
     def check_reachable(self) -> None:
-        """Raises AlignError where no server answers; tells nothing about its scores."""
+        """Raise AlignError where no server responds; its scores are not looked at."""
         self.server.knock()
 
     def __call__(self, rollout: Rollout, texts: Texts, state: RewardState) -> Scored:
         """score_B, float32, on the rollout's device; NaN for null.
 
-        Raises AlignError where the server stays away, refuses the request, or answers with anything else
+        Raises AlignError where the server stays away, refuses the request, or responds with anything else
         than what the head of this file says.
         """
         columns = {name: values for name, values in rollout.columns.items() if name not in WITHHELD}
         lists = {"prompts": texts.prompts, "completions": texts.completions, **columns}
         parts = [slice(first, first + self.batch_size) for first in range(0, len(rollout), self.batch_size)]
         bodies = [self._body({name: values[part] for name, values in lists.items()}) for part in parts]
-        answers = self.server.ask(bodies, self._understood)
+        responses = self.server.ask(bodies, self._understood)
         sizes = [len(texts.completions[part]) for part in parts]
-        score_B = self._joined([answer["scores"] for answer in answers], sizes, rollout, "scores")
+        score_B = self._joined([response["scores"] for response in responses], sizes, rollout, "scores")
         terms = {}
-        for term in dict.fromkeys(name for answer in answers for name in answer["terms"]):
-            values = [answer["terms"].get(term, [None] * size) for answer, size in zip(answers, sizes, strict=True)]
+        for term in dict.fromkeys(name for response in responses for name in response["terms"]):
+            values = [
+                response["terms"].get(term, [None] * size) for response, size in zip(responses, sizes, strict=True)
+            ]
             terms[term] = self._joined(values, sizes, rollout, f"terms.{term}")
         return Scored(score_B, {**terms, self.name: score_B})
 
@@ -94,13 +96,13 @@ class HTTPReward:
                 raise AlignError(f"{here} has {len(part)} entries for {size} completions")
         return scores_of([score for part in parts for score in part], rollout, here)
 
-    def _understood(self, answer: Answer) -> dict:
-        """The answer's `scores` and `terms`, neither looked at yet."""
+    def _understood(self, response: Response) -> dict:
+        """The response's `scores` and `terms`, neither looked at yet."""
         form = '{"scores": [NUMBER or null, …]}'
-        said = self.server.accepted(answer)
-        if not isinstance(said, dict) or "scores" not in said:
-            raise AlignError(f"{self.server.here} answers {answer.beginning()}\n  the answer's form is {form}")
-        terms = said.get("terms") or {}
+        parsed = self.server.accepted(response)
+        if not isinstance(parsed, dict) or "scores" not in parsed:
+            raise AlignError(f"{self.server.here} responds {response.beginning()}\n  the response's form is {form}")
+        terms = parsed.get("terms") or {}
         if not isinstance(terms, dict):
             raise AlignError(f"{self.server.here}: terms is {terms!r:.60}, not lists by name")
-        return {"scores": said["scores"], "terms": terms}
+        return {"scores": parsed["scores"], "terms": terms}

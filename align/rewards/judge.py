@@ -3,7 +3,7 @@ r"""Grades by a language model behind an OpenAI-compatible chat server: vLLM, ll
     align stages=[preferences,dpo] model=FOLDER preferences.data.path=prompts.jsonl data@dpo.data=sampled \
         reward@preferences.judge=llm_judge preferences.judge.url=http://localhost:8000/v1 preferences.judge.model=NAME
 
-Each completion is a request of its own to URL/chat/completions, and its score the number in the answer
+Each completion is one request to URL/chat/completions, and its score the number in the reply
 (align/rewards/judge.py), which the question asks for (align/rewards/judge.py).
 
 Shapes: B completions.
@@ -26,7 +26,7 @@ from align.data.encode import Prompt, text_of
 from align.errors import AlignError, typed
 from align.rewards.format import compiled, patience
 from align.rewards.function import WITHHELD, row_name
-from align.rewards.server import Answer, Server
+from align.rewards.server import Response, Server
 from align.types import RewardState, Rollout, Scored, Texts
 
 PLACE = "/chat/completions"
@@ -47,15 +47,15 @@ class Verdict:
 
 
 class LLMJudge:
-    """Scores from 0 to 1: the judge's grade, moved from `scale`; NaN where its answer holds none.
+    """Scores from 0 to 1: the judge's grade, moved from `scale`; NaN where its reply holds none.
 
     url: where the server's /chat/completions lies, such as http://localhost:8000/v1. model: by the server's name.
     template: a file (judge_question.py); pattern, scale: grade.py. temperature, max_tokens: None leaves the field
     out of the request, for servers that refuse it. args: further fields of it. concurrency: requests under way at a
-    time. max_unread: the share of a batch's answers without a grade above which the run ends. timeout, retries,
-    headers: as align/rewards/server.py has them. Equal questions of a batch are asked once.
+    time. max_unread: the share of a batch's replies without a grade above which the run ends. timeout, retries,
+    headers: as align/rewards/server.py has them. Equal questions of a batch are sent once.
 
-    An answer that was cut off at max_tokens has a grade by a pattern alone: its last number is none of the end's.
+    A reply that was cut off at max_tokens has a grade by a pattern alone: its last number is none of the end's.
 
     Raises ValueError for settings that cannot be.
     """
@@ -93,18 +93,18 @@ class LLMJudge:
         self.server = Server(self.name, completed(url), timeout, retries, headers)
         self.wants: set[str] = set()
         self.latest: list[bool] = []
-        """True for each of the last answers that was without a grade; FEW answers, or a batch if that is more."""
+        """True for each of the last replies that was without a grade; FEW replies, or a batch if that is more."""
 
     def check_rows(self, rows: list[dict], key: str) -> None:
         """Raises AlignError where the template wants a column that the data set has not."""
         self.question.check_rows(rows, key)
 
     def check_reachable(self) -> None:
-        """Asks one question, so that a wrong address, key, model or field is told now; its grade does not count."""
+        """Send one question, so that a wrong address, key, model or field raises now; its grade does not count."""
 
-        def taken(answer: Answer) -> None:
+        def taken(response: Response) -> None:
             try:
-                _choice(self.server, answer)
+                _choice(self.server, response)
             except AlignError as error:
                 raise AlignError(
                     f"{error}\n  use another url (of vLLM: http://HOST:PORT/v1), model, args, max_tokens, or headers "
@@ -116,8 +116,8 @@ class LLMJudge:
     def __call__(self, rollout: Rollout, texts: Texts, state: RewardState) -> Scored:
         """score_B, float32, on the rollout's device; logs the share without a grade, `unread`, and the judge's words.
 
-        Raises AlignError where the server stays away or refuses, where it gives another answer than a chat server's,
-        and where more than max_unread of the answers hold no grade.
+        Raises AlignError where the server stays away or refuses, where its response is not a chat server's,
+        and where more than max_unread of the replies hold no grade.
         """
         columns = {name: values for name, values in rollout.columns.items() if name not in WITHHELD}
         questions = [
@@ -141,10 +141,10 @@ class LLMJudge:
     def _body(self, question: str) -> bytes:
         return json.dumps({**self.fields, "messages": [{"role": "user", "content": question}]}).encode()
 
-    def _verdict(self, answer: Answer) -> Verdict:
-        if answer.status in REFUSED:
-            return Verdict(f"status {answer.status}: {answer.beginning()}", None)
-        words, cut = _choice(self.server, answer)
+    def _verdict(self, response: Response) -> Verdict:
+        if response.status in REFUSED:
+            return Verdict(f"status {response.status}: {response.beginning()}", None)
+        words, cut = _choice(self.server, response)
         if cut and not self.grade.pattern:
             return Verdict(f"{words} (cut off at max_tokens)", None)
         return Verdict(words, self.grade.of(words))
@@ -157,7 +157,7 @@ class LLMJudge:
         row = unread.index(True)
         low, high = self.question.ends.values()
         raise AlignError(
-            f"{self.server.here}: {sum(self.latest)} of {len(self.latest)} answers hold no number from {low} to "
+            f"{self.server.here}: {sum(self.latest)} of {len(self.latest)} replies hold no number from {low} to "
             f"{high}, such as the one on {row_name(rollout, row)}: {_end(verdicts[row].words)!r}\n"
             "  use another template (it asks for the number), a pattern that finds it, more max_tokens, args that "
             "hold the model to numbers, another model, or more max_unread, among the settings of this reward"
@@ -174,18 +174,18 @@ def completed(url: str) -> str:
     return path.rstrip("/").removesuffix(PLACE) + PLACE + mark + query
 
 
-def _choice(server: Server, answer: Answer) -> tuple[str, bool]:
+def _choice(server: Server, response: Response) -> tuple[str, bool]:
     """A chat server's words, none for null, and whether they were cut off."""
-    said = server.accepted(answer)
+    parsed = server.accepted(response)
     try:
-        choice = said["choices"][0]
+        choice = parsed["choices"][0]
         words = choice["message"]["content"]
         cut = choice.get("finish_reason") == "length"
     except (KeyError, IndexError, TypeError, AttributeError):
         words = cut = False
     if not (words is None or isinstance(words, str)):
         raise AlignError(
-            f'{server.here} answers {answer.beginning()}, and a chat server {{"choices": [{{"message": '
+            f'{server.here} responds {response.beginning()}, and a chat server {{"choices": [{{"message": '
             '{"content": "…"}}]}'
         )
     return words or "", cut
@@ -231,14 +231,14 @@ class Question:
     """
 
     def __init__(self, file: str | None, scale: tuple[float, float]) -> None:
-        self.said = f"template={file or 'the built-in one'}"
+        self.described = f"template={file or 'the built-in one'}"
         try:
             self.source = BUILT_IN if file is None else Path(file).expanduser().read_text(encoding="utf-8")
             self.template = ENVIRONMENT.from_string(self.source)
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.said} cannot be read ({error}): use a file with a jinja template") from error
+            raise ValueError(f"{self.described} cannot be read ({error}): use a file with a jinja template") from error
         except TemplateError as error:
-            raise ValueError(f"{self.said} is no jinja template: {error}") from error
+            raise ValueError(f"{self.described} is no jinja template: {error}") from error
         self.ends = {"low": f"{scale[0]:g}", "high": f"{scale[1]:g}"}
 
     def filled(self, prompt: Prompt, completion: Prompt, columns: dict[str, Any], where: str) -> str:
@@ -246,7 +246,7 @@ class Question:
         try:
             return self.template.render(self._given(prompt, completion, columns))
         except FAILURES as error:
-            raise AlignError(f"{where}: {self.said} cannot be filled: {error}") from error
+            raise AlignError(f"{where}: {self.described} cannot be filled: {error}") from error
 
     def check_rows(self, rows: list[dict], key: str) -> None:
         """Raises AlignError where the template wants a column that a row has not."""
@@ -263,7 +263,7 @@ class Question:
                     continue  # hangs on the completion, which is still to be written
                 others = ", ".join(name for name in row if name != "prompt") or "none beside the prompt"
                 raise AlignError(
-                    f"{key}.{self.said} wants {name}, and the data set's columns are {others}\n"
+                    f"{key}.{self.described} wants {name}, and the data set's columns are {others}\n"
                     "  use prompt, completion, messages, low, high or one of these columns there"
                 ) from error
 
@@ -296,11 +296,11 @@ NUMBER = regex.compile(ALONE + r"(?:\s*\(?(?:/|(?:out )?of)\s*\d++(?:\.\d++)?)?"
 """With what it is out of, which is no grade: 8, 7.5, 8/10, 8 out of 10."""
 LABELLED = regex.compile(r"score[\"'*\s]*+[:=][\"'*\s\[]*+" + ALONE, regex.IGNORECASE)
 PATIENCE = 10.0
-"""Seconds for a pattern of the user's on one answer."""
+"""Seconds for a pattern of the user's on one reply."""
 
 
 class Grade:
-    """The number of an answer, moved to 0 for the scale's low end and 1 for its high one.
+    """The number of a reply, moved to 0 for the scale's low end and 1 for its high one.
 
     Without a pattern it is the number behind the last `Score:`, or else the last one there is; `8/10` and `8 out of 10`
     are 8. A pattern is a regular expression with one group, the number, whose last match counts; `.` is a line break,
@@ -317,16 +317,16 @@ class Grade:
         if self.pattern and self.pattern.groups != 1:
             raise ValueError(f"pattern={pattern} has {self.pattern.groups} groups: use one, (…), around the number")
 
-    def of(self, answer: str) -> float | None:
-        """From 0 to 1; None for an answer that holds no grade. Raises AlignError for a pattern that takes for ever."""
+    def of(self, reply: str) -> float | None:
+        """From 0 to 1; None for a reply that holds no grade. Raises AlignError for a pattern that takes for ever."""
         for pattern in [self.pattern] if self.pattern else [LABELLED, NUMBER]:
-            if found := self._last(pattern, answer):
+            if found := self._last(pattern, reply):
                 return self._on_scale(found)
         return None
 
-    def _last(self, pattern: regex.Pattern, answer: str) -> str | None:
-        with patience(f"pattern={pattern.pattern}", PATIENCE, answer):
-            groups = [match[1] for match in pattern.finditer(answer, timeout=PATIENCE)]
+    def _last(self, pattern: regex.Pattern, reply: str) -> str | None:
+        with patience(f"pattern={pattern.pattern}", PATIENCE, reply):
+            groups = [match[1] for match in pattern.finditer(reply, timeout=PATIENCE)]
         return groups[-1] if groups else None
 
     def _on_scale(self, found: str) -> float | None:

@@ -51,7 +51,7 @@ class ModelReward:
         for warning in warnings_of(Path(path)):
             context.tell(f"reward: warning about {path}: {warning}")
         scale = f"score shifted by {-self.mean:.2f} and divided by {self.std:.2f}"
-        self.column, apart = -1, "asked for" if backbone == "own" else "there is no actor"
+        self.column, apart = -1, "backbone=own" if backbone == "own" else "there is no actor"
         if backbone != "own" and placement:
             self.column, apart = placement.place_reward(folder, zero)
         if apart and backbone == "shared":
@@ -66,7 +66,7 @@ class ModelReward:
             return
         self.slot, self.column = (shared or SharedRewardModels(context)).add(folder, zero)
         self.wants = set()
-        whose = f"on the backbone of {self.slot.path}" if self.column else "a backbone of its own"
+        whose = f"on the backbone of {self.slot.path}" if self.column else "its own backbone"
         context.tell(f"reward: {path}, {scale}; {whose} ({apart})")
 
     def __call__(self, rollout: Rollout, texts: Texts, state: RewardState) -> Scored:

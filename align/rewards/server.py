@@ -20,15 +20,15 @@ from align.errors import AlignError
 from align.rewards.function import wait
 
 LARGEST = 2**24
-"""Bytes of an answer; a score takes about 20, a judge's words a few thousand."""
+"""Bytes of a response; a score takes about 20, a judge's words a few thousand."""
 BUSY = (408, 425, 429, 500, 502, 503, 504)
 """Status codes after which it is tried again."""
 PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds before the second try, doubled before each further one."""
-LONGEST_ASKED = 120.0
+LONGEST_WAIT = 120.0
 """Seconds of the server's own wish, in the header Retry-After, that are heeded."""
 KNOCKS = 2
-"""Further tries, at most, of a server that nothing has been asked of yet: most often it was not started."""
+"""Further tries, at most, of a server that has had no request yet: most often it was not started."""
 
 Read = TypeVar("Read")
 
@@ -42,12 +42,12 @@ class Away(Exception):
 
 
 @dataclass
-class Answer:
+class Response:
     status: int
     body: bytes
 
     def beginning(self) -> str:
-        """For messages: what the answer begins with, quoted."""
+        """For messages: the beginning of the response, quoted."""
         text = self.body[:160].decode("utf-8", "replace").strip()
         return repr(text) if text else "nothing"
 
@@ -55,9 +55,9 @@ class Answer:
 class Server:
     """Server to which a reward named `name` posts JSON.
 
-    url: http or https. timeout: seconds for one request, from the connection to the last byte of the answer.
+    url: http or https. timeout: seconds for one request, from the connection to the last byte of the response.
     retries: further tries, after pauses of 1, 2, 4 … 30 seconds (longer if it asks for that by Retry-After), of a
-    server that cannot be reached, takes too long or answers with one of BUSY. headers: sent with each request. `$NAME`
+    server that cannot be reached, takes too long or responds with one of BUSY. headers: sent with each request. `$NAME`
     in url and headers stands for an environment variable, which is read here and stands in no file of the run.
 
     Raises ValueError for settings that cannot be, a variable that is not set among them.
@@ -75,9 +75,9 @@ class Server:
         self.here = f"reward {name!r} ({shown(self.url)})"
 
     def knock(self) -> None:
-        """Raises AlignError where no server answers.
+        """Raise AlignError where no server responds.
 
-        A HEAD request, to which any answer will do, since few servers know it: 405 and 501 say that somebody is there.
+        A HEAD request, to which any response will do: few servers know it, and 405 and 501 show that one is there.
         """
 
         async def knocking() -> None:
@@ -86,11 +86,11 @@ class Server:
 
         wait(knocking())
 
-    def ask(self, bodies: list[bytes], read: Callable[[Answer], Read], at_once: int = 1) -> list[Read]:
-        """Results of `read` on the answer to each body, in their order; `at_once` requests are under way together.
+    def ask(self, bodies: list[bytes], read: Callable[[Response], Read], at_once: int = 1) -> list[Read]:
+        """Results of `read` on the response to each body, in their order; `at_once` requests are under way together.
 
-        Raises AlignError where the server stays away or answers with more than LARGEST bytes, and what `read` raises
-        of an answer; the other requests are given up then.
+        Raises AlignError where the server stays away or responds with more than LARGEST bytes, and what `read` raises
+        of a response; the other requests are given up then.
         """
 
         async def one(client: httpx2.AsyncClient, body: bytes, place: asyncio.Semaphore) -> Read:
@@ -110,14 +110,14 @@ class Server:
 
         return wait(asking())
 
-    def accepted(self, answer: Answer) -> Any:
-        """The JSON of an answer with status 200; AlignError, with how it begins, for any other."""
-        if answer.status != 200:
-            raise AlignError(f"{self.here} answers with status {answer.status}, not 200: {answer.beginning()}")
+    def accepted(self, response: Response) -> Any:
+        """The JSON of a response with status 200; AlignError, with how it begins, for any other."""
+        if response.status != 200:
+            raise AlignError(f"{self.here} responds with status {response.status}, not 200: {response.beginning()}")
         try:
-            return json.loads(answer.body)
-        except (ValueError, RecursionError):  # not UTF-8, not JSON, or too deep to be an answer
-            raise AlignError(f"{self.here} does not answer with JSON but with {answer.beginning()}") from None
+            return json.loads(response.body)
+        except (ValueError, RecursionError):  # not UTF-8, not JSON, or too deep to be a response
+            raise AlignError(f"{self.here} does not respond with JSON but with {response.beginning()}") from None
 
     def _client(self, at_once: int) -> httpx2.AsyncClient:
         # Its own timeouts are for a read each, which a server that sends a byte at a time never fails.
@@ -126,18 +126,18 @@ class Server:
 
     async def _tried(self, request: Callable[[], Awaitable[Read]], retries: int) -> Read:
         """Result of a request, the whole of it in `timeout` seconds, at the first try that is not in vain."""
-        asked = 0.0
+        least = 0.0
         for attempt in range(retries + 1):
             if attempt:
-                await asyncio.sleep(max(min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE), min(asked, LONGEST_ASKED)))
-            asked = 0.0
+                await asyncio.sleep(max(min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE), min(least, LONGEST_WAIT)))
+            least = 0.0
             try:
                 return await asyncio.wait_for(request(), self.timeout)
             except asyncio.TimeoutError:  # before Python 3.11 another class than TimeoutError
-                why = f"no whole answer within timeout={self.timeout:g} seconds"
+                why = f"no whole response within timeout={self.timeout:g} seconds"
             except (Away, httpx2.TransportError) as error:
                 why = str(error) or type(error).__name__
-                asked = error.pause if isinstance(error, Away) else 0.0
+                least = error.pause if isinstance(error, Away) else 0.0
         tries = f"{retries + 1} tries" if retries else "one try"
         raise AlignError(
             f"{self.here} stayed away for {tries}, the last time: {why}\n"
@@ -149,18 +149,18 @@ class Server:
             if response.status_code in (502, 503, 504):
                 raise Away(f"status {response.status_code}")
 
-    async def _post(self, client: httpx2.AsyncClient, body: bytes) -> Answer:
-        async with client.stream("POST", self.url, content=body) as response:
-            whole, status = bytearray(), response.status_code
-            pause = seconds(response.headers.get("Retry-After", ""))
-            async for part in response.aiter_raw():
+    async def _post(self, client: httpx2.AsyncClient, body: bytes) -> Response:
+        async with client.stream("POST", self.url, content=body) as stream:
+            whole, status = bytearray(), stream.status_code
+            pause = seconds(stream.headers.get("Retry-After", ""))
+            async for part in stream.aiter_raw():
                 whole += part
                 if len(whole) > LARGEST:
-                    raise AlignError(f"{self.here} answers with more than {LARGEST} bytes")
-        answer = Answer(status, bytes(whole))
+                    raise AlignError(f"{self.here} responds with more than {LARGEST} bytes")
+        response = Response(status, bytes(whole))
         if status in BUSY:
-            raise Away(f"status {status} {answer.beginning()}", pause)
-        return answer
+            raise Away(f"status {status} {response.beginning()}", pause)
+        return response
 
 
 def seconds(wish: str) -> float:

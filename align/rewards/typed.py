@@ -23,7 +23,7 @@ def chosen_at(key: str) -> str:
 
 @contextmanager
 def told_at(key: str) -> Iterator[None]:
-    """Inside, a reward's advice about itself, `reward=…` and `+reward@reward.NAME=…`, is told for one that is at `key`.
+    """Inside, errors of a reward that advise `reward=…` or `+reward@reward.NAME=…` name its `key` instead.
 
     Raises what is raised inside, an AlignError in these words.
     """
@@ -32,5 +32,5 @@ def told_at(key: str) -> Iterator[None]:
     except AlignError as error:
         if key == "reward":
             raise
-        said = str(error).replace("reward@reward.", f"reward@{key}.")
-        raise AlignError(re.sub(r"(?<![\w.@])reward=", f"{chosen_at(key)}=", said)) from error
+        message = str(error).replace("reward@reward.", f"reward@{key}.")
+        raise AlignError(re.sub(r"(?<![\w.@])reward=", f"{chosen_at(key)}=", message)) from error

@@ -49,7 +49,7 @@ def load_roles(
 
     In full (`peft=None`) or with a PEFT method; weights in float32. `critic` is head, adapter, own, auto or None;
     it starts from `critic_path`, else from `path` with a head of zeros. `out` (a temporary folder unless given)
-    takes a merged base, should the folder at `path` hold another adapter than the one asked for; `steps` is the number
+    takes a merged base, should the folder at `path` hold another adapter than the settings name; `steps` is the number
     of optimizer steps to come, which AdaLoRA plans by.
     Raises AlignError where `path` holds no language model.
     """

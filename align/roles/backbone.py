@@ -56,8 +56,8 @@ class Backbone(nn.Module):
 
         `reward` stands for every reward model that sits here.
         """
-        asked = set(roles) | (set(self.score_heads) if REWARD in roles else set())
-        mine = [role for role in self.adapters if role in asked]
+        wanted = set(roles) | (set(self.score_heads) if REWARD in roles else set())
+        mine = [role for role in self.adapters if role in wanted]
         if not mine or (isinstance(self.model, PeftModel) and routable(self.model)):
             return [tuple(mine)] if mine else []
         by_adapter: dict[str | None, list[str]] = {}

@@ -110,15 +110,15 @@ def for_task(peft: PeftConfig, head: str, base: str) -> PeftConfig:
 def settings_difference(mine: PeftConfig, theirs: PeftConfig) -> str:
     """First difference of two PEFT configurations of resolved targets, in words; '' where they agree."""
     if mine.peft_type != theirs.peft_type:
-        return f"{theirs.peft_type.value} there, {mine.peft_type.value} asked for"
+        return f"{theirs.peft_type.value} there, {mine.peft_type.value} in the settings"
     ours, saved = (_beside_a_head(getattr(config, "modules_to_save", None)) for config in (mine, theirs))
     if ours != saved:
-        return f"modules_to_save is {saved} there, {ours} asked for"
+        return f"modules_to_save is {saved} there, {ours} in the settings"
     one, other = mine.to_dict(), theirs.to_dict()
     for name in sorted(one.keys() - NOT_SETTINGS):
         ours, saved = (sorted(v) if isinstance(v, set | list) else v for v in (one[name], other.get(name)))
         if ours != saved:
-            return f"{name} is {saved} there, {ours} asked for"
+            return f"{name} is {saved} there, {ours} in the settings"
     return ""
 
 

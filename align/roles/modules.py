@@ -35,7 +35,7 @@ def to_left(ids_BN: Tensor, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ScoreModule(nn.Module):
-    """A reward model of its own: score_B at the last real token, found by the mask and not by an id."""
+    """A reward model on its own backbone: score_B at the last real token, found by the mask and not by an id."""
 
     def __init__(self, model: PreTrainedModel | PeftModel, autocast: bool = False) -> None:
         super().__init__()

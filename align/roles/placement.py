@@ -73,7 +73,7 @@ class PlacedBackbone:
 
 
 class Placement:
-    """Starts with the actor on a backbone of its own; the other roles join it there or bring their own."""
+    """Starts with the actor on its backbone; the other roles join it there or bring their own."""
 
     def __init__(self, context: RunContext, actor: ActorSpec) -> None:
         self.context = context
@@ -111,7 +111,7 @@ class Placement:
     def join_actor(
         self, role: str, folder: Folder, peft: PeftConfig, zero: Zero | None, trained: bool
     ) -> tuple[PlacedBackbone, str, str]:
-        """Puts `role` on the actor's base with an adapter of its own; its plan, what was done, or why it was not.
+        """Puts `role` on the actor's base with its own adapter; its plan, what was done, or why it was not.
 
         One engine trains both roles in one pass, unless either is under DeepSpeed, which would clip them together.
         """
@@ -130,7 +130,7 @@ class Placement:
         if folder.base is None:
             return -1, "it is a whole model, no adapter"
         peft = PeftConfig.from_pretrained(folder.path)
-        apart = "it has ZeRO settings of its own" if zero is not None else self.why_apart(folder, peft, None)
+        apart = "it has its own ZeRO settings" if zero is not None else self.why_apart(folder, peft, None)
         if apart:
             return -1, apart
         score = score_from(folder.path)
@@ -168,7 +168,7 @@ def why_settings_apart(
 ) -> str:
     """`why_apart` by the actor's method and base alone, which are known before it loads."""
     if mine is None:
-        return "the actor trains all weights of its own"
+        return "the actor trains all of its weights"
     if peft is None:
         return "it trains all its weights"
     if peft.peft_type != mine.peft_type:
@@ -180,7 +180,7 @@ def why_settings_apart(
     if hooks_of(mine).one_trained:
         return f"PEFT trains one {mine.peft_type.value} adapter a model"
     if folder.base and adapter == "new":
-        return "its earlier adapter is merged into a base of its own"
+        return "its earlier adapter is merged into its own base"
     if real_path(folder.base or folder.path) != real_path(base):
         return f"it stands on {folder.base or folder.path}, the actor on {base}"
     return ""

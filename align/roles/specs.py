@@ -77,7 +77,7 @@ class Reference:
             home.backbone.adapters[REFERENCE] = COPY
 
     def _other(self, placement: Placement) -> None:
-        """A policy of its own folder: its adapter on the actor's base where it stands there, else its model."""
+        """The policy of a folder: its adapter on the actor's base where it stands there, else its model."""
         folder = look(self.path, "reference", (CAUSAL,))
         if folder.base and self.zero is None:
             peft = PeftConfig.from_pretrained(folder.path)
@@ -108,7 +108,7 @@ class Critic:
     loraplus_lr_ratio: float | None = None
 
     def place(self, placement: Placement) -> None:
-        """A value head on the actor's trunk, or with an adapter of its own on the actor's base, or on its own.
+        """A value head on the actor's trunk, with another adapter on the actor's base, or on another backbone.
 
         From a reward model: its adapter, and its head divided by the score's deviation.
         """
@@ -117,7 +117,7 @@ class Critic:
         if self.backbone == "head":
             self._on_the_trunk(placement)
             return
-        apart = "asked for" if self.backbone == "own" else self._beside_the_actor(placement)
+        apart = "backbone=own" if self.backbone == "own" else self._beside_the_actor(placement)
         if apart and self.backbone == "adapter":
             raise AlignError(
                 f"critic=adapter: the critic cannot sit on the actor's base: {apart}\n"
@@ -166,7 +166,7 @@ class Critic:
         )
         head = self._give_head(plan, score)
         placement.trains(CRITIC, plan, self)
-        context.tell(f"critic: {begun.said}; {head}; a backbone of its own ({why})")
+        context.tell(f"critic: {begun.said}; {head}; its own backbone ({why})")
 
     def _give_head(self, plan: PlacedBackbone, score_1D: Tensor | None) -> str:
         width = plain(plan.backbone.model).config.hidden_size

@@ -47,7 +47,7 @@ class Start:
     fresh: bool = False
     """The adapter is new: nothing has trained it yet."""
     quantized_from: str | None = None
-    """The plain model that `base` was made from, where it was quantised now."""
+    """The plain model behind `base`, where it was quantised now."""
 
 
 def start(
@@ -71,8 +71,8 @@ def start(
     check_adapter(folder, key, peft, adapter)
     if peft is None:
         check_mergeable(folder, key, "all weights are to train")
-        model, said = load_merged(folder, head, torch.float32)
-        return Start(model.requires_grad_(True), folder.base or folder.path, said or f"{folder.path}, all weights")
+        model, merged = load_merged(folder, head, torch.float32)
+        return Start(model.requires_grad_(True), folder.base or folder.path, merged or f"{folder.path}, all weights")
     why = f"{key}.adapter=new"
     if folder.base and wanted(peft) not in (None, told_by(folder.config())):
         why = f"its base is not {wanted(peft)}"
@@ -119,7 +119,7 @@ def start(
 
 
 def check_adapter(folder: Folder, key: str, peft: PeftConfig | None, adapter: str) -> None:
-    """Refuses to continue where there is no adapter, or none is asked for; and a method that the model cannot have."""
+    """Refuse to continue where the folder or the settings have no adapter, and a method that the model cannot have."""
     if peft is not None and peft.peft_type == PeftType.TRAINABLE_TOKENS and folder.local and _tied(folder):
         raise AlignError(
             f"{key}.peft: the head of {folder.base or folder.path} is its embedding (tie_word_embeddings): TRL (1.16) "

@@ -34,7 +34,7 @@ def load_tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:
         raise AlignError(f"{key}: no tokenizer can be loaded from {path}: {reason}") from error
     if tokenizer.eos_token_id is None:
         raise AlignError(
-            f"{key}: the tokenizer of {path} has no EOS token, so no answer could ever end\n"
+            f"{key}: the tokenizer of {path} has no EOS token, so no completion could ever end\n"
             '  use "eos_token" into its tokenizer_config.json'
         )
     if tokenizer.pad_token_id is None:
@@ -57,7 +57,7 @@ def pad_apart_from_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenize
 
 
 def stop_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every id that ends an answer: those of generation_config.json and the tokenizer's EOS."""
+    """Every id that ends a completion: those of generation_config.json and the tokenizer's EOS."""
     home = base_home(path)
     ids: list[int] = [tokenizer.eos_token_id]
     for load in (GenerationConfig, AutoConfig):

@@ -63,7 +63,7 @@ def choose(
     check_rollout(options.engine, model, on_cpu)
     method = policy.model.peft_config["default"] if policy.has_adapter else None
     by_method = check_servable(method, options.engine, options.fallback)
-    reason = "asked for" if options.engine == "hf" else unserved(model, on_cpu) or by_method
+    reason = "rollout=hf" if options.engine == "hf" else unserved(model, on_cpu) or by_method
     engine = None
     if not reason:
         from align.rollout.vllm.engine import DoesNotStart

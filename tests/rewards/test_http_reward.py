@@ -165,7 +165,7 @@ def test_a_server_that_drips_does_not_hold_the_run_up(begin):
         handler.wfile.write(begin or b"HTTP/1.1 200 OK\r\nX: ")
         handler.drip(b"1")
 
-    assert "no whole answer within timeout=0.2 seconds" in refused(answers, timeout=0.2)
+    assert "no whole response within timeout=0.2 seconds" in refused(answers, timeout=0.2)
 
 
 def test_a_server_that_answers_without_end_is_cut_off(monkeypatch):
@@ -181,7 +181,7 @@ def test_a_server_that_answers_without_end_is_cut_off(monkeypatch):
         except OSError:
             pass
 
-    assert "answers with more than 1000 bytes" in refused(answers, timeout=60)
+    assert "responds with more than 1000 bytes" in refused(answers, timeout=60)
     assert len(sent) < 10000
 
 
@@ -196,12 +196,12 @@ def test_a_server_that_answers_without_end_is_cut_off(monkeypatch):
         ('{"scores": 3}', "scores is 3, not a list of numbers"),
         ('{"scores": [1, 2], "terms": {"kind": [1]}}', "terms.kind has 1 entries for 2 completions"),
         ('{"scores": [1, 2], "terms": [1]}', "terms is [1], not lists by name"),
-        ('{"rewards": [1, 2]}', "answers '{\"rewards\": [1, 2]}'"),
-        ("[1, 2]", "the answer's form is"),
-        ("oops", "does not answer with JSON but with 'oops'"),
-        ("", "does not answer with JSON but with nothing"),
-        (b"\xff\xfe", "does not answer with JSON"),
-        ("[" * 100_000, "does not answer with JSON"),
+        ('{"rewards": [1, 2]}', "responds '{\"rewards\": [1, 2]}'"),
+        ("[1, 2]", "the response's form is"),
+        ("oops", "does not respond with JSON but with 'oops'"),
+        ("", "does not respond with JSON but with nothing"),
+        (b"\xff\xfe", "does not respond with JSON"),
+        ("[" * 100_000, "does not respond with JSON"),
     ],
 )
 def test_an_answer_that_is_none_is_named(answer, said):

@@ -76,11 +76,11 @@ def test_heads_and_adapters_are_in_the_checkpoint_and_nothing_else(
     ("change", "why"),
     [
         ({"peft": lora(r=4)}, ""),
-        ({"critic_peft": lora(r=4)}, "its adapter differs: r is 8 there, 4 asked for"),
+        ({"critic_peft": lora(r=4)}, "its adapter differs: r is 8 there, 4 in the settings"),
         ({"critic_peft": None}, "it trains all its weights"),
-        ({"actor_peft": None}, "the actor trains all weights of its own"),
+        ({"actor_peft": None}, "the actor trains all of its weights"),
         ({"critic_path": "reward_base"}, "it stands on"),
-        ({"critic_adapter": "new"}, "its earlier adapter is merged into a base of its own"),
+        ({"critic_adapter": "new"}, "its earlier adapter is merged into its own base"),
     ],
 )
 def test_a_critic_that_cannot_share_says_why(base, rm, reward_base, tmp_path, change, why):
@@ -115,4 +115,4 @@ def test_a_shared_reward_that_cannot_be_is_refused(make_roles):
     with pytest.raises(AlignError, match=r"reward\.backbone=shared: the reward model cannot sit .*: the actor"):
         make_roles(critic=None, reward="shared", peft=None)
     _, reward, said = make_roles(critic=None, reward="auto", peft=None)
-    assert reward.wants == set() and "a backbone of its own (the actor trains all weights of its own)" in said[-1]
+    assert reward.wants == set() and "its own backbone (the actor trains all of its weights)" in said[-1]

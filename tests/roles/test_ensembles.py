@@ -84,7 +84,7 @@ def test_apart_from_the_actor_they_share_one_base_and_one_pass(make_roles, rms):
     assert rows == [6]
     scored(roles, reward, rollout(2, seed=1))
     assert rows == [6, 6]
-    assert f"on the backbone of {rms[0]} (asked for)" in said[-1]
+    assert f"on the backbone of {rms[0]} (backbone=own)" in said[-1]
 
 
 @pytest.mark.parametrize("backbone", ["auto", "own"])
@@ -115,7 +115,7 @@ def test_a_method_that_cannot_be_routed_takes_a_pass_for_each(make_roles, base, 
 def test_beside_an_actor_that_trains_in_full_they_share_with_each_other(make_roles, rms, alone):
     roles, reward, said = make_roles(critic=None, reward="auto", peft=None, models=rms)
     assert reward.wants == set() and len({id(member.slot) for member in reward.terms.values()}) == 1
-    assert said[-1].endswith("(the actor trains all weights of its own)")
+    assert said[-1].endswith("(the actor trains all of its weights)")
     data = rollout(4)
     torch.testing.assert_close(scored(roles, reward, data).terms["2"], alone(data)[2], **CLOSE)
 

@@ -158,12 +158,12 @@ def test_another_rank_starts_anew_on_the_merged_model(sft, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(begun.model(ids).logits, base(ids).logits, rtol=0, atol=2e-4)
     assert begun.base == str((tmp_path / "base").resolve()) and begun.fresh
-    assert "r is 8 there, 4 asked for" in begun.said
+    assert "r is 8 there, 4 in the settings" in begun.said
 
 
 def test_continue_refuses_another_rank_with_both_values(sft, tmp_path):
     other = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear")
-    with pytest.raises(AlignError, match="r is 8 there, 4 asked for"):
+    with pytest.raises(AlignError, match="r is 8 there, 4 in the settings"):
         start(sft, key="actor", head="causal", peft=other, adapter="continue", out=tmp_path, dtype=FP32)
 
 
@@ -238,7 +238,7 @@ def test_modules_that_train_in_full_are_kept(base, tmp_path):
     assert any("lm_head" in n and p.requires_grad for n, p in begun.model.named_parameters())
     begun.model.save_pretrained(tmp_path / "sft")
     plain = LoraConfig(r=8, target_modules=["q_proj"])
-    with pytest.raises(AlignError, match=r"modules_to_save is \['lm_head'\] there, \[\] asked for"):
+    with pytest.raises(AlignError, match=r"modules_to_save is \['lm_head'\] there, \[\] in the settings"):
         start(
             str(tmp_path / "sft"), key="actor", head="causal", peft=plain, adapter="continue", out=tmp_path, dtype=FP32
         )

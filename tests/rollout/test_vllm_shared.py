@@ -96,7 +96,7 @@ def trained(policy: TrainedPolicy) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("tying", ["tied", "untied"])
 @pytest.mark.parametrize(("method", "zero"), [("lora", None), ("lora", 2), ("full", None), ("full", 2)])
 def test_the_engine_serves_the_policy_after_each_of_20_updates(folders, tying, method, zero, tmp_path):
-    """Training is bit for bit that of weights of its own; a new engine in between stands on them, too."""
+    """Training is bit for bit that on separate weights; a new engine in between stands on them, too."""
     from align.rollout.vllm.rollout import VLLMRollout
 
     alone = make_policy(folders[tying], method, zero)
@@ -156,7 +156,7 @@ def test_a_copy_of_all_weights_is_made_anew_at_each_sync(folders):
     policy = make_policy(folders["tied"], "full", None)
     engine = VLLMRollout(folders["tied"], policy, 32, batch_size=4, kv_cache_mib=8, share_weights=False)
     try:
-        assert not engine.shared and engine.why_apart == "asked for"
+        assert not engine.shared and engine.why_apart == "share_weights=false"
         engine.attach(policy)
         for step in range(2):
             update(policy, step)

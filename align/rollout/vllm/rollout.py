@@ -71,7 +71,7 @@ class VLLMRollout:
         self.pad_id = policy.model.config.pad_token_id or 0
         self.weights: SharedWeights | None = None
         self.version = policy.version
-        self.why_apart = "asked for" if share_weights is False else self._why_own_copies(policy)
+        self.why_apart = "share_weights=false" if share_weights is False else self._why_own_copies(policy)
         self.canary = Canary(self, longest)
         self._begin()
         if self.on_base:
@@ -114,7 +114,7 @@ class VLLMRollout:
         gc.collect()  # what vLLM had allocated for weights
 
     def _start(self) -> None:
-        """An engine with weights of its own only if they are read from disk, as a base that stays."""
+        """An engine with its own weights only if they are read from disk, as a base that stays."""
         rank = lora_rank(self.policy.model.peft_config["default"]) if self.mode in (ADAPTER, CONVERTED) else 0
         rank = next(size for size in (0, *RANKS) if size >= rank)
         own = bool(self.why_apart) and self.on_base and not self.quantized
@@ -173,7 +173,7 @@ class VLLMRollout:
         self._check_shared()
         mode = "shared" if self.shared and not self.on_base else self.mode
         if self.mode in (ADAPTER, CONVERTED):
-            size = self._push_adapter(policy)  # under a name of its own, which the prefix cache knows it by
+            size = self._push_adapter(policy)  # under a new name, by which the prefix cache knows it
         else:
             size = self._take_whole(policy)
             self.engine.reset_prefix_cache()

@@ -2,7 +2,7 @@
 
 The trainer owns them. What vLLM keeps in one matrix (q, k and v; gate and up) is laid side by side on the
 trainer's side once, each part a slice of one storage. An update in place is then what vLLM computes with.
-Several calls break such views in silence (a cast, a resized embedding, some merges): `holds` tells.
+Several calls break such views in silence (a cast, a resized embedding, some merges): `holds` checks.
 
 vLLM on CPU would pack its weights into a copy of oneDNN's own layout: `plain_weights` keeps it from that.
 """
@@ -42,12 +42,12 @@ class Pair:
         return one and all(a.data_ptr() + a.nbytes == b.data_ptr() for a, b in neighbours)
 
     def lay_out(self, laid: set[int]) -> None:
-        """Gives parts with storages of their own, or with one of those `laid` before, a common one, added to them."""
+        """Gives parts with their own storages, or with one of those `laid` before, a common one, added to them."""
         storages = [part.untyped_storage() for part in self.parts]
         if self.adjacent() and (storages[0].data_ptr() in laid or storages[0].nbytes() > self.parts[0].nbytes):
             return
         if any(s.nbytes() > p.nbytes and s.data_ptr() not in laid for s, p in zip(storages, self.parts, strict=True)):
-            raise Unshareable(f"the trainer keeps the parts of {self.name} apart in a buffer of its own")
+            raise Unshareable(f"the trainer keeps the parts of {self.name} apart in another buffer")
         rows = [len(part) for part in self.parts]
         with torch.no_grad():
             whole = torch.cat([part.data for part in self.parts])

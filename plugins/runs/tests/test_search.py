@@ -85,13 +85,13 @@ def test_a_poor_trial_is_ended_early(here, capsys, base):
 
 @pytest.mark.slow
 def test_a_search_that_is_killed_ends_its_trial_and_is_taken_up_again(here, capsys, base):
-    words = f"{SHORT} sft.args.max_steps=100 sft.learning_rate=log(1e-4,1e-1) trials=2 pruner=none".format(base=base)
+    words = f"{SHORT} sft.args.max_steps=40 sft.learning_rate=log(1e-4,1e-1) trials=2 pruner=none".format(base=base)
     log = here / "runs" / "mine" / "trial_0" / "log.txt"
     with subprocess.Popen([sys.executable, "-m", "align", *words.split()], stdout=subprocess.DEVNULL) as search:
-        wait_for(lambda: "10/100" in (log.read_text() if log.exists() else ""))
+        wait_for(lambda: "4/40" in (log.read_text() if log.exists() else ""))
         search.send_signal(signal.SIGKILL)
     wait_for(lambda: not writers(log))
-    assert "100/100" not in log.read_text()
+    assert "40/40" not in log.read_text()
     printed = align(capsys, words)
     assert printed.status == 0, printed.err
     stopped, again, other = saved(here)["trials"]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from align.data.encode import answer_ids, completion_as, prompt_ids, shared_length, text_of
+from align.data.encode import completion_as, prompt_ids, shared_length, text_of, whole_ids
 from align.data.files import FileData
 from align.data.mixture import TASK
 from align.data.source import Source, Split
@@ -184,7 +184,7 @@ def _accuracy(
         for i, row in enumerate(questions.rows)
         for label in labels[row.get(TASK)]
     ]
-    wholes = answer_ids([one for _, _, one in asked], "completion", tokenizer)
+    wholes = whole_ids([one for _, _, one in asked], "completion", tokenizer)
     ids = [one[:-1] if one[-1] == tokenizer.eos_token_id else one for one in wholes]
     starts = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     begun = [shared_length(starts[i], one) for (i, _, _), one in zip(asked, ids, strict=True)]

@@ -23,7 +23,7 @@ from trl import RewardConfig
 from trl.trainer.utils import disable_dropout_in_model
 
 from align import ops
-from align.data.encode import answer_ids
+from align.data.encode import ALIKE, TOO_LONG, fitting, whole_ids
 from align.errors import AlignError
 from align.stages.rm.spec import RMOptions
 
@@ -177,26 +177,15 @@ def with_targets(rows: list[dict], how: LossPlan, label_smoothing: float) -> lis
 def encoded(
     rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> tuple[list[dict], dict[str, int]]:
-    """Rows with the `ids` of each answer after its prompt, and how many were left out as `too_long` and as `alike`.
+    """Rows with the `ids` of each completion after its prompt, and how many were left out: `too_long`, `alike`.
 
-    Alike is a row with the same ids for answers of different targets. Raises AlignError if none is left.
+    Raises AlignError if none is left.
     """
-    left_out, out = {"too_long": 0, "alike": 0}, []
-    for row in rows:
-        sides = [{**row, "completion": one} for one in row["completions"]]
-        ids = answer_ids(sides, "completion", tokenizer)
-        if max_length is not None and max(map(len, ids)) > max_length:
-            left_out["too_long"] += 1
-        elif len({tuple(one) for one in ids}) < len(ids):
-            left_out["alike"] += 1
-        else:
-            out.append({"ids": ids, "target": row["target"]})
-    if not out:
-        raise AlignError(
-            f"rm.data: no row is left of {len(rows)}: {left_out['too_long']} longer than rm.max_length={max_length}, "
-            f"{left_out['alike']} with two answers alike\n  use a larger rm.max_length, or answers that differ"
-        )
-    return out, left_out
+    ids = [
+        whole_ids([{**row, "completion": one} for one in row["completions"]], "completion", tokenizer) for row in rows
+    ]
+    places, left_out = fitting(rows, ids, max_length, "rm", "row", (TOO_LONG, ALIKE))
+    return [{"ids": ids[i], "target": rows[i]["target"]} for i in places], left_out
 
 
 def graded_trainer(

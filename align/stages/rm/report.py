@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from align.data.encode import answer_ids, prompt_ids, shared_length
+from align.data.encode import prompt_ids, shared_length, whole_ids
 from align.engine.linear import CpuLinear
 from align.ppo.rollouts import Row, write
 from align.roles.alone import load_policy
@@ -229,7 +229,7 @@ def compare(
 
 def judge(module: ScoreModule, pairs: list[dict], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Judged:
     """Scores of both sides of every pair, and how many tokens each answer has; on the CPU."""
-    sides = [answer_ids(pairs, side, tokenizer) for side in ("chosen", "rejected")]
+    sides = [whole_ids(pairs, side, tokenizer) for side in ("chosen", "rejected")]
     prompts = [prompt_ids(row["prompt"], tokenizer) if "prompt" in row else [] for row in pairs]
     lengths = [
         torch.tensor([len(ids) - shared_length(prompt, ids) for prompt, ids in zip(prompts, side, strict=True)])

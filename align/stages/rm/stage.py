@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import RewardConfig, RewardTrainer
 
-from align.data.encode import answer_ids, fitting_pairs
+from align.data.encode import fitting_pairs, whole_ids
 from align.data.files import located, unwritten
 from align.data.formats import as_pairs, check_preferring
 from align.data.source import GROUP, Source, Split
@@ -263,7 +263,7 @@ class RM:
         """Correlation of held-out scores and ratings; {} where there are no ratings."""
         if "rating" not in rows[0]:
             return {}
-        ids = answer_ids(rows, "completion", tokenizer)
+        ids = whole_ids(rows, "completion", tokenizer)
         fitting = [i for i, one in enumerate(ids) if len(one) <= self.options.max_length]
         score_B = score_ids(module, [ids[i] for i in fitting], self.device)
         found = correlation(score_B.double(), torch.tensor([rows[i]["rating"] for i in fitting]).double())

@@ -78,7 +78,7 @@ EARLY = [
     (
         "one answer to choose among",
         "stages=evaluate actor.path={base} sft.data.path=yes.jsonl evaluate.shots=[0] evaluate.metrics=[accuracy]",
-        ["evaluate.metrics: accuracy", "every answer is ' yes'", "use exact_match or f1"],
+        ["evaluate.metrics: accuracy", "every one is ' yes'", "use exact_match or f1"],
     ),
 ]
 LATE = [

@@ -13,7 +13,7 @@ from align.data.encode import prompt_ids, whole_ids
 from align.data.source import Split
 from align.report.report import Report
 from align.roles.modules import ScoreModule
-from align.stages.rm.report import score_ids
+from align.stages.rm.quality import score_ids
 from align.stages.rm.spec import RMOptions
 from align.stages.rm.stage import RM
 from align.stages.sft import stage as sft_stage

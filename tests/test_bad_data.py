@@ -60,17 +60,25 @@ EARLY = [
         f"{KTO} kto.data.path=graded.jsonl",
         ["graded.jsonl line 3", "2 in 'label'", "true (or 1)"],
     ),
-    ("one label", f"{KTO} kto.data.path=good.jsonl", ["every answer is labelled true", "both labels in kto.data.path"]),
-    ("an item that is none", f"{RANKED} rm.data.path=unknown.jsonl", ["line 1 ranks 5", "0 to 2, best first"]),
+    (
+        "one label",
+        f"{KTO} kto.data.path=good.jsonl",
+        ["every completion is labelled true", "both labels in kto.data.path"],
+    ),
+    (
+        "an item that is none",
+        f"{RANKED} rm.data.path=unknown.jsonl",
+        ["line 1 has the ranking [0, 1, 5]", "0 to 2, best first"],
+    ),
     (
         "an item twice",
         f"{RANKED} rm.data.path=twice.jsonl",
-        ["line 1 ranks the completion 1 twice", "each number once"],
+        ["line 1 has the ranking [0, 1, 1]", "does not name each of its 3 completions once"],
     ),
     (
         "one answer to choose among",
         "stages=evaluate actor.path={base} sft.data.path=yes.jsonl evaluate.shots=[0] evaluate.metrics=[accuracy]",
-        ["evaluate.metrics: accuracy", "every answer is ' yes'", "use exact_match or f1"],
+        ["evaluate.metrics: accuracy", "every one is ' yes'", "use exact_match or f1"],
     ),
 ]
 LATE = [

@@ -1,4 +1,4 @@
-"""One row's columns by type, with errors that say where the row stands and what to write."""
+"""Columns of a row by type; errors name the place of the row and the remedy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
@@ -24,8 +25,8 @@ class Columns:
     row: dict
     format: str
     purpose: str
-    fitting: Callable[[dict, str], str | None] = lambda row, purpose: None
-    """The format that a row's columns are, for what it says where this one lacks a column."""
+    format_of: Callable[[dict, str], str | None] = lambda row, purpose: None
+    """The format that a row's columns are of, for the message where this one lacks a column."""
 
     def error(self, problem: str, instead: str) -> AlignError:
         return AlignError(f"{self.place} {problem}: use {instead}")
@@ -36,48 +37,49 @@ class Columns:
 
     def text(self, column: str) -> str:
         value = self._value(column)
-        if not isinstance(value, str):
-            conversation = _messages(value) and "prompt" in self.row
-            other = f", or data@{self.purpose}.data=conversational for messages" if conversation else ""
-            raise self.error(f"has {_kind(value)} in {column!r}", f"a string{other}")
-        return value
+        conversation = _messages(value) and "prompt" in self.row
+        other = f", or data@{self.purpose}.data=conversational for messages" if conversation else ""
+        return self._right(column, value, isinstance(value, str), f"a string{other}")
 
     def messages(self, column: str, instead: str | None = None) -> list[dict]:
         """A list of messages; `instead` is another column that would do, for the error."""
         value = self._value(column, instead)
-        if isinstance(value, str):
-            strings = f"data@{self.purpose}.data=prompt_completion for strings"
-            raise self.error(f"has a string in {column!r}", f"{MESSAGES}, or {strings}")
-        return self._checked(column, value)
+        other = f"data@{self.purpose}.data=prompt_completion for strings"
+        other = f"{MESSAGES}, or {other}" if isinstance(value, str) else f"a string or messages, {MESSAGES}"
+        return self._right(column, value, _messages(value), other)
 
     def text_or_messages(self, column: str) -> str | list[dict]:
         value = self._value(column)
-        return value if isinstance(value, str) else self._checked(column, value)
+        right = isinstance(value, str) or _messages(value)
+        return self._right(column, value, right, f"a string or messages, {MESSAGES}")
 
     def number(self, column: str) -> float:
         value = _typed(self._value(column))
-        if not is_number(value):
-            raise self.error(f"has {_kind(value)} in {column!r}", "a finite number")
-        return float(value)
+        return float(self._right(column, value, is_number(value), "a finite number"))
 
     def numbers(self, column: str) -> list[float]:
         value = self._value(column)
-        if not isinstance(value, list) or not all(map(is_number, value)):
-            raise self.error(f"has {_kind(value)} in {column!r}", "a list of finite numbers")
-        return [float(one) for one in value]
+        right = isinstance(value, list) and all(map(is_number, value))
+        return [float(one) for one in self._right(column, value, right, "a list of finite numbers")]
 
     def label(self, column: str) -> bool:
-        """True or false; 1 and 0 will do, since csv and many data sets have them."""
+        """A truth value; 1 and 0 will do, since csv and many data sets have them."""
         value = _typed(self._value(column))
         if value not in (True, False):
             raise self.error(f"has {value!r} in {column!r}, which is no label", "true (or 1) or false (or 0)")
         return bool(value)
 
-    def answers(self, column: str) -> list[str | list[dict]]:
+    def completions(self, column: str) -> list[str | list[dict]]:
         """A list of completions, strings or messages, all in one way."""
         value = self._value(column)
-        if not isinstance(value, list) or not value or not (all(_text(v) for v in value) or all(map(_messages, value))):
-            raise self.error(f"has {_kind(value)} in {column!r}", "a list of strings, or of lists of messages")
+        texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
+        right = isinstance(value, list) and bool(value) and (texts or all(map(_messages, value)))
+        return self._right(column, value, right, "a list of strings, or of lists of messages")
+
+    def _right(self, column: str, value: Any, right: bool, instead: str) -> Any:
+        """The value. Raises AlignError where it is not right."""
+        if not right:
+            raise self.error(f"has {_kind(value)} in {column!r}", instead)
         return value
 
     def _value(self, column: str, instead: str | None = None) -> object:
@@ -86,7 +88,7 @@ class Columns:
         if column not in self.row:
             wanted = f"{column!r}" + (f" (nor {instead!r})" if instead else "")
             given, chosen = given_by(f"{self.purpose}.data.columns", instead or column, self.row), self.format
-            other = self.fitting(self.row, self.purpose)
+            other = self.format_of(self.row, self.purpose)
             raise self.error(
                 f"has no column {wanted}, only {', '.join(map(str, self.row)) or 'none'}",
                 f"data@{self.purpose}.data={other}, which has these columns, or {given}"
@@ -94,11 +96,6 @@ class Columns:
                 else f"{given}, or another format than data@{self.purpose}.data={chosen}",
             )
         return self.row[column]
-
-    def _checked(self, column: str, value: object) -> list[dict]:
-        if not _messages(value):
-            raise self.error(f"has {_kind(value)} in {column!r}", f"a string or messages, {MESSAGES}")
-        return value
 
 
 def given_by(key: str, column: str, row: dict, wanted: str | None = None) -> str:
@@ -127,10 +124,6 @@ def _typed(value: object) -> object:
 def is_number(value: object) -> bool:
     """A finite number, and no truth value."""
     return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _text(value: object) -> bool:
-    return isinstance(value, str)
 
 
 def _messages(value: object) -> bool:
@@ -166,14 +159,14 @@ def renamed(rows: list[Placed], columns: Mapping[str, str], key: str) -> list[Pl
 
 
 def _maker(source: str, key: str, name: str) -> Callable[[str, dict], object]:
-    said = f"{key}.{name}={source}"
+    setting = f"{key}.{name}={source}"
     if "{{" not in source and "{%" not in source:
 
         def taken(place: str, row: dict) -> object:
             if source not in row:
                 raise AlignError(
                     f"{place} has no column {source!r}, only {', '.join(map(str, row)) or 'none'}\n"
-                    f"  {said} wants it: use {given_by(key, name, row, source)}"
+                    f"  {setting} wants it: use {given_by(key, name, row, source)}"
                 )
             return row[source]
 
@@ -181,12 +174,12 @@ def _maker(source: str, key: str, name: str) -> Callable[[str, dict], object]:
     try:
         template = ENVIRONMENT.from_string(source)
     except TemplateError as error:
-        raise AlignError(f"{said} is no template: {error}\n  use text with {{{{ column }}}} in it") from error
+        raise AlignError(f"{setting} is no template: {error}\n  use text with {{{{ column }}}} in it") from error
 
     def filled(place: str, row: dict) -> str:
         try:
             return template.render(row)
         except (TemplateError, TypeError) as error:
-            raise AlignError(f"{place}: {said} cannot be filled: {error}") from error
+            raise AlignError(f"{place}: {setting} cannot be filled: {error}") from error
 
     return filled

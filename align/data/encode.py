@@ -1,4 +1,4 @@
-"""Rows as token ids, and which rows fit: counted here as TRL counts, so that nothing is dropped unsaid.
+"""Rows as token ids, and the rows that fit, counted as TRL counts them: nothing is dropped without a message.
 
 A `key` is the stage's name in the configuration (`ppo`), which errors put before `max_length` and the like.
 """
@@ -18,18 +18,11 @@ def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, place: str = 
     """The ids that a response is sampled after: with the tokenizer's BOS if it has one, never its EOS.
 
     Messages go through the chat template with the generation prompt. Raises AlignError if there is none, or if it
-    refuses them; `place` says where they stand, for that.
+    refuses them; its message ends with `place`.
     """
     if isinstance(prompt, str):
         return _without_added_eos(prompt, _ids([prompt], tokenizer)[0], tokenizer)
     return _messages_ids(prompt, tokenizer, place, add_generation_prompt=True)
-
-
-def prompt_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The prompt as one string: itself, or its messages in the chat template with the generation prompt."""
-    if isinstance(prompt, str):
-        return prompt
-    return _templated(prompt, tokenizer, tokenize=False, add_generation_prompt=True)
 
 
 def completion_as(prompt: Prompt, text: str) -> Prompt:
@@ -45,7 +38,7 @@ def text_of(completion: Prompt) -> str:
 def fitting_prompts(
     rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int, key: str
 ) -> tuple[list[tuple[int, dict, list[int]]], int]:
-    """Each row whose prompt fits, with its index in `rows` and its ids; and how many were too long.
+    """Rows whose prompt fits, with index in `rows` and ids; and how many were too long.
 
     Raises AlignError if none fits, or if a prompt has no token at all to sample after.
     """
@@ -58,22 +51,58 @@ def fitting_prompts(
                 f"{key}.data: the prompt of row {index + 1} of those loaded is empty and the tokenizer adds no "
                 "token to begin with: leave such rows out"
             )
-    fitting = [one for one in encoded if len(one[2]) <= max_prompt_tokens]
-    if rows and not fitting:
+    found = [one for one in encoded if len(one[2]) <= max_prompt_tokens]
+    if rows and not found:
         raise AlignError(
             f"{key}.max_prompt_tokens={max_prompt_tokens}: {_none_left(rows, 'prompt')}, all longer "
-            f"({_extent(ids for _, _, ids in encoded)}): use a larger {key}.max_prompt_tokens, a smaller "
+            f"({_extent([len(ids) for _, _, ids in encoded])}): use a larger {key}.max_prompt_tokens, a smaller "
             f"rollout.max_new_tokens where the model has no room for both, or shorter prompts in {key}.data.path"
         )
-    return fitting, len(rows) - len(fitting)
+    return found, len(rows) - len(found)
 
 
-def answer_ids(rows: list[dict], side: str, tokenizer: PreTrainedTokenizerBase, noun: str = "") -> list[list[int]]:
-    """The ids of prompt and answer of each row, EOS and all, as TRL's trainers put them together.
+def whole_ids(rows: list[dict], side: str, tokenizer: PreTrainedTokenizerBase, noun: str = "") -> list[list[int]]:
+    """The ids of prompt and completion of each row, EOS and all, as TRL's trainers put them together.
 
-    `side` is the answer's column: completion, chosen or rejected.
+    `side` is the completion's column: completion, chosen or rejected.
     """
     return _ids([_whole(row, side, tokenizer) for row in rows], tokenizer, noun)
+
+
+ALIKE, EMPTY, TOO_LONG = "alike", "empty", "too_long"
+REMEDIES = {
+    TOO_LONG: "longer than {key}.max_length={max_length} ({extent}: use a larger {key}.max_length)",
+    ALIKE: "with completions alike (use completions that differ in {key}.data.path)",
+    EMPTY: "with an empty completion (use rows without one in {key}.data.path)",
+}
+
+
+def fitting(
+    rows: list[dict], ids: list[list[list[int]]], max_length: int | None, key: str, noun: str, reasons: tuple[str, ...]
+) -> tuple[list[int], dict[str, int]]:
+    """Places of the rows that are learned from, and how many were left out by the first of `reasons` that holds.
+
+    `ids` holds the sequences of each row, one a completion. Too long is a row with one of more than `max_length`
+    tokens, EOS included; alike one that has the same sequence twice; empty one with an empty `chosen` or `rejected`.
+    Raises AlignError if none is left.
+    """
+    lengths = [max(map(len, own)) for own in ids]
+    holds = {
+        ALIKE: lambda i: len(set(map(tuple, ids[i]))) < len(ids[i]),
+        EMPTY: lambda i: _is_empty(rows[i]["chosen"]) or _is_empty(rows[i]["rejected"]),
+        TOO_LONG: lambda i: max_length is not None and lengths[i] > max_length,
+    }
+    left_out, places = dict.fromkeys(reasons, 0), []
+    for i in range(len(rows)):
+        if why := next((reason for reason in reasons if holds[reason](i)), None):
+            left_out[why] += 1
+        else:
+            places.append(i)
+    if rows and not places:
+        given = {"key": key, "max_length": max_length, "extent": _extent(lengths)}
+        words = [f"{count} {REMEDIES[why].format(**given)}" for why, count in left_out.items() if count]
+        raise AlignError(f"{key}.data: {_none_left(rows, noun)}: {'; '.join(words)}")
+    return places, left_out
 
 
 def fitting_pairs(
@@ -81,40 +110,12 @@ def fitting_pairs(
 ) -> tuple[list[dict], dict[str, int]]:
     """Pairs to train a reward model on, or held-out ones, and how many were left out: `too_long`, `alike`, `empty`.
 
-    Too long is a pair with a side of more than `max_length` tokens, EOS included, which TRL's RewardTrainer
-    would drop, too. Alike is a pair with the same ids on either side, empty one with an empty completion: there is
-    nothing to prefer. Raises AlignError if none is left.
+    TRL's RewardTrainer would drop those that are too long, too. Raises AlignError if none is left.
     """
-    sides = [answer_ids(rows, side, tokenizer, "pair") for side in ("chosen", "rejected")]
-    lengths = [max(len(chosen), len(rejected)) for chosen, rejected in zip(*sides, strict=True)]
-    left_out = {"too_long": 0, "alike": 0, "empty": 0}
-    fitting = []
-    for row, chosen, rejected, length in zip(rows, *sides, lengths, strict=True):
-        if chosen == rejected:
-            left_out["alike"] += 1
-        elif _is_empty(row["chosen"]) or _is_empty(row["rejected"]):
-            left_out["empty"] += 1
-        elif max_length is not None and length > max_length:
-            left_out["too_long"] += 1
-        else:
-            fitting.append(row)
-    if rows and not fitting:
-        reasons = []
-        if left_out["too_long"]:
-            reasons.append(
-                f"{left_out['too_long']} longer than {key}.max_length={max_length} (the longer sides have "
-                f"{min(lengths)} to {max(lengths)} tokens: use a larger {key}.max_length)"
-            )
-        if left_out["alike"]:
-            reasons.append(
-                f"{left_out['alike']} with chosen and rejected alike (write pairs that differ in {key}.data.path)"
-            )
-        if left_out["empty"]:
-            reasons.append(f"{left_out['empty']} with an empty answer (write what was answered in {key}.data.path)")
-        raise AlignError(
-            f"{key}.data: {_none_left(rows, 'held-out pair' if held_out else 'pair')}: {'; '.join(reasons)}"
-        )
-    return fitting, left_out
+    ids = list(zip(*(whole_ids(rows, side, tokenizer, "pair") for side in ("chosen", "rejected")), strict=True))
+    noun = "held-out pair" if held_out else "pair"
+    places, left_out = fitting(rows, ids, max_length, key, noun, (ALIKE, EMPTY, TOO_LONG))
+    return [rows[i] for i in places], left_out
 
 
 def fitting_marked(
@@ -124,34 +125,30 @@ def fitting_marked(
 
     Raises AlignError if none is left, or if all that are left to train on have one label.
     """
-    lengths = [len(ids) for ids in answer_ids(rows, "completion", tokenizer, "row")]
-    fitting = [row for row, length in zip(rows, lengths, strict=True) if max_length is None or length <= max_length]
-    noun = "held-out answer" if held_out else "answer"
-    if rows and not fitting:
-        raise AlignError(
-            f"{key}.max_length={max_length}: {_none_left(rows, noun)}, all longer "
-            f"({min(lengths)} to {max(lengths)} tokens): use a larger {key}.max_length"
-        )
+    ids = [[one] for one in whole_ids(rows, "completion", tokenizer, "row")]
+    noun = "held-out completion" if held_out else "completion"
+    places, left_out = fitting(rows, ids, max_length, key, noun, (TOO_LONG,))
+    found = [rows[i] for i in places]
     if not held_out:
-        check_preferring(fitting, key)
-    return fitting, {"too_long": len(rows) - len(fitting)}
+        check_preferring(found, key)
+    return found, left_out
 
 
 def check_dialogues(rows: list[dict], tokenizer: PreTrainedTokenizerBase, key: str) -> None:
-    """Raises AlignError for rows of messages that the chat template refuses; strings need none."""
+    """Raise AlignError for rows of messages that the chat template refuses; strings need none."""
     for number, row in enumerate(rows):
         for messages in _dialogues(row):
             _templated(messages, tokenizer, f"{_place('row', number)} for {key}", tokenize=False)
 
 
 def _dialogues(row: dict) -> list[list[dict]]:
-    """Whole dialogues of a row, of messages; a prompt alone where it has no answer."""
+    """Whole dialogues of a row, of messages; a prompt alone where it has no completion."""
     prompt = row.get("prompt", [])
-    answers = [row[side] for side in ("messages", "completion", "chosen", "rejected") if side in row]
-    answers += row.get("completions", [])
-    if isinstance(prompt, str) or any(isinstance(answer, str) for answer in answers):
+    completions = [row[side] for side in ("messages", "completion", "chosen", "rejected") if side in row]
+    completions += row.get("completions", [])
+    if any(isinstance(one, str) for one in (prompt, *completions)):
         return []
-    return [prompt + answer for answer in answers] or [prompt]
+    return [prompt + one for one in completions] or [prompt]
 
 
 def fitting_examples(
@@ -171,17 +168,16 @@ def fitting_examples(
         return rows, 0
     # As TRL does it: the prompt with all that the tokenizer adds, and the completion from where they part.
     prompts = _ids([row["prompt"] for row in rows], tokenizer, "row", add_generation_prompt=True)
-    wholes = answer_ids(rows, "completion", tokenizer, "row")
+    wholes = whole_ids(rows, "completion", tokenizer, "row")
     starts = [shared_length(prompt, whole) for prompt, whole in zip(prompts, wholes, strict=True)]
-    fitting = [
-        row for row, start, whole in zip(rows, starts, wholes, strict=True) if start < min(max_length, len(whole))
-    ]
-    if rows and not fitting:
+    found = [row for row, start, whole in zip(rows, starts, wholes, strict=True) if start < min(max_length, len(whole))]
+    if not found:
         raise AlignError(
             f"{key}.max_length={max_length}: {_none_left(rows, 'example')}, since the prompts fill it "
-            f"({_extent(prompts)}): use a larger {key}.max_length, or shorter prompts in {key}.data.path"
+            f"({_extent([len(one) for one in prompts])}): use a larger {key}.max_length, or shorter prompts in "
+            f"{key}.data.path"
         )
-    return fitting, len(rows) - len(fitting)
+    return found, len(rows) - len(found)
 
 
 def _whole(row: dict, side: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
@@ -199,7 +195,7 @@ def _whole(row: dict, side: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
 
 
 def _ids(texts: list[Prompt], tokenizer: PreTrainedTokenizerBase, noun: str = "", **template: bool) -> list[list[int]]:
-    """`noun` is what each text stands for, a row or a pair of the data, where their numbers are."""
+    """Ids of each text; `noun` names it in messages, a row or a pair."""
     if not texts:
         return []
     if isinstance(texts[0], str):
@@ -233,7 +229,7 @@ def _templated(messages: list[dict], tokenizer: PreTrainedTokenizerBase, place: 
 
 
 def _refused(messages: list[dict], tokenizer: PreTrainedTokenizerBase, why: str) -> int:
-    """The number of the first message with which a chat template says `why`; it also may look at what is behind."""
+    """The number of the first message at which a chat template raises `why`; it may also look at later messages."""
     for number in range(1, len(messages)):
         try:
             tokenizer.apply_chat_template(messages[:number], tokenize=False)
@@ -279,6 +275,5 @@ def _none_left(rows: list[dict], noun: str) -> str:
     return f"no {noun} is left of {len(rows)}"
 
 
-def _extent(ids) -> str:
-    lengths = [len(one) for one in ids]
+def _extent(lengths: list[int]) -> str:
     return f"{min(lengths)} to {max(lengths)} tokens"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from align.data.columns import renamed
+from align.data.columns import is_number, renamed
 from align.data.formats import Record, check_columns, meanings, shape, understand
 from align.data.reading import Placed, on_hub, read_rows
 from align.data.source import LIKE, Source, Split
@@ -44,11 +44,11 @@ class FileData:
         self.report_by = report_by
 
     def check(self, purpose: str) -> None:
-        """Raises AlignError unless the rows can be loaded; reads them all, since any may be broken."""
+        """Raise AlignError unless the rows can be loaded; reads them all, since any may be broken."""
         self.load(purpose, seed=0)
 
     def look(self, purpose: str) -> None:
-        """Raises AlignError for what settings and the first rows tell; a data set on the hub is left alone."""
+        """Raise AlignError for what settings and the first rows tell; a data set on the hub is left alone."""
         self._check_settings(purpose)
         for name, path in (("path", self.path), ("eval_path", self.eval_path)):
             if path is not None and not on_hub(path):
@@ -65,12 +65,15 @@ class FileData:
         return _split(train, held_out, purpose)
 
     def _check_settings(self, purpose: str) -> None:
-        self._check_share(purpose)
-        if self.rows is not None and (isinstance(self.rows, bool) or not isinstance(self.rows, int) or self.rows < 1):
-            raise AlignError(f"{purpose}.data.rows={self.rows}: use 1 or more, or null for all")
+        if not (is_number(self.eval_share) and 0 <= self.eval_share < 1):
+            raise AlignError(
+                f"{purpose}.data.eval_share={self.eval_share}: use a number from 0 to below 1, such as 0.05"
+            )
+        if self.rows is not None and not (type(self.rows) is int and self.rows >= 1):
+            raise AlignError(f"{purpose}.data.rows={self.rows}: use a whole number from 1, or null for all")
         if self.report_by is not None and purpose != "rm":
             raise AlignError(
-                f"{purpose}.data.report_by={self.report_by}: only a reward model has such a report\n"
+                f"{purpose}.data.report_by={self.report_by}: only a reward model has this report\n"
                 "  use rm.data.report_by, or leave it out"
             )
         if self.path is None:
@@ -106,14 +109,6 @@ class FileData:
     def _rows(self, path: str, key: str, purpose: str, most: int | None) -> list[Placed]:
         rows = read_rows(path, self.split, key, most)
         return renamed(rows, self.columns, f"{purpose}.data.columns")
-
-    def _check_share(self, purpose: str) -> None:
-        share = self.eval_share
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
-            raise AlignError(
-                f"{purpose}.data.eval_share={share} is no share of the rows: use a number from 0 (nothing is "
-                "held out) to below 1, such as 0.05"
-            )
 
 
 def hold_out(rows: list[Record], share: float, purpose: str) -> tuple[list[Record], list[Record]]:
@@ -189,7 +184,7 @@ class Sampled:
 
 
 def unwritten(data: Source | list[Source]) -> bool:
-    """This run's stage `preferences` is still to write the data."""
+    """Return True where this run's stage `preferences` makes the data."""
     return isinstance(data, Sampled) and data.path == AUTO
 
 

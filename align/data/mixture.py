@@ -7,7 +7,7 @@ r"""Several data sets as one, a task each, mixed by weight or temperature.
 
 A task's share is its weight's (1 where it has none beside others that have), or with a temperature T its number of rows
 to the power 1 / T (Raffel et al. 2020, arXiv 1910.10683, section 3.5.2): 1 mixes by size, the larger T the more evenly.
-A row tells its task in the column `task`.
+The column `task` of a row has its task.
 """
 
 from __future__ import annotations
@@ -49,20 +49,15 @@ class Mixture:
         self.rows = rows
 
     def check(self, purpose: str) -> None:
-        """Raises AlignError for what a part refuses, and for weights that name no part or sum to nothing."""
-        self._check_numbers(f"{purpose}.data")
-        for name, part in self.parts.items():
-            self._of(name, purpose, lambda part=part: part.check(purpose))
+        """Raise AlignError for what a part refuses, and for weights that name no part or sum to nothing."""
+        self._each(purpose, lambda part: part.check(purpose))
 
     def look(self, purpose: str) -> None:
-        self._check_numbers(f"{purpose}.data")
-        for name, part in self.parts.items():
-            self._of(name, purpose, lambda part=part: look(part, purpose))
+        self._each(purpose, lambda part: look(part, purpose))
 
     def load(self, purpose: str, seed: int) -> Split:
         key = f"{purpose}.data"
-        self._check_numbers(key)
-        found = {name: self._of(name, purpose, lambda p=p: p.load(purpose, seed)) for name, p in self.parts.items()}
+        found = self._each(purpose, lambda part: part.load(purpose, seed))
         if purpose == "rm":
             found = completed(found)
         self._check_alike({name: split.train[0] for name, split in found.items() if split.train}, key)
@@ -130,14 +125,18 @@ class Mixture:
                     "  use both in one way: the same columns, all as strings or all as messages"
                 )
 
-    def _of(self, name: str, purpose: str, do: Callable[[], Any]) -> Any:
-        """Return the result of `do` for the part `name`; an AlignError of it names the part's own keys."""
-        try:
-            return do()
-        except AlignError as error:
-            own = f"{purpose}.data.parts.{name}"
-            said = str(error).replace(f"{purpose}.data.", f"{own}.")
-            raise AlignError(said.replace(f"data@{purpose}.data=", f"+data@{own}=")) from error
+    def _each(self, purpose: str, do: Callable[[Source], Any]) -> dict[str, Any]:
+        """Return the result of `do` for each part by its name; an AlignError names the part's own keys."""
+        self._check_numbers(f"{purpose}.data")
+        found = {}
+        for name, part in self.parts.items():
+            try:
+                found[name] = do(part)
+            except AlignError as error:
+                own = f"{purpose}.data.parts.{name}"
+                message = str(error).replace(f"{purpose}.data.", f"{own}.")
+                raise AlignError(message.replace(f"data@{purpose}.data=", f"+data@{own}=")) from error
+        return found
 
 
 def drawn(rows: list[dict], count: int, seed: str, task: str) -> list[dict]:

@@ -49,7 +49,7 @@ def read_rows(path: str, split: str, key: str, most: int | None = None) -> list[
 
 
 def on_hub(path: str) -> bool:
-    """No file, but `org/name` without a file's suffix; `org/name-v1.0` has none, since a suffix is letters."""
+    """Return True for `org/name` without a file's suffix, if no file; `org/name-v1.0` has none: a suffix is letters."""
     if Path(path).expanduser().exists():
         return False
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path) is not None and not re.search(r"\.[A-Za-z]+$", path)
@@ -156,7 +156,7 @@ BATCH = 1024
 
 
 class Cell(str):
-    """The text of a csv cell. A csv says no types: where a number or a label is wanted, it is read as one."""
+    """The text of a csv cell. A csv has no types: where a number or a label is wanted, the text is read as one."""
 
     __slots__ = ()
 

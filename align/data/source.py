@@ -20,7 +20,7 @@ class Split:
     eval: list[dict]
     test: list[dict] = field(default_factory=list)
     eval_swaps: list[dict] = field(default_factory=list)
-    """Pairs of a right answer and another question's right answer in the same style, if the source has them."""
+    """Pairs of a right completion and another prompt's right completion in the same style, if the source has them."""
     test_swaps: list[dict] = field(default_factory=list)
 
 
@@ -37,7 +37,7 @@ class Source(Protocol):
     """
 
     def check(self, purpose: str) -> None:
-        """Raises AlignError for all that can be known without a model: paths, columns, types, empty files."""
+        """Raise AlignError for all that can be known without a model: paths, columns, types, empty files."""
         ...
 
     def load(self, purpose: str, seed: int) -> Split: ...

@@ -48,10 +48,10 @@ def fingerprints(inputs: dict[str, str], base: str | None) -> dict[str, str]:
 
 
 def measured_linear(home: Path, starts: Mapping[str, str | None]) -> tuple[str, str] | None:
-    """The kernel that `cpu_linear=auto` measured for one of these stages before, and the card.json that tells.
+    """The kernel that `cpu_linear=auto` measured for one of these stages before, and its card.json.
 
-    `starts` says what each stage starts from: a result of that very stage, or a checkpoint in its folder, comes
-    first; then the newest run in `home`. Two kernels round differently: a run that is made again keeps the first's.
+    `starts` has the folder that each stage starts from. A result of that very stage, or a checkpoint in its folder,
+    comes first; then the newest run in `home`. Two kernels round differently: a run that is repeated keeps the first's.
     """
     for stage, start in starts.items():
         for file in _cards(home, stage, start):

@@ -1,4 +1,4 @@
-"""Rows of stages that start from an earlier one's model: checked before the first of them trains."""
+"""Check of rows of stages that start from an earlier one's model, apart from the pipeline, which imports no torch."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ ENDED = "ended.json"
 
 
 def check_place(root: Path, name: str) -> None:
-    """Raises AlignError if runs/NAME/TIME cannot be made; makes nothing."""
+    """Raise AlignError if runs/NAME/TIME cannot be made; makes nothing."""
     home = root / name
     place = next(folder for folder in (home, *home.absolute().parents) if os.path.lexists(folder))
     if not place.is_dir():
@@ -94,8 +94,8 @@ def run(
             out = folder / stage.name
             out.mkdir()
             (out / "config.yaml").write_text(config_yaml, encoding="utf-8")
-            with end_told(folder, stage.name), report.stage(stage.name, out) as stage_report:
-                inputs = located_inputs(stage, made)
+            with end_kept(folder, stage.name), report.stage(stage.name, out) as stage_report:
+                inputs = {one.name: made[one.source] if one.source else one.real for one in stage.inputs}
                 step.run(inputs, out, stage_report)
                 stage_report.write_card(hashes=fingerprints(inputs, stage_report.card.get("base")))
             made[stage.name] = str(out.resolve())
@@ -108,14 +108,9 @@ def run(
     return summary
 
 
-def located_inputs(stage: StagePlan, made: dict[str, str]) -> dict[str, str]:
-    """The folders of a stage's inputs, by name; `made` are those of the stages that have run."""
-    return {one.name: made[one.source] if one.source else one.real for one in stage.inputs}
-
-
 @contextmanager
-def end_told(folder: Path, stage: str) -> Iterator[None]:
-    """Leaves ended.json in the run's folder if what is inside raises; a process that is killed leaves none."""
+def end_kept(folder: Path, stage: str) -> Iterator[None]:
+    """Leave ended.json in the run's folder if the block raises; a process that is killed leaves none."""
     try:
         yield
     except Exception as error:

@@ -36,7 +36,7 @@ WHOLE = {
     "ratings": [{"prompt": "p", "completion": "c", "rating": 3}],
     "unpaired": [{"prompt": "p", "completion": "c", "label": True}],
 }
-STRICT = [(format, purpose) for format in FORMATS for purpose in FORMATS[format] if purpose != "ppo"]
+STRICT = [(format, purpose) for format in FORMATS for purpose in FORMATS[format].serves if purpose != "ppo"]
 
 
 @pytest.mark.parametrize(("format", "purpose"), STRICT)

@@ -8,7 +8,6 @@ from align.data.encode import (
     fitting_pairs,
     fitting_prompts,
     prompt_ids,
-    prompt_text,
 )
 from align.errors import AlignError
 
@@ -79,16 +78,13 @@ def test_an_empty_string_gives_what_the_tokenizer_begins_with():
 
 def test_messages_go_through_the_template_with_the_generation_prompt():
     tokenizer = tokenizer_of()
-    assert prompt_text([USER], tokenizer) == "[u]hi<eos>[a]"
     ids = prompt_ids([USER], tokenizer)
     assert type(ids) is list and tokenizer.decode(ids) == "[u]hi<eos>[a]"
-    assert prompt_text("hi", tokenizer) == "hi"
 
 
 def test_a_missing_chat_template_names_the_tokenizer_and_what_to_do():
-    for encode in (prompt_ids, prompt_text):
-        with pytest.raises(AlignError, match=r"models/small has no chat template.*chat_template.jinja"):
-            encode([USER], tokenizer_of(template=None))
+    with pytest.raises(AlignError, match=r"models/small has no chat template.*chat_template.jinja"):
+        prompt_ids([USER], tokenizer_of(template=None))
     assert prompt_ids("a", tokenizer_of(template=None))
 
 
@@ -183,9 +179,9 @@ def test_pairs_of_messages_with_and_without_a_prompt_are_counted_alike():
 @pytest.mark.parametrize(
     ("rows", "said", "unsaid"),
     [
-        (PAIRS[1:4], "1 with chosen and rejected alike", "max_length"),
-        (PAIRS[2:4], "2 with an empty answer", "alike"),
-        (PAIRS[5:], "2 longer than rm.max_length=10 (the longer sides have 11 to 11 tokens", "alike"),
+        (PAIRS[1:4], "1 with completions alike", "max_length"),
+        (PAIRS[2:4], "2 with an empty completion", "alike"),
+        (PAIRS[5:], "2 longer than rm.max_length=10 (11 to 11 tokens", "alike"),
     ],
 )
 def test_no_pair_left_says_why(rows, said, unsaid):

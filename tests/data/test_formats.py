@@ -162,7 +162,7 @@ def test_what_is_no_pair_of_dialogues_is_refused_by_row(chosen, rejected):
         ),
         ("conversational", "sft", {"prompt": "p", "completion": "c"}, "or data@sft.data=prompt_completion for strings"),
         ("conversational", "sft", {"text": "p"}, "has no column 'prompt' (nor 'messages'), only text"),
-        ("conversational", "ppo", {"messages": [GOOD]}, "nothing that it answers"),
+        ("conversational", "ppo", {"messages": [GOOD]}, "a completion without a prompt"),
         ("preferences", "rm", {"chosen": 1, "rejected": "b"}, "has the number 1 in 'chosen'"),
         ("preferences", "rm", {"chosen": "a", "rejected": [BAD]}, "mixes strings and lists of messages"),
         (
@@ -200,7 +200,7 @@ def test_what_is_no_pair_of_dialogues_is_refused_by_row(chosen, rejected):
             "preferences",
             "sft",
             {"chosen": [USER], "rejected": [USER]},
-            "not a conversation that ends with an answer",
+            "not a conversation that ends with a completion",
         ),
     ],
 )
@@ -231,7 +231,7 @@ def test_prompts_of_strings_and_messages_do_not_mix():
 
 @pytest.mark.parametrize("purpose", PURPOSES)
 def test_a_format_that_does_not_serve_a_stage_is_refused_with_those_that_do(purpose):
-    serving = [name for name in FORMATS if LIKE.get(purpose, purpose) in FORMATS[name]]
+    serving = [name for name in FORMATS if LIKE.get(purpose, purpose) in FORMATS[name].serves]
     for format in [*(set(FORMATS) - set(serving)), "alpaca"]:
         message = error_of(format, purpose, {})
         assert message.startswith(f"{purpose}.data.format={format} ")
@@ -244,7 +244,7 @@ def test_the_table_of_formats_is_what_the_module_says():
         if line.startswith("| ") and "---" not in line and not line.startswith("| format"):
             name, _, purposes = (part.strip() for part in line.strip("| ").split(" | "))
             said[name] = purposes.split(", ")
-    assert said == {name: list(purposes) for name, purposes in FORMATS.items()}
+    assert said == {name: list(one.serves) for name, one in FORMATS.items()}
 
 
 def test_a_prompt_is_the_same_one_for_every_stage():

@@ -73,22 +73,25 @@ def test_kto_has_each_side_of_a_preference_on_its_own(format, row):
 def test_a_ranking_in_which_all_tie_is_left_out_and_nothing_else_is_refused():
     tie = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 1]}
     assert len(rows_of("rankings", "dpo", tie, {**tie, "ranks": [1, 2]})) == 1
-    assert "nothing to prefer" in error_of("rankings", "dpo", tie)
+    assert "use rows with a preference" in error_of("rankings", "dpo", tie)
 
 
 @pytest.mark.parametrize(
     ("order", "said"),
     [
-        ({"ranking": [0, 3, 1]}, "ranks 3, which is none of its 3 completions: use their numbers, 0 to 2"),
-        ({"ranking": [0, [1, 0], 2]}, "ranks the completion 0 twice"),
-        ({"ranking": [0, 2]}, "does not rank the completion 1"),
-        ({"ranking": "abc"}, "ranks 'abc', which is none"),
+        (
+            {"ranking": [0, 3, 1]},
+            "has the ranking [0, 3, 1], which does not name each of its 3 completions once: use their numbers, 0",
+        ),
+        ({"ranking": [0, [1, 0], 2]}, "has the ranking [0, [1, 0], 2], which"),
+        ({"ranking": [0, 2]}, "has the ranking [0, 2], which"),
+        ({"ranking": "abc"}, "has the ranking 'abc', which"),
         ({"ranks": [1, 2]}, "has 2 ranks for 3 completions"),
         ({"ranks": [1, "2", 3]}, "in 'ranks': use a list of finite numbers"),
         ({"scores": [1, 2, float("nan")]}, "in 'scores': use a list of finite numbers"),
-        ({"scores": [1, 2, 3], "ranks": [3, 2, 1]}, "says its order twice (ranks and scores)"),
+        ({"scores": [1, 2, 3], "ranks": [3, 2, 1]}, "has its order twice (ranks and scores)"),
         ({}, "has no order of its completions: use one of the columns ranking, ranks, scores"),
-        ({"completions": ["a"], "ranks": [1]}, "has one answer in 'completions'"),
+        ({"completions": ["a"], "ranks": [1]}, "has one completion in 'completions'"),
         ({"completions": ["a", [GOOD]], "ranks": [1, 2]}, "in 'completions': use a list of strings, or of lists"),
         ({"completions": [[GOOD], [BAD]], "ranks": [1, 2]}, "mixes strings and lists of messages"),
     ],

@@ -83,5 +83,5 @@ def test_a_name_or_a_template_that_cannot_be_is_refused(tmp_path, columns, said)
 
 @pytest.mark.parametrize("rows", [0, -1, True, 1.5])
 def test_a_number_of_rows_is_whole_and_above_nothing(tmp_path, rows):
-    with pytest.raises(AlignError, match=r"sft\.data\.rows=.*: use 1 or more"):
+    with pytest.raises(AlignError, match=r"sft\.data\.rows=.*: use a whole number from 1"):
         csv_of(tmp_path, CSV, rows=rows).check("sft")

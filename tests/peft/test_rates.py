@@ -95,7 +95,7 @@ def test_in_ppo_the_gradient_is_clipped_as_one(base):
 
 
 def test_in_trls_stages_it_is_pefts(base, tmp_path):
-    from align.stages.trl import loraplus
+    from align.stages.training import loraplus
 
     begun = start(
         base, key="sft", head="causal", peft=method("lora"), adapter="auto", out=tmp_path, dtype=torch.float32

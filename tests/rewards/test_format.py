@@ -7,7 +7,7 @@ from test_function_reward import STATE, rollout
 
 from align.errors import AlignError
 from align.rewards.format import FormatReward, JSONReward
-from align.stages.evaluate.answers import format_check
+from align.stages.evaluate.completions import format_check
 from align.types import Texts
 
 ANSWER = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}

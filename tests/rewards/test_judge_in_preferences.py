@@ -67,7 +67,7 @@ def test_the_pages_command_ranks_answers_and_a_judge_that_went_away_costs_none_o
     with serving(without_credit) as server:
         said = refused(capsys, command(base, server.url), ["'llm_judge'", "status 402, not 200: 'no credit left'"])
     resume = re.search(r"preferences\.resume=\S+", said.out)[0]
-    kept = rows(here / "runs" / "run" / "latest" / "preferences" / "answers.jsonl")[1:]
+    kept = rows(here / "runs" / "run" / "latest" / "preferences" / "completions.jsonl")[1:]
     assert kept and {len(one["extra"]["llm_judge"]) for one in kept} == {16}
     with serving(by_length) as server:  # at another address
         said = answer(capsys, command(base, server.url, resume))
@@ -79,7 +79,7 @@ def test_the_pages_command_ranks_answers_and_a_judge_that_went_away_costs_none_o
     ranked = rows(run / "preferences" / "rankings.jsonl")
     for row in ranked:
         assert row["scores"] == pytest.approx([len(text) % 6 / 5 for text in row["completions"]])
-    assert rows(run / "preferences" / "answers.jsonl")[1 : 1 + len(kept)] == kept
+    assert rows(run / "preferences" / "completions.jsonl")[1 : 1 + len(kept)] == kept
     assert 1 <= json.loads((run / "dpo" / "card.json").read_text())["rows"] <= len(ranked)
     told = [flat(line) for line in rows(run / "preferences" / "metrics.jsonl")]
     assert {line["unread"] for line in told if "unread" in line} == {0.0}
@@ -144,7 +144,7 @@ def test_a_real_server_of_vllm_judges_with_structured_outputs(here, base, vllm_s
     said = answer(capsys, command(base, vllm_server, f"{held} preferences.judge.temperature=1"))
     assert said.status == 0, said.err
     run = here / "runs" / "run" / "latest"
-    judged = rows(run / "preferences" / "answers.jsonl")[1:]
+    judged = rows(run / "preferences" / "completions.jsonl")[1:]
     words = [word for one in judged for word in one["extra"].get("llm_judge", []) if word is not None]
     assert len(words) == sum(sum(one["finished"]) for one in judged)
     assert set(words) <= set("012345") and len(set(words)) > 1

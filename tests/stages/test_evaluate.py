@@ -26,7 +26,7 @@ def test_a_judge_that_fails_is_named_with_the_prompt(make_ppo, rows, tokenizer):
 
 
 def test_a_judge_that_is_not_there_is_refused():
-    with pytest.raises(AlignError, match=r"evaluate.judge=nowhere.rule cannot be imported"):
+    with pytest.raises(AlignError, match=r"evaluate.judge=nowhere.rule: no module nowhere"):
         load_judge("nowhere.rule")
 
 

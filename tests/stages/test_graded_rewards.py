@@ -132,7 +132,7 @@ def test_rankings_and_ratings_as_pairs():
     [
         ("preferences", {"share": 1.5}, {}, "line 1 has 1.5 in 'share': use the share of people"),
         ("preferences", {"share": 0.5}, {}, "every share is 0.5"),
-        ("preferences", {"share": 0.7, "margin": 1}, {}, "says twice how clear its preference is"),
+        ("preferences", {"share": 0.7, "margin": 1}, {}, "has two columns for how clear its preference is"),
         ("preferences", {"margin": 1}, {"loss": "plackett_luce"}, "knows no margin"),
         ("preferences", {"margin": 1}, {"label_smoothing": 0.1}, "rm.label_smoothing=0.1 with a column margin"),
         ("preferences", {}, {"label_smoothing": 0.5}, "rm.label_smoothing=0.5 leaves no preference"),

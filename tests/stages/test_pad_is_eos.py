@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import SFTTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from align.data.encode import answer_ids, prompt_ids
+from align.data.encode import prompt_ids, whole_ids
 from align.data.source import Split
 from align.report.report import Report
 from align.roles.modules import ScoreModule
-from align.stages.rm.report import score_ids
+from align.stages.rm.quality import score_ids
 from align.stages.rm.spec import RMOptions
 from align.stages.rm.stage import RM
 from align.stages.sft import stage as sft_stage
@@ -127,7 +127,7 @@ def test_the_reward_model_scores_at_eos_where_the_trainer_does(model, tmp_path):
     scorer = AutoModelForSequenceClassification.from_pretrained(out).eval()
     assert scorer.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
 
-    chosen, rejected = (answer_ids(rows, side, tokenizer) for side in ("chosen", "rejected"))
+    chosen, rejected = (whole_ids(rows, side, tokenizer) for side in ("chosen", "rejected"))
     assert all(ids[-1] == tokenizer.eos_token_id for ids in chosen + rejected)
     ours_B = score_ids(ScoreModule(scorer), chosen + rejected, CPU)
     # What RewardTrainer trains on: its collator's batch, padded by its id, pooled by transformers' own head.

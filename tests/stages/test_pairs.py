@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from align.rewards.model import score_scale
-from align.stages.evaluate.stage import answers_table, results_table
-from align.stages.rm.report import compare, score_ids, swapped
+from align.stages.evaluate.stage import completions_table, results_table
+from align.stages.rm.quality import score_ids, score_pairs, swapped
 from align.types import Texts
 
 
@@ -22,9 +22,9 @@ def test_accuracy_counts_wins_and_half_of_ties(tokenizer):
         {"prompt": "a", "chosen": " red", "rejected": " red kite flies"},
         {"prompt": "a", "chosen": " red", "rejected": " red"},
     ]
-    result = compare(by_length, pairs, tokenizer, torch.device("cpu"))
-    assert result.accuracy == pytest.approx(0.5)
-    assert result.margin == pytest.approx(0.0)
+    judged = score_pairs(by_length, pairs, tokenizer, torch.device("cpu"))
+    assert judged.right_B.mean().item() == pytest.approx(0.5)
+    assert judged.margin_B.mean().item() == pytest.approx(0.0)
 
 
 def test_scores_come_back_in_the_order_of_the_rows():
@@ -66,5 +66,5 @@ def test_a_table_too_wide_for_a_terminal_has_a_row_a_figure():
 
 def test_answers_are_shown_for_prompts_from_all_over():
     prompts = [f"[q{i}]" for i in range(9)]
-    table = answers_table({"sft": Texts(prompts, [f" a{i}" for i in range(9)], [])}, 3)
+    table = completions_table({"sft": Texts(prompts, [f" a{i}" for i in range(9)], [])}, 3)
     assert list(table.columns[1].cells) == ["a0", "a3", "a6"]

@@ -79,7 +79,7 @@ def test_answers_are_ranked_and_learned_from(here, base):
 def test_an_answer_that_did_not_end_is_not_judged_and_what_that_costs_is_said(here, base, capsys):
     said = answer(capsys, " ".join(ask(base, judge="counts", rollout__max_new_tokens="10")))
     folder = here / "runs" / "ask" / "latest" / "preferences"
-    judged = rows(folder / "answers.jsonl")[1:]
+    judged = rows(folder / "completions.jsonl")[1:]
     ended = [end for row in judged for end in row["finished"]]
     assert len(sys.modules["judges"].asked) == sum(ended) < len(ended)
     for row in judged:
@@ -98,8 +98,8 @@ def test_an_answer_that_did_not_end_is_not_judged_and_what_that_costs_is_said(he
 def test_a_policy_that_never_ends_is_warned_of_on_the_way(here, base, capsys, monkeypatch):
     monkeypatch.setattr(preferences, "PROMPTS_AT_ONCE", 8)
     words = " ".join(ask(base, rollout__max_new_tokens="1", preferences__samples="2"))
-    said = refused(capsys, words, ["no prompt has two answers to rank", "use rollout.max_new_tokens=2, or more"])
-    assert "warning: none of 16 answers ended within rollout.max_new_tokens=1" in " ".join(said.out.split())
+    said = refused(capsys, words, ["no prompt has two completions to rank", "use rollout.max_new_tokens=2, or more"])
+    assert "warning: none of 16 completions ended within rollout.max_new_tokens=1" in " ".join(said.out.split())
 
 
 def test_the_same_answers_come_again(here, base):
@@ -117,18 +117,18 @@ def test_a_run_that_was_stopped_keeps_what_was_judged_and_goes_on_to_the_same_en
     with pytest.raises(KeyboardInterrupt):
         align.run(words)
     latest = here / "runs" / "ask" / "latest"
-    kept = rows(latest / "preferences" / "answers.jsonl")
+    kept = rows(latest / "preferences" / "completions.jsonl")
     said = " ".join(capsys.readouterr().out.split())
-    assert "stopped; 8 prompts' answers are judged and kept" in said and "preferences.resume=" in said
+    assert "stopped; completions of 8 prompts are judged and kept" in said and "preferences.resume=" in said
     assert len(kept) == 1 + 8 and all(len(row["completions"]) == 16 for row in kept[1:])
     (here / "tired").unlink()
-    with (latest / "preferences" / "answers.jsonl").open("a") as file:
+    with (latest / "preferences" / "completions.jsonl").open("a") as file:
         file.write('{"policy": "actor", "file"')  # as a killed process leaves it
     resume = "preferences.resume=runs/ask/latest/preferences"
     refused(capsys, " ".join([*words, resume, "preferences.samples=15"]), ["preferences.samples=16", "resume"])
     refused(capsys, " ".join([*words, resume, "preferences.judge.fn=judges.even"]), ["judge.fn=judges.tires", "resume"])
     for folder, why in (
-        ("runs", "there is no answers.jsonl in it\n  use the"),
+        ("runs", "there is no completions.jsonl in it\n  use the"),
         ("away", "there is no such folder\n"),
     ):
         answered = refused(capsys, " ".join([*words, f"preferences.resume={folder}"]), [f"/{folder}: {why}"])
@@ -166,7 +166,7 @@ def test_policies_answer_against_each_other_by_vllm(here, base, untied_base):
     ranked = rows(folder / "rankings.jsonl")
     assert {name for row in ranked for name in row["policies"]} == {"policy_1", "policy_2"}
     figures = json.loads((folder / "card.json").read_text())["policies"]
-    assert figures["policy_1"]["answers"] == figures["policy_2"]["answers"] == 10 * 18
+    assert figures["policy_1"]["completions"] == figures["policy_2"]["completions"] == 10 * 18
 
 
 def test_adapters_side_by_side_learn_from_answers_that_the_run_is_still_to_write(here, base):
@@ -228,7 +228,7 @@ def test_a_judge_without_an_opinion_ends_the_stage_with_a_word(here, base, capsy
     refused(
         capsys,
         " ".join(ask(base, judge="even", preferences__samples="64")),
-        ["no prompt has two answers to rank", "have answers scored alike", "another preferences.judge"],
+        ["no prompt has two completions to rank", "have completions scored alike", "another preferences.judge"],
     )
 
 
@@ -236,7 +236,7 @@ def test_the_tiny_experiment_takes_its_pairs_from_the_policy(here, base, capsys)
     words = f"experiment=tiny_sampled debug=default stages=[sft,preferences,rm] model={base} preferences.prompts=16"
     said = answer(capsys, f"{words} evaluate.judge=null rollout.max_new_tokens=8")
     assert said.status in (0, 1)  # a random model answers nothing that the rule scores apart
-    assert "no prompt has two answers" in said.err
+    assert "no prompt has two completions" in said.err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from align.data.source import Split
 from align.errors import AlignError
 from align.report.report import Report
 from align.rewards.model import ModelReward
-from align.stages.rm.report import Judged, agreement, calibration, judge, plot, report_of, said
+from align.stages.rm.quality import PairScores, agreement, calibration, plot, report_of, score_pairs
+from align.stages.rm.quality import lines as said
 from align.stages.rm.spec import RMOptions
 from align.stages.rm.stage import RM
 
@@ -22,7 +23,7 @@ CPU = torch.device("cpu")
 def judged(margin, chosen_length, rejected_length):
     margin_B = torch.tensor(margin)
     lengths = (torch.tensor(chosen_length), torch.tensor(rejected_length))
-    return Judged(margin_B, torch.zeros_like(margin_B), *lengths)
+    return PairScores(margin_B, torch.zeros_like(margin_B), *lengths)
 
 
 def test_calibration_by_hand():
@@ -87,14 +88,14 @@ def test_a_model_that_does_not_look_at_the_question_is_warned_of(right, warned):
     found = report_of(judged([1.0] * 100, [5] * 100, [5] * 100), swaps=swaps)
     assert (found["swap_accuracy"], found["swaps"]) == (right / 100, 100)
     assert bool(found["warnings"]) == warned
-    assert not warned or "blind to the question" in said(found)[-1]
+    assert not warned or "blind to the prompt" in said(found)[-1]
 
 
 def test_right_by_length_alone_is_warned_of_and_said():
     length = [5] * 90 + [3] * 10
     found = report_of(judged([1.0] * 90 + [-1.0] * 10, length, [4] * 100))
     assert found["warnings"] == [
-        "right by length alone: accuracy 1.000 where the chosen answer is longer, 0.000 where it is shorter"
+        "right by length alone: accuracy 1.000 where the chosen completion is longer, 0.000 where it is shorter"
     ]
     assert said(found)[-1].startswith("warning: right by length alone")
     found = report_of(judged([1.0] * 100, length, [4] * 100))
@@ -110,7 +111,7 @@ def test_agreement_with_a_judge_by_hand():
 
 def test_an_answer_is_as_long_as_its_tokens_without_the_prompt(tokenizer):
     pairs = [{"prompt": "a red kite flies", "chosen": " seven", "rejected": " seven old sailors"}]
-    found = judge(lambda ids_BN, mask_BN: mask_BN.sum(1).float(), pairs, tokenizer, CPU)
+    found = score_pairs(lambda ids_BN, mask_BN: mask_BN.sum(1).float(), pairs, tokenizer, CPU)
     ids = len(tokenizer(" seven old sailors")["input_ids"])
     assert found.rejected_length_B.item() == ids + 1  # and EOS
     assert found.margin_B.item() == (found.chosen_length_B - found.rejected_length_B).item() < 0
@@ -153,7 +154,7 @@ def test_scores_that_are_not_finite_are_warned_of(tokenizer, tmp_path):
     stage = RM(RMOptions(), None, None, 8, 0, CPU, torch.float32)
     with Report().stage("rm", tmp_path) as report:
         module = lambda ids_BN, mask_BN: torch.full((len(ids_BN),), math.nan)
-        found = stage.judge(module, Split([], pairs), pairs, tokenizer, tmp_path, report)
+        found = stage.assess(module, Split([], pairs), pairs, tokenizer, tmp_path, report)
     assert "not finite" in found["report"]["warnings"][0] and not (tmp_path / "report.png").exists()
 
 

@@ -13,7 +13,7 @@ from trl import DPOConfig, KTOConfig, RewardConfig, SFTConfig
 import align
 from align.errors import AlignError
 from align.stages.sft.learned_turns import check_template
-from align.stages.trl import REPORTED
+from align.stages.training import REPORTED
 
 BASE = "stages=[sft] data@sft.data=prompt_completion sft.data.path=demos.jsonl sft.batch_size=4 sft.learning_rate=1e-2"
 

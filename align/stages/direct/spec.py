@@ -22,9 +22,9 @@ class DirectOptions:
     epochs: float = number(1.0, above=0)
     """Passes over the data."""
     batch_size: int = number(16, low=1)
-    """Rows an optimizer step: pairs of dpo, answers of kto."""
+    """Rows an optimizer step: pairs of dpo, completions of kto."""
     max_length: int = number(1024, low=2)
-    """Tokens of prompt and answer; longer rows are left out, and counted."""
+    """Tokens of prompt and completion; longer rows are left out, and counted."""
     args: Settings = open_settings()
     """Any other argument of trl.DPOConfig or trl.KTOConfig, such as kto.args.undesirable_weight."""
 
@@ -37,7 +37,7 @@ class DPOOptions(DirectOptions):
 
 @section("kto")
 class KTOOptions(DirectOptions):
-    """On answers marked good or bad (data@kto.data=unpaired), or on pairs, each side on its own."""
+    """Options of kto: completions marked good or bad (data@kto.data=unpaired), or on pairs, each side on its own."""
 
     batch_size: int = number(16, low=2)
     """Rows an optimizer step; KTO compares rows of one batch."""

@@ -27,7 +27,6 @@ from align.data.files import located, unwritten
 from align.data.formats import check_preferring
 from align.data.source import Source
 from align.engine.linear import CpuLinear
-from align.errors import AlignError
 from align.peft.folder import save_model
 from align.peft.prompts import prompted
 from align.peft.rates import check_loraplus, rate
@@ -38,24 +37,13 @@ from align.report.report import StageReport
 from align.rewards.model import check_same_tokenizer
 from align.roles.folder import CAUSAL, inspect
 from align.roles.loading import load_frozen
-from align.roles.start import check_adapter, start
+from align.roles.start import start
 from align.roles.tokenizer import load_tokenizer
+from align.stages import training
 from align.stages.direct.spec import DPOOptions, KTOOptions
-from align.stages.trl import (
-    arguments,
-    check_arguments,
-    check_held_out,
-    check_metric,
-    dataset,
-    dtypes_kept,
-    loraplus,
-    steps_of,
-    tell_tasks,
-    train,
-)
 
 OURS = {"beta": "beta", "loss_type": "loss"}
-"""TRL's arguments that both stages have by a name of their own."""
+"""TRL's arguments, by the names that they have here."""
 
 
 @dataclass(frozen=True)
@@ -91,23 +79,19 @@ class Direct:
 
     def check(self, inputs: dict[str, str]) -> None:
         name = self.method.name
-        for argument, ours in OURS.items():
-            if argument in self.options.args:
-                raise AlignError(f"{name}.args.{argument} is set by {name}.{ours}: use that instead")
-        check_arguments(self.method.arguments, self.options.args.plain(), name)
+        training.check_arguments(self.method.arguments, self.options.args.plain(), name, OURS)
         check_loraplus(self.actor.loraplus_lr_ratio, self.peft, "actor")
         args = self._arguments(Path("unused"))
-        check_metric(args, name)
+        training.check_metric(args, name)
         self.data.check(name)
         if not unwritten(self.data):
             split = self.data.load(name, self.seed)
             check_preferring(split.train, name)
-            check_held_out(args, split.eval, name)
+            training.check_held_out(args, split.eval, name)
         if "reference" in inputs:
             inspect(inputs["reference"], "reference.path", CAUSAL)
         if "actor" in inputs:
-            folder = inspect(inputs["actor"], "actor.path", CAUSAL)
-            check_adapter(folder, "actor", self.peft, self.actor.adapter)
+            training.check_start(inputs["actor"], "actor", self.peft, self.actor.adapter)
             self._tokenizer(inputs)
 
     def _tokenizer(self, inputs: dict[str, str]) -> PreTrainedTokenizerBase:
@@ -122,28 +106,27 @@ class Direct:
         tokenizer = self._tokenizer(inputs)
         split = located(self.data, inputs).load(name, self.seed)
         rows, left_out = self._fitting(split.train, tokenizer)
-        for why, count in left_out.items():
-            if count:
-                report.say(f"{count} rows left out: {why.replace('_', ' ')}")
-        tell_tasks(rows, report)
+        training.tell_left_out(left_out, f"{name}.max_length={self.options.max_length}", report)
+        training.tell_tasks(rows, report)
         held_out = self._fitting(split.eval, tokenizer, held_out=True)[0] if split.eval else []
         args = self._arguments(out)
-        check_held_out(args, held_out, name)
+        training.check_held_out(args, held_out, name)
         torch.manual_seed(self.seed)
+        method = planned(self.peft, training.steps_of(args, len(rows)), "actor")
         begun = start(
-            path, key="actor", head=CAUSAL, peft=planned(self.peft, steps_of(args, len(rows)), "actor"),
-            adapter=self.actor.adapter, out=out, dtype=self.dtype, kinds=(CAUSAL,),
+            path, key="actor", head=CAUSAL, peft=method, adapter=self.actor.adapter, out=out, dtype=self.dtype,
+            kinds=(CAUSAL,),
         )  # fmt: skip
         reference = self._reference(inputs, begun.model)
         self.linear.apply(begun.model, report.say)
         report.say(f"{begun.said}; {len(rows)} rows, {len(held_out)} held out")
-        with dtypes_kept(begun.model):
+        with training.dtypes_kept(begun.model):
             trainer = self.method.trainer(
-                begun.model, reference, args, train_dataset=dataset(rows),
-                eval_dataset=dataset(held_out) if held_out else None, processing_class=tokenizer,
-                optimizers=(loraplus(begun.model, args, self.actor.loraplus_lr_ratio), None),
+                begun.model, reference, args, train_dataset=training.dataset(rows),
+                eval_dataset=training.dataset(held_out) if held_out else None, processing_class=tokenizer,
+                optimizers=(training.loraplus(begun.model, args, self.actor.loraplus_lr_ratio), None),
             )  # fmt: skip
-        train(trainer, report)
+        training.train(trainer, report)
         facts = self._judge(trainer, report) if held_out else {}
         save_model(begun.model, out)
         tokenizer.save_pretrained(out)
@@ -174,10 +157,11 @@ class Direct:
         return facts
 
     def _arguments(self, out: Path) -> DPOConfig | KTOConfig:
-        own = {"beta": self.options.beta, "loss_type": self.options.loss}
+        own = {argument: getattr(self.options, ours) for argument, ours in OURS.items()}
         options = replace(self.options, args={**self.options.args, **own})
-        bf16 = self.dtype == torch.bfloat16
-        return arguments(self.method.arguments, self.method.name, options, out, self.seed, self.device, bf16)
+        return training.arguments(
+            self.method.arguments, self.method.name, options, out, self.seed, self.device, self.dtype
+        )
 
 
 METHODS = {method.name: method for method in (DPO_METHOD, KTO_METHOD)}

@@ -25,19 +25,19 @@ class EvaluateOptions:
     batch_size: int = number(128, low=1, rare=True)
     """Completions generated at a time."""
     show: int = number(3, low=0)
-    """Prompts printed with the answers before and after."""
+    """Prompts printed with the completions before and after."""
     shots: int | tuple[int, ...] = number((), low=0, listed=True, rare=True)
-    """[0,4]: the model that fine-tuning started from answers sft.data's held-out rows after so many examples, the
+    """[0,4]: the model that fine-tuning started from completes sft.data's held-out prompts after so many examples, the
     trained ones after none."""
     metrics: str | tuple[str, ...] = choice(("exact_match", "f1"), *METRICS, listed=True, rare=True)
-    """Of these answers: exact_match (letter for letter), f1 (of words, SQuAD's), accuracy (the likeliest label), format
-    (pattern, schema)."""
+    """Of these completions: exact_match (letter for letter), f1 (of words, SQuAD's), accuracy (the likeliest label),
+    format (pattern, schema)."""
     pattern: str | None = value(None, rare=True)
-    """A regular expression that a well-formed answer matches as a whole."""
+    """A regular expression that a well-formed completion matches as a whole."""
     schema: str | None = value(None, rare=True)
-    """A JSON schema's file, by which a well-formed answer is JSON."""
+    """A JSON schema's file, by which a well-formed completion is JSON."""
     general: Plug | None = None
-    """Text whose loss tells what was forgotten, all of a file: data@evaluate.general=text evaluate.general.path=F."""
+    """Text whose loss shows what was forgotten, all of a file: data@evaluate.general=text evaluate.general.path=F."""
     diversity: bool = value(False, rare=True)
     """distinct-n, self-BLEU and entropy of the completions."""
 
@@ -87,21 +87,16 @@ def _reward_model(stage: StagePlan, before: tuple[Made, ...]) -> list[Need]:
     found = []
     if trained:
         found.append(Need("rm", REWARD_MODEL, "reward.path", source=trained[-1]))
-        if is_sampled(sections_data(stage, "rm")):
+        rm = stage.sections.options_of("rm")
+        if is_sampled(None if rm is None else rm.data):
             found.append(Need("samples", SAMPLES, "rm.data.path", model=False, optional=True))
     elif named:
         found.append(Need("rm", REWARD_MODEL, "reward.path", named[0]))
     return found
 
 
-def sections_data(stage: StagePlan, name: str) -> Plug | None:
-    """The data of another stage."""
-    options = stage.sections.options_of(name)
-    return None if options is None else options.data
-
-
 def reads(own: Mapping[str, Any], kinds: Collection[str]) -> tuple[str, ...]:
-    """The prompts of ppo; the demonstrations of sft where questions are set, and what stages of the run trained on."""
+    """The prompts of ppo; demonstrations of sft for `shots` or where the run has `sft`; pairs of rm."""
     demonstrations = ("sft",) if own.get("shots") or "sft" in kinds else ()
     pairs = ("rm",) if "rm" in kinds else ()
     return ("actor", "reference", "reward", "rollout", "ppo", *demonstrations, *pairs)

@@ -11,7 +11,6 @@ what they wrote.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -31,31 +30,22 @@ from align.data.formats import as_pairs
 from align.data.source import Source, Split
 from align.engine.linear import CpuLinear
 from align.errors import AlignError
+from align.imports import resolve
 from align.plan.plan import StagePlan
 from align.plan.rewards import MODEL, takes_this_runs_model
 from align.plan.runtime import Runtime
-from align.ppo.rollouts import Row, row_of, texts_of, write
+from align.ppo.rollouts import Row, row_of, texts_of
 from align.report.report import StageReport
 from align.roles.alone import load_policy
 from align.roles.folder import CAUSAL, SCORE, inspect
 from align.roles.loading import load_frozen
 from align.roles.modules import ScoreModule, by_length, score_rollout
 from align.roles.policy import TrainedPolicy
-from align.roles.tokenizer import load_tokenizer, stop_ids
-from align.rollout.hf import HFRollout
-from align.stages.evaluate.answers import (
-    Questions,
-    answer_figures,
-    as_questions,
-    check_answers,
-    diversity,
-    general_texts,
-    labels_of,
-    text_loss,
-)
+from align.roles.tokenizer import load_tokenizer
+from align.stages.evaluate import completions
 from align.stages.evaluate.spec import EvaluateOptions
-from align.stages.rm.report import compare, swapped
-from align.types import Reward, RewardState, Rollout, Sampling, Texts
+from align.stages.rm.quality import sampled, score_pairs, swapped
+from align.types import Reward, RewardState, Rollout, Texts
 
 NO_POLICY = ("rm", "samples")
 """Inputs that are no policy."""
@@ -67,7 +57,7 @@ class Evaluate:
     data: Source | None
     """Prompts to complete; None where no policy is to write completions."""
     demonstrations: Source | None
-    """Questions with reference answers."""
+    """Prompts with reference completions."""
     general: Source | None
     """Text whose loss is taken."""
     pairs: Source | None
@@ -91,12 +81,11 @@ class Evaluate:
                 source.check(purpose)
         self._general()
         load_judge(self.options.judge)
-        check_answers(self.options)
-        if self.demonstrations is not None:
-            questions = self._questions()
-            questions.asked(max(self.options.shots), self.seed)
-            if "accuracy" in questions.metrics:
-                labels_of(questions)
+        completions.check_metrics(self.options)
+        if rows := self._demonstrations():
+            rows.prompts(max(self.options.shots), self.seed)
+            if "accuracy" in rows.metrics:
+                completions.labels_of(rows)
         for name in policies_of(inputs):
             inspect(inputs[name], "actor.path", CAUSAL)
         if self.data is not None:
@@ -108,26 +97,28 @@ class Evaluate:
         rows = self._rows([inputs[name] for name in names], tokenizer) if self.data else []
         model = self._reward_model(inputs) if self.data else None
         reward = self.make_reward(inputs, out, report, tokenizer) if rows else None
-        questions, general = self._questions(), self._general()
+        references, general = self._demonstrations(), self._general()
         results: dict[str, dict[str, float]] = {}
         texts: dict[str, Texts] = {}
         reference: TrainedPolicy | None = None
+        generation = self.max_new_tokens, self.options.batch_size, self.seed
         for name in names:
-            policy = self._policy(inputs[name])
+            policy = load_policy(inputs[name], "actor.path", self.device, self.linear)
             results[name] = {}
             if rows:
-                rollout = self._write(policy, rows, tokenizer, inputs[name])
+                rollout = sampled(policy, inputs[name], rows, tokenizer, *generation, "evaluate")
                 texts[name] = texts_of(rollout, tokenizer)
                 write_completions(out / COMPLETIONS, name, texts[name], rollout.finished_B.tolist())
                 results[name] = self._judge(rollout, texts[name], reward, model)
                 if reference is not None:
                     results[name]["kl"] = kl(policy, reference, rollout)
             if general:
-                results[name]["general_loss"] = text_loss(policy, general, tokenizer, self.options.batch_size)
-            asked = self.options.shots if name == names[0] else [0]
-            for shots in asked if questions else []:
-                told = results.setdefault(f"{name}, {shots} shots" if shots else name, {})
-                told |= self._answer(policy, questions, shots, tokenizer, inputs[name])
+                loss = completions.text_loss(policy, general, tokenizer, self.options.batch_size)
+                results[name]["general_loss"] = loss
+            several = self.options.shots if name == names[0] else [0]
+            for shots in several if references else []:
+                figures = results.setdefault(f"{name}, {shots} shots" if shots else name, {})
+                figures |= completions.figures_of(policy, inputs[name], references, shots, tokenizer, *generation)
             if name == "sft":
                 reference = policy
         for name, figures in results.items():
@@ -141,7 +132,7 @@ class Evaluate:
 
     def _tell(self, report: StageReport, results: dict, texts: dict[str, Texts], facts: dict[str, Any]) -> None:
         title = f"{self.options.samples} completions a policy, held-out prompts; KL to sft in nats a completion"
-        report.print(results_table(results, title if texts else "held-out questions"))
+        report.print(results_table(results, title if texts else "held-out demonstrations"))
         if "reward_accuracy" in facts:
             swap = facts["swap_accuracy"]
             report.say(
@@ -149,10 +140,10 @@ class Evaluate:
                 + ("" if swap is None else f", swap test {swap:.3f}")
             )
         if self.options.show and texts:
-            report.print(answers_table(texts, self.options.show))
+            report.print(completions_table(texts, self.options.show))
 
-    def _questions(self) -> Questions | None:
-        """The held-out demonstrations, where answers to them are asked for."""
+    def _demonstrations(self) -> completions.Demonstrations | None:
+        """The held-out demonstrations; None where `evaluate.shots` is empty."""
         if self.demonstrations is None:
             return None
         split = self.demonstrations.load("sft", self.seed)
@@ -161,26 +152,16 @@ class Evaluate:
             raise AlignError(
                 "evaluate.shots: sft.data has no held-out rows\n  use sft.data.eval_share=0.05, or evaluate.shots=[]"
             )
-        rows, examples = as_questions(rows), as_questions(split.train)
+        rows, examples = completions.demonstrations(rows), completions.demonstrations(split.train)
         options = self.options
-        return Questions(rows, examples, list(options.metrics), options.pattern, options.schema)
+        return completions.Demonstrations(rows, examples, list(options.metrics), options.pattern, options.schema)
 
     def _general(self) -> list[str]:
-        if self.general is None:
-            return []
-        return general_texts(self.general, self.seed, self._part)
+        return [] if self.general is None else completions.general_texts(self.general, self.seed, self._part)
 
     def _part(self, split: Split) -> list[dict]:
         """The held-out rows that decide."""
         return (split.test if self.options.split == "test" else split.eval) or split.eval
-
-    def _answer(
-        self, policy: TrainedPolicy, questions: Questions, shots: int, tokenizer: PreTrainedTokenizerBase, path: str
-    ) -> dict[str, float]:
-        return answer_figures(
-            policy, questions, shots, tokenizer, stop_ids(path, tokenizer), self.max_new_tokens,
-            self.options.batch_size, self.seed,
-        )  # fmt: skip
 
     def _rows(self, policies: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
         """Held-out prompts, round and round until there are `samples` of them."""
@@ -191,21 +172,12 @@ class Evaluate:
         fitting = [row_of(number, row, ids) for number, row, ids in fitting]
         return [fitting[i % len(fitting)] for i in range(self.options.samples)]
 
-    def _policy(self, path: str) -> TrainedPolicy:
-        return load_policy(path, "actor.path", self.device, self.linear)
-
     def _reward_model(self, inputs: dict[str, str]) -> ScoreModule | None:
         if "rm" not in inputs:
             return None
         model = load_frozen(inspect(inputs["rm"], "reward.path", SCORE))
         self.linear.apply(model)
         return ScoreModule(model).to(self.device)
-
-    def _write(self, policy: TrainedPolicy, rows: list[Row], tokenizer: PreTrainedTokenizerBase, path: str) -> Rollout:
-        engine = HFRollout(tokenizer.pad_token_id, self.options.batch_size)
-        engine.attach(policy)
-        sampling = Sampling(1.0, self.max_new_tokens, stop_ids(path, tokenizer))
-        return write(engine, rows, sampling, seed=self.seed, purpose="evaluate").to(self.device)
 
     def _judge(
         self, rollout: Rollout, texts: Texts, reward: Reward | None, model: ScoreModule | None
@@ -215,17 +187,17 @@ class Evaluate:
             "finished": float(rollout.finished_B.float().mean()),
         }
         if self.options.diversity:
-            figures |= diversity(rollout, [text_of(one) for one in texts.completions])
+            figures |= completions.diversity(rollout, [text_of(one) for one in texts.completions])
         if reward is not None:
             figures["score"] = float(reward(rollout, texts, RewardState(self.ppo_steps)).score_B.nanmean())
         if model is not None:
             figures["reward"] = float(score_rollout(model, rollout).mean())
-        if judge := load_judge(self.options.judge):
-            figures |= {f"true_{part}": mean for part, mean in self._true(judge, rollout, texts).items()}
+        if rule := load_judge(self.options.judge):
+            figures |= {f"true_{part}": mean for part, mean in self._true(rule, rollout, texts).items()}
         return figures
 
     def _true(self, judge: Callable, rollout: Rollout, texts: Texts) -> dict[str, float]:
-        """Means of what the judge says of each completion, by part."""
+        """Means of the judge's parts over all completions."""
         parts = []
         for prompt, completion, finished in zip(
             texts.prompts, texts.completions, rollout.finished_B.tolist(), strict=True
@@ -247,14 +219,15 @@ class Evaluate:
             return {}
         pairs, _ = fitting_pairs(held_out, tokenizer, self.max_pair_tokens, "rm")
         swaps = (split.test_swaps if test else split.eval_swaps) or swapped(pairs)
-        return {
-            "reward_accuracy": compare(model, pairs, tokenizer, self.device).accuracy,
-            "swap_accuracy": compare(model, swaps, tokenizer, self.device).accuracy if swaps else None,
-        }
+        accuracy, swap = (
+            float(score_pairs(model, some, tokenizer, self.device).right_B.mean()) if some else None
+            for some in (pairs, swaps)
+        )
+        return {"reward_accuracy": accuracy, "swap_accuracy": swap}
 
 
 def build(stage: StagePlan, runtime: Runtime) -> Evaluate:
-    """The stage with what the run has: prompts of ppo, demonstrations of sft and pairs of rm."""
+    """The stage with the run's prompts of ppo, demonstrations of sft and pairs of rm."""
     options, sections = stage.options, stage.sections
     sft, rm, ppo = (sections.options_of(name) for name in ("sft", "rm", "ppo"))
     shots = options.shots if isinstance(options.shots, tuple) else (options.shots,)
@@ -279,8 +252,8 @@ def build(stage: StagePlan, runtime: Runtime) -> Evaluate:
 
 
 def _own_reward(stage: StagePlan, runtime: Runtime) -> Callable[..., Any]:
-    """make(inputs, …) -> the run's reward; None where it is one reward model, whose raw score is told anyway, and where
-    it takes this run's reward model and there is none."""
+    """make(inputs, …) -> the run's reward; None where it is one reward model, whose raw score is there anyway, and
+    where it takes this run's reward model and there is none."""
     reward = stage.sections.reward
     make = runtime.reward_maker(reward, stage)
 
@@ -311,11 +284,10 @@ def load_judge(name: str | None) -> Callable[[object, object, bool], dict[str, f
     """The function `module.name(prompt, completion, finished) -> {"score": …, part: …}`."""
     if name is None:
         return None
-    module, _, function = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise AlignError(f"evaluate.judge={name} cannot be imported: {error}\n  use module.function") from error
+        return resolve(name)
+    except ValueError as error:
+        raise AlignError(f"evaluate.judge={str(error).removeprefix('fn=')}") from error
 
 
 COMPLETIONS = "completions.jsonl"
@@ -336,7 +308,7 @@ def results_table(results: dict[str, dict[str, float]], title: str | None = None
     others = [name for name in names if name not in judged and name not in UNJUDGED]
     figures = [*judged, *(name for name in UNJUDGED if name in names), *others]
     titles = [TITLES.get(name, name.removeprefix("true_").replace("_", " ")) for name in figures]
-    cells = [[f"{told[name]:.2f}" if name in told else "" for name in figures] for told in results.values()]
+    cells = [[f"{row[name]:.2f}" if name in row else "" for name in figures] for row in results.values()]
     heads, lines, corner = titles, dict(zip(results, cells, strict=True)), "policy"
     if max(map(len, results), default=0) + sum(len(title) + 1 for title in titles) > WIDEST:
         heads, corner = list(results), ""
@@ -347,19 +319,19 @@ def results_table(results: dict[str, dict[str, float]], title: str | None = None
     return table
 
 
-def answers_table(texts: dict[str, Texts], show: int) -> Table:
-    """Prompts from all over the held-out ones, with what each policy answered."""
+def completions_table(texts: dict[str, Texts], show: int) -> Table:
+    """Prompts from all over the held-out ones, with each policy's completion."""
     first = next(iter(texts.values()))
     table = Table("prompt", *texts, show_lines=True)
     distinct = sorted({str(prompt): i for i, prompt in reversed(list(enumerate(first.prompts)))}.values())
     for i in distinct[:: max(len(distinct) // show, 1)][:show]:
-        answers = [str(text.completions[i]).strip() for text in texts.values()]
-        table.add_row(escape(str(first.prompts[i])), *map(escape, answers))
+        cells = [str(text.completions[i]).strip() for text in texts.values()]
+        table.add_row(escape(str(first.prompts[i])), *map(escape, cells))
     return table
 
 
 def write_completions(file: Path, policy: str, texts: Texts, finished: list[bool]) -> None:
-    """Adds a policy's completions to a file, a line each: policy, prompt, completion, finished (ended by itself)."""
+    """Add a policy's completions to a file, a line each: policy, prompt, completion, finished (ended by itself)."""
     with file.open("a", encoding="utf-8") as stream:
         for prompt, completion, ended in zip(texts.prompts, texts.completions, finished, strict=True):
             line = {"policy": policy, "prompt": prompt, "completion": completion, "finished": ended}

@@ -57,25 +57,22 @@ class PPOStage:
         watch = self.make_watch(inputs, out, report, tokenizer) if self.make_watch else None
         report.write_card(inputs=inputs, rollout_engine=ppo.engine.name, prompts=len(rows))
         try:
-            examiner = self._examiner(ppo, held_out, watch, out, report)
+            watched = spread(held_out, self.options.eval_prompts) if self.options.eval_every else []
+            examiner = Examiner(watched, self.seed, Best(out / "best"), watch)
             self._loop(ppo, rows, examiner, out, report)
         finally:
             ppo.engine.close()
         examiner.leave(ppo, out, report)
 
     def _tell_held_out(self, held_out: int, trained_on: int, report: StageReport) -> None:
-        """Says where held-out prompts are fewer than is asked for; raises AlignError where a watch has too few."""
-        asked = self.options.eval_prompts
+        """A line where held-out prompts are fewer than wanted. Raises AlignError where a watch has too few."""
+        wanted = self.options.eval_prompts
         if self.options.eval_every and not held_out:
             report.say("ppo.eval_every: no held-out prompts (ppo.data.eval_share=0), nothing is evaluated")
-        elif self.options.eval_every and held_out < asked:
-            report.say(f"ppo.eval_prompts={asked}: {held_out} prompts are held out, and all are taken")
-        if self.make_watch and (warning := check_watched(held_out, trained_on + held_out, asked)):
+        elif self.options.eval_every and held_out < wanted:
+            report.say(f"ppo.eval_prompts={wanted}: {held_out} prompts are held out, and all are taken")
+        if self.make_watch and (warning := check_watched(held_out, trained_on + held_out, wanted)):
             report.say(warning)
-
-    def _examiner(self, ppo: PPO, held_out: list[Row], watch: Watch | None, out: Path, report: StageReport) -> Examiner:
-        watched = spread(held_out, self.options.eval_prompts) if self.options.eval_every else []
-        return Examiner(watched, self.seed, Best(out / "best"), watch)
 
     def _loop(self, ppo: PPO, rows: list[Row], examiner: Examiner, out: Path, report: StageReport) -> None:
         options = self.options

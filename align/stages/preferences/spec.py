@@ -14,20 +14,20 @@ class PreferencesOptions:
     data: Plug | None = None
     """Source of the prompts: data@preferences.data=prompts."""
     judge: Plug | None = None
-    """The reward that ranks the answers: reward@preferences.judge=fn preferences.judge.fn=my_rewards.brevity; with
+    """The reward that ranks the completions: reward@preferences.judge=fn preferences.judge.fn=my_rewards.brevity; with
     model, this run's reward model unless a path is given."""
     policies: str | tuple[str, ...] = "auto"
     """Policies that write the completions: a folder or a list of folders, against each other; auto: this run's newest
     policy, else `model`."""
     samples: int = number(4, low=1)
-    """Answers of each policy to a prompt, at rollout.temperature, up to rollout.max_new_tokens."""
+    """Completions of each policy for a prompt, at rollout.temperature, up to rollout.max_new_tokens."""
     prompts: int | None = number(None, low=1)
     """The most prompts, from all over the data; unset: all."""
     max_prompt_tokens: int | str = number("auto", low=1, words=("auto",))
     """As `ppo.max_prompt_tokens`."""
     resume: str | None = None
-    """The folder of this stage in a run that was stopped, such as runs/NAME/latest/preferences: what was judged
-    there is taken over."""
+    """The folder of this stage in a run that was stopped, such as runs/NAME/latest/preferences: the completions
+    that were judged there are taken over."""
 
 
 def needs(stage: StagePlan, before: tuple[Made, ...]) -> tuple[Need, ...]:

@@ -1,15 +1,15 @@
-r"""Stage `preferences`: a policy's own answers to each prompt, ranked by a judge, for rm, dpo, kto and best_of.
+r"""Stage `preferences`: completions of policies for each prompt, ranked by a judge, for rm, dpo, kto and best_of.
 
     align stages=[preferences,dpo] model=FOLDER data@preferences.data=prompts preferences.data.path=prompts.jsonl \
         reward@preferences.judge=fn preferences.judge.fn=my_rewards.brevity data@dpo.data=sampled
 
-Each policy writes `samples` answers to a prompt, by the run's rollout engine at `rollout.temperature`; the judge is any
-reward. rankings.jsonl has the training prompts' answers with their scores, held_out.jsonl those of held-out prompts. An
-answer that did not end by itself is neither judged nor written, since a file of texts cannot say so; one that comes
-twice is written once.
+Each policy writes `samples` completions of a prompt, by the run's rollout engine at `rollout.temperature`; the judge is
+any reward. rankings.jsonl has the training prompts' completions with their scores, held_out.jsonl those of held-out
+prompts. A completion without a stop token at its end is in neither, since a file of texts cannot show that; one that
+comes twice is there once.
 
-answers.jsonl has all answers, as they are judged. After a stop, by Ctrl-C or a judge that went away, the same command
-goes on from there with preferences.resume=runs/NAME/latest/preferences, and makes what one run would have made.
+completions.jsonl has all completions, as they are judged. After a stop, by Ctrl-C or a judge that went away, the same
+command with preferences.resume=runs/NAME/latest/preferences continues there; its files are those of one whole run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -50,9 +50,9 @@ from align.types import Reward, RewardState, Rollout, RolloutEngine, Sampling, T
 PROMPTS_AT_ONCE = 64
 """Prompts that an engine is handed together."""
 JUDGED_AT_ONCE = 8
-"""Prompts whose answers are judged, and then on disk, together."""
+"""Prompts whose completions are judged, and then on disk, together."""
 MANY = 0.1
-"""Prompts left out, a ranked one, from which on it is said what to write."""
+"""Prompts left out, a ranked one, above which a remedy is named."""
 
 
 @dataclass
@@ -62,13 +62,13 @@ class Preferences:
     seed: int
     device: torch.device
     sampling: tuple[float, int]
-    """Temperature, and the most tokens of an answer."""
+    """Temperature, and the most tokens of a completion."""
     judge: Callable[[], dict[str, Any]]
     """Facts that the judge's scores depend on, by key; after `check_judge`."""
     check_judge: Callable[[], None]
     make_judge: Callable[[dict[str, str], Path, StageReport, PreTrainedTokenizerBase], Reward]
     make_engine: Callable[[str, PreTrainedTokenizerBase, int, StageReport], RolloutEngine]
-    """The rollout engine of the policy in a folder; for that many tokens of prompt and answer."""
+    """The rollout engine of the policy in a folder; for that many tokens of prompt and completion."""
     longest_prompt: Callable[[list[str]], int]
     """The most tokens of a prompt that the policies in these folders take."""
 
@@ -88,9 +88,9 @@ class Preferences:
             check_same_tokenizer(tokenizer, first, "preferences.policies")
         self.longest_prompt(list(policies(inputs).values()))
         if self.options.samples * max(len(policies(inputs)), 1) < 2:
-            raise AlignError("preferences.samples=1: one answer has nothing to be ranked against\n  use 2 or more")
+            raise AlignError("preferences.samples=1: one completion has nothing to be ranked against\n  use 2 or more")
         if self.options.resume is not None:
-            self._earlier(self._made_from(inputs))
+            read(self.options.resume, self._made_from(inputs))
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         paths = policies(inputs)
@@ -100,9 +100,9 @@ class Preferences:
         parts = {RANKINGS: self._rows(split.train, tokenizer, longest, report)}
         parts[HELD_OUT] = self._rows(split.eval, tokenizer, longest, report) if split.eval else []
         made_from = self._made_from(inputs)
-        earlier = self._earlier(made_from)
+        earlier = {} if self.options.resume is None else read(self.options.resume, made_from)
         judge = self.make_judge(inputs, out, report, tokenizer)
-        with AnswersFile(out / ANSWERS, made_from) as file, kept(file, report):
+        with opened(out / COMPLETIONS, made_from, report) as file:
             for name, path in paths.items():
                 wanted = {key_of(name, part, row): (part, row) for part, rows in parts.items() for row in rows}
                 file.add([earlier[key] for key in wanted if key in earlier])
@@ -110,16 +110,17 @@ class Preferences:
                 if todo:
                     engine = self.make_engine(path, tokenizer, longest + self.sampling[1], report)
                     try:
-                        self._answer(name, path, todo, file, engine, judge, tokenizer, report)
+                        self._sample(name, path, todo, file, engine, judge, tokenizer, report)
                     finally:
                         engine.close()
         facts = {part: written(out / part, part, rows, list(paths), file.found) for part, rows in parts.items() if rows}
-        told = facts[RANKINGS]
-        if not told["prompts"]:
-            raise AlignError(f"preferences: no prompt has two answers to rank; {self._why(told)}")
-        report.say(f"{told['prompts']} prompts ranked, {told['answers'] / told['prompts']:.1f} answers each")
-        if left_out := sum(told["left_out"].values()):
-            report.say(f"{left_out} of {told['prompts'] + left_out} prompts left out: {self._why(told)}")
+        ranked, why = facts[RANKINGS], self._why(facts[RANKINGS])
+        if not ranked["prompts"]:
+            raise AlignError(f"preferences: no prompt has two completions to rank; {why}")
+        each = ranked["completions"] / ranked["prompts"]
+        report.say(f"{ranked['prompts']} prompts ranked, {each:.1f} completions each")
+        if left_out := sum(ranked["left_out"].values()):
+            report.say(f"{left_out} of {ranked['prompts'] + left_out} prompts left out: {why}")
         by_policy = {name: figures(counts(file.of(name))) for name in paths}
         report.write_card(inputs=inputs, policies=by_policy, **{Path(part).stem: one for part, one in facts.items()})
 
@@ -132,21 +133,17 @@ class Preferences:
             **{f"weights of {name}": fingerprint(path) or path for name, path in inputs.items()},
         }  # fmt: skip
 
-    def _why(self, told: dict[str, Any]) -> str:
+    def _why(self, ranked: dict[str, Any]) -> str:
         """Reasons why prompts were left out, and what to use for the most frequent reason where they are many."""
         reasons = {
             "cut": ("have fewer than two that ended", f"rollout.max_new_tokens={2 * self.sampling[1]}, or more"),
             "unscored": ("have fewer than two with a score", "another preferences.judge"),
-            "alike": ("have answers scored alike", "more preferences.samples, or another preferences.judge"),
+            "alike": ("have completions scored alike", "more preferences.samples, or another preferences.judge"),
         }
-        found = {name: count for name, count in told["left_out"].items() if count}
-        said = ", ".join(f"{count} {reasons[name][0]}" for name, count in found.items())
-        few = sum(found.values()) < MANY * told["prompts"]
-        return said if few else f"{said}\n  use {reasons[max(found, key=found.__getitem__)][1]}"
-
-    def _earlier(self, made_from: dict[str, Any]) -> dict[Key, Judged]:
-        """Judged answers of a run that was stopped; none where this one does not go on from there."""
-        return {} if self.options.resume is None else read(self.options.resume, made_from)
+        found = {name: count for name, count in ranked["left_out"].items() if count}
+        words = ", ".join(f"{count} {reasons[name][0]}" for name, count in found.items())
+        few = sum(found.values()) < MANY * ranked["prompts"]
+        return words if few else f"{words}\n  use {reasons[max(found, key=found.__getitem__)][1]}"
 
     def _rows(
         self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, longest: int, report: StageReport
@@ -157,11 +154,11 @@ class Preferences:
         found = [row_of(number, row, ids) for number, row, ids in fitting]
         return spread(found, self.options.prompts or len(found))
 
-    def _answer(
-        self, name: str, path: str, todo: list[tuple[str, Row]], file: AnswersFile,
+    def _sample(
+        self, name: str, path: str, todo: list[tuple[str, Row]], file: CompletionsFile,
         engine: RolloutEngine, judge: Reward, tokenizer: PreTrainedTokenizerBase, report: StageReport,
     ) -> None:  # fmt: skip
-        """One policy's answers to rows, each with the file that it is for, judged and put into answers.jsonl."""
+        """Write, judge and keep one policy's completions of rows, each with the file that it is for."""
         sampling = Sampling(self.sampling[0], self.sampling[1], stop_ids(path, tokenizer))
         so_far = counts(file.of(name))
         total = sum(math.ceil(len(rows) / JUDGED_AT_ONCE) for _, rows in chunked(todo))
@@ -181,20 +178,20 @@ class Preferences:
                     )  # fmt: skip
                 file.add(judged)
                 so_far.update(counts(judged))
-                told = figures(so_far)
-                report.metrics(number, {"policy": name, **told, **logged})
-                score = f"score {told['score']:+.2f}, " if told["judged"] else ""
-                tell(number, f"{score}{told['finished']:.0%} of the answers ended")
-                if number == math.ceil(PROMPTS_AT_ONCE / JUDGED_AT_ONCE) and not told["finished"]:
+                found = figures(so_far)
+                report.metrics(number, {"policy": name, **found, **logged})
+                score = f"score {found['score']:+.2f}, " if found["judged"] else ""
+                tell(number, f"{score}{found['finished']:.0%} of the completions ended")
+                if number == math.ceil(PROMPTS_AT_ONCE / JUDGED_AT_ONCE) and not found["finished"]:
                     report.say(
-                        f"warning: none of {told['answers']} answers ended within rollout.max_new_tokens="
-                        f"{self.sampling[1]}, and such answers are left out; use more, or another policy"
+                        f"warning: none of {found['completions']} completions ended within rollout.max_new_tokens="
+                        f"{self.sampling[1]}, and all are left out; use more, or another policy"
                     )
 
     def _rollouts(
         self, name: str, todo: list[tuple[str, Row]], engine: RolloutEngine, sampling: Sampling
     ) -> Iterator[tuple[str, list[Row], Rollout]]:
-        """The answers to JUDGED_AT_ONCE rows at most, each with the file that it is for and these rows."""
+        """Completions of JUDGED_AT_ONCE rows at most, with the file that they are for and these rows."""
         samples = self.options.samples
         for part, rows in chunked(todo):
             purpose = f"preferences/{part}/{name}"
@@ -233,22 +230,6 @@ def code_of(settings: dict[str, Any]) -> dict[str, str]:
     return {Path(file).name: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for file in files}
 
 
-@contextmanager
-def kept(file: AnswersFile, report: StageReport) -> Iterator[None]:
-    """Says where the judged answers are if what is inside raises."""
-    try:
-        yield
-    except BaseException as stopped:  # Ctrl-C, too
-        if file.found:
-            report.say(
-                f"stopped; {len(file.found)} prompts' answers are judged and kept: the same command goes on with "
-                f"preferences.resume={file.path.parent}"
-            )
-        elif isinstance(stopped, KeyboardInterrupt):
-            report.say("stopped before the first prompts' answers were judged: nothing is kept")
-        raise
-
-
 def chunked(todo: list[tuple[str, Row]]) -> Iterator[tuple[str, list[Row]]]:
     """Rows for one file, PROMPTS_AT_ONCE at a time."""
     for part, group in itertools.groupby(todo, lambda one: one[0]):
@@ -261,29 +242,29 @@ def counts(judged: list[Judged]) -> Counter[str]:
     """Number of completions, of those that ended and of those with a score, and the sum of the scores."""
     scores = [score for one in judged for score in one.scores if score is not None]
     return Counter(
-        answers=sum(len(one.finished) for one in judged), ended=sum(sum(one.finished) for one in judged),
+        completions=sum(len(one.finished) for one in judged), ended=sum(sum(one.finished) for one in judged),
         scored=len(scores), score=sum(scores),
     )  # fmt: skip
 
 
 def figures(counted: Counter[str]) -> dict[str, float | None]:
-    """Mean score of the answers that have one, how many answers there are, which share ended and has one."""
-    answers, scored = counted["answers"], counted["scored"]
+    """Mean score of the completions that have one, number of completions, share that ended and share with a score."""
+    total, scored = counted["completions"], counted["scored"]
     return {
-        "score": counted["score"] / scored if scored else None, "answers": answers,
-        "finished": counted["ended"] / answers, "judged": scored / answers,
+        "score": counted["score"] / scored if scored else None, "completions": total,
+        "finished": counted["ended"] / total, "judged": scored / total,
     }  # fmt: skip
 
 
 def policies(inputs: dict[str, str]) -> dict[str, str]:
-    """Those who answer, by name."""
+    """The policies among the inputs, by name."""
     return {name: path for name, path in inputs.items() if name == "actor" or name.startswith("policy_")}
 
 
 def written(path: Path, part: str, rows: list[Row], policies: list[str], found: dict[Key, Judged]) -> dict[str, Any]:
-    """Writes a line a prompt that has a preference in it, if any has.
+    """Write a line for each prompt with a preference, if any has one; counts of prompts and completions, for the card.
 
-    How many have, with how many answers, and how many are left out, by reason: `cut`, `unscored`, `alike`.
+    `left_out` counts the other prompts by reason: `cut`, `unscored`, `alike`.
     """
     lines, left_out = [], {"cut": 0, "unscored": 0, "alike": 0}
     for row in rows:
@@ -296,12 +277,12 @@ def written(path: Path, part: str, rows: list[Row], policies: list[str], found: 
     if lines:  # an empty file is no data set
         path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return {
-        "prompts": len(lines), "answers": sum(len(line["completions"]) for line in lines), "left_out": left_out,
+        "prompts": len(lines), "completions": sum(len(line["completions"]) for line in lines), "left_out": left_out,
     }  # fmt: skip
 
 
 def ranked(judged: list[Judged]) -> dict[str, Any]:
-    """All policies' answers to one prompt that have a score, each once."""
+    """All policies' completions of one prompt that have a score, each once."""
     distinct = {}
     for one in judged:
         for completion, score in zip(one.completions, one.scores, strict=True):
@@ -320,15 +301,15 @@ def lack(judged: list[Judged]) -> str:
     return "unscored" if len(scores) < 2 else "alike"
 
 
-ANSWERS = "answers.jsonl"
+COMPLETIONS = "completions.jsonl"
 Key = tuple[str, str, int, str]
 
 
 @dataclass
 class Judged:
-    """A policy's answers to a row, and the judge's scores; `extra` is what else it says.
+    """A policy's completions of a row with the judge's scores and, in `extra`, its other columns.
 
-    None where it has no opinion, and where an answer did not end: those it is not asked about.
+    A score is None where the judge has no opinion, and where a completion did not end, which is not judged.
     """
 
     policy: str
@@ -359,36 +340,29 @@ def digest_of(row: Row) -> str:
 def opinions(
     judge: Reward, rollout: Rollout, texts: Texts
 ) -> tuple[list[float | None], dict[str, list], dict[str, float]]:
-    """A judge's scores of all answers, what else it says of each by column, and its metrics; of those that ended."""
+    """A judge's scores of the completions, its other columns and its metrics; None for completions that did not end."""
     ended = rollout.finished_B.nonzero().flatten()
     if not len(ended):
         return [None] * len(rollout), {}, {}
-    logged, said = {}, {}
-    state = RewardState(0, log_metric=logged.__setitem__, log_extra=said.__setitem__)
+    logged, columns = {}, {}
+    state = RewardState(0, log_metric=logged.__setitem__, log_extra=columns.__setitem__)
     found = judge(rollout[ended], texts[ended], state).score_B.tolist()
 
     def all_of(values: list) -> list:
         there = dict(zip(ended.tolist(), values, strict=True))
         return [there.get(i) for i in range(len(rollout))]
 
-    extra = {column: all_of(values) for column, values in said.items() if len(values) == len(ended)}
+    extra = {column: all_of(values) for column, values in columns.items() if len(values) == len(ended)}
     return all_of([None if one != one else one for one in found]), extra, logged
 
 
-class AnswersFile:
-    """answers.jsonl, to be added to: what is added is on disk when `add` returns. Closed at the end of a `with`."""
+class CompletionsFile:
+    """completions.jsonl while it is written: rows are on disk when `add` returns."""
 
-    def __init__(self, path: Path, made_from: Mapping[str, Any]) -> None:
-        self.path = path
+    def __init__(self, stream: TextIO, made_from: Mapping[str, Any]) -> None:
         self.found: dict[Key, Judged] = {}
-        self.stream = path.open("w", encoding="utf-8")
+        self.stream = stream
         self._write([{"made_from": made_from}])
-
-    def __enter__(self) -> AnswersFile:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.stream.close()
 
     def add(self, judged: list[Judged]) -> None:
         self._write([dataclasses.asdict(one) for one in judged])
@@ -403,30 +377,48 @@ class AnswersFile:
         self.stream.flush()
 
 
-def read(folder: str, made_from: Mapping[str, Any]) -> dict[Key, Judged]:
-    """The judged answers that a stage left in its folder; a last line that was cut off is left out.
+@contextmanager
+def opened(path: Path, made_from: Mapping[str, Any], report: StageReport) -> Iterator[CompletionsFile]:
+    """The file for completions that are judged; a line on what is kept if the block raises."""
+    with path.open("w", encoding="utf-8") as stream:
+        file = CompletionsFile(stream, made_from)
+        try:
+            yield file
+        except BaseException as stopped:  # Ctrl-C, too
+            if file.found:
+                report.say(
+                    f"stopped; completions of {len(file.found)} prompts are judged and kept: the same command goes on "
+                    f"with preferences.resume={path.parent}"
+                )
+            elif isinstance(stopped, KeyboardInterrupt):
+                report.say("stopped before the first completions were judged: nothing is kept")
+            raise
 
-    Raises AlignError for a folder without them, and where they were made from something else than `made_from`, by key;
-    what is not known yet is not in it.
+
+def read(folder: str, made_from: Mapping[str, Any]) -> dict[Key, Judged]:
+    """The judged completions that a stage left in its folder, without a last line that was cut off.
+
+    Raises AlignError for a folder without them, and where a fact of `made_from` differs; facts that are not known yet
+    are not in it.
     """
-    said = f"preferences.resume={folder}"
-    file = Path(folder).expanduser() / ANSWERS
+    setting = f"preferences.resume={folder}"
+    file = Path(folder).expanduser() / COMPLETIONS
     try:
         whole = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
         lines = [json.loads(line) for line in whole]
         theirs, judged = lines[0]["made_from"], [Judged(**line) for line in lines[1:]]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        problem = f"{file} cannot be read as judged answers ({type(error).__name__}: {error})"
+        problem = f"{file} cannot be read as judged completions ({type(error).__name__}: {error})"
         if not file.exists():
-            problem = f"there is no {ANSWERS} in it" if file.parent.is_dir() else "there is no such folder"
+            problem = f"there is no {COMPLETIONS} in it" if file.parent.is_dir() else "there is no such folder"
         raise AlignError(
-            f"{said}: {problem}\n"
+            f"{setting}: {problem}\n"
             "  use the folder of this stage in a run that was stopped, such as runs/NAME/latest/preferences"
         ) from error
     for key, mine in made_from.items():
         if theirs.get(key) != mine:
             raise AlignError(
-                f"{said}: its answers were made with {key}={theirs.get(key)}, and this run has {key}={mine}\n"
+                f"{setting}: its completions were made with {key}={theirs.get(key)}, and this run has {key}={mine}\n"
                 "  use the same settings, or leave preferences.resume out"
             )
     return {one.key(): one for one in judged}

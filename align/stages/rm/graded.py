@@ -1,8 +1,8 @@
-"""Trains a reward model on answers with a target each: rankings, pairs with soft labels, ratings.
+"""Training of a reward model on completions with a target each: rankings, pairs with soft labels, ratings.
 
 TRL's RewardTrainer takes hard pairs alone; this is transformers' Trainer with a loss of our own.
 
-Shapes: B rows, K answers of the row that has most, N tokens.
+Shapes: B rows, K completions of the row that has most, N tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trl import RewardConfig
 from trl.trainer.utils import disable_dropout_in_model
 
 from align import ops
-from align.data.encode import answer_ids
+from align.data.encode import ALIKE, TOO_LONG, fitting, whole_ids
 from align.errors import AlignError
 from align.stages.rm.spec import RMOptions
 
@@ -31,7 +31,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def soft_pairs(score_BK: Tensor, share_BK: Tensor, mask_BK: Tensor) -> Tensor:
-    """Cross-entropy of pairs, K = 2, each answer with the share of people who preferred it."""
+    """Cross-entropy of pairs, K = 2, each completion with the share of people who preferred it."""
     return ops.pairwise_loss(score_BK[:, 0], score_BK[:, 1], share_B=share_BK[:, 0])
 
 
@@ -51,7 +51,7 @@ THRESHOLD_RATE = 1e-2
 
 
 class Ordinal(nn.Module):
-    """Proportional odds with thresholds that train, K = 1; they start where a score of 0 says each level's share."""
+    """Proportional odds with thresholds that train, K = 1; they start where a score of 0 gives each level its share."""
 
     def __init__(self, shares: tuple[float, ...]) -> None:
         super().__init__()
@@ -86,17 +86,17 @@ class LossPlan:
 
 def plan(rows: list[dict], options: RMOptions) -> LossPlan:
     """The loss for rows to train on. Raises AlignError where it does not fit them, or they say nothing."""
-    asked, first = options.loss, rows[0]
+    first = rows[0]
     rated = "rating" in first
-    kind = asked if asked != "auto" else "squared_error" if rated else "pairs"
+    kind = options.loss if options.loss != "auto" else "squared_error" if rated else "pairs"
     if rated != (kind in RATED):
         raise AlignError(
-            f"rm.loss={asked}: rm.data has {'' if rated else 'no '}ratings\n  use rm.loss=auto, or "
+            f"rm.loss={options.loss}: rm.data has {'' if rated else 'no '}ratings\n  use rm.loss=auto, or "
             f"data@rm.data={'preferences' if rated else 'ratings'}"
         )
-    told = next((name for name in ("margin", "share") if name in first), None)
-    if kind == "plackett_luce" and told:
-        raise AlignError(f"rm.loss=plackett_luce knows no {told}, and rm.data has one\n  use rm.loss=pairs")
+    column = next((name for name in ("margin", "share") if name in first), None)
+    if kind == "plackett_luce" and column:
+        raise AlignError(f"rm.loss=plackett_luce knows no {column}, and rm.data has one\n  use rm.loss=pairs")
     if kind != "pairs" and options.label_smoothing:
         raise AlignError(
             f"rm.label_smoothing={options.label_smoothing} is for pairs, and the loss is {kind}\n"
@@ -147,7 +147,7 @@ def loss_of(how: LossPlan) -> Loss | None:
 
 
 def facts_of_ratings(how: LossPlan, loss: Loss | None) -> dict[str, Any]:
-    """For card.json: mean and deviation of the ratings, or their levels and the thresholds between them."""
+    """Facts for card.json: mean and deviation of the ratings, or their levels and the thresholds between them."""
     if isinstance(loss, Ordinal):
         return {"levels": list(how.levels), "thresholds": loss.thresholds().tolist()}
     return {"mean": how.mean, "std": how.std}
@@ -159,44 +159,33 @@ def with_targets(rows: list[dict], how: LossPlan, label_smoothing: float) -> lis
     for row in rows:
         prompt = {"prompt": row["prompt"]} if "prompt" in row else {}
         if how.kind == "squared_error":
-            answers, target = [row["completion"]], [(row["rating"] - how.mean) / how.std]
+            completions, target = [row["completion"]], [(row["rating"] - how.mean) / how.std]
         elif how.kind == "ordinal":
-            answers, target = [row["completion"]], [list(how.levels).index(row["rating"])]
+            completions, target = [row["completion"]], [list(how.levels).index(row["rating"])]
         elif how.kind == "plackett_luce" and "completions" in row:
-            answers, target = row["completions"], row["ranks"]
+            completions, target = row["completions"], row["ranks"]
         elif how.kind == "plackett_luce":
-            answers, target = [row["chosen"], row["rejected"]], [0, 1]
+            completions, target = [row["chosen"], row["rejected"]], [0, 1]
         else:
             share = row.get("share", 1.0)
             share = share * (1 - label_smoothing) + (1 - share) * label_smoothing
-            answers, target = [row["chosen"], row["rejected"]], [share, 1 - share]
-        out.append({**prompt, "completions": answers, "target": [float(one) for one in target]})
+            completions, target = [row["chosen"], row["rejected"]], [share, 1 - share]
+        out.append({**prompt, "completions": completions, "target": [float(one) for one in target]})
     return out
 
 
 def encoded(
     rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> tuple[list[dict], dict[str, int]]:
-    """Rows with the `ids` of each answer after its prompt, and how many were left out as `too_long` and as `alike`.
+    """Rows with the `ids` of each completion after its prompt, and how many were left out: `too_long`, `alike`.
 
-    Alike is a row with the same ids for answers of different targets. Raises AlignError if none is left.
+    Raises AlignError if none is left.
     """
-    left_out, out = {"too_long": 0, "alike": 0}, []
-    for row in rows:
-        sides = [{**row, "completion": one} for one in row["completions"]]
-        ids = answer_ids(sides, "completion", tokenizer)
-        if max_length is not None and max(map(len, ids)) > max_length:
-            left_out["too_long"] += 1
-        elif len({tuple(one) for one in ids}) < len(ids):
-            left_out["alike"] += 1
-        else:
-            out.append({"ids": ids, "target": row["target"]})
-    if not out:
-        raise AlignError(
-            f"rm.data: no row is left of {len(rows)}: {left_out['too_long']} longer than rm.max_length={max_length}, "
-            f"{left_out['alike']} with two answers alike\n  use a larger rm.max_length, or answers that differ"
-        )
-    return out, left_out
+    ids = [
+        whole_ids([{**row, "completion": one} for one in row["completions"]], "completion", tokenizer) for row in rows
+    ]
+    places, left_out = fitting(rows, ids, max_length, "rm", "row", (TOO_LONG, ALIKE))
+    return [{"ids": ids[i], "target": rows[i]["target"]} for i in places], left_out
 
 
 def graded_trainer(
@@ -231,7 +220,7 @@ def graded_trainer(
 
 
 def collated(batch: list[dict], pad: int) -> dict[str, Tensor]:
-    """All answers of a batch padded on the right, one row each, with target_BK and mask_BK of who they belong to."""
+    """All completions of a batch padded on the right, one row each, with target_BK and mask_BK of their rows."""
     ids = [one for row in batch for one in row["ids"]]
     width, most = max(map(len, ids)), max(len(row["target"]) for row in batch)
     lengths = torch.tensor([len(one) for one in ids])

@@ -20,9 +20,9 @@ class RMOptions:
     data: Plug | None = None
     """Source of pairs, rankings or ratings: data@rm.data=preferences."""
     loss: str = choice("auto", *RM_LOSSES)
-    """pairs (of a ranking, every two answers that do not tie), plackett_luce (a whole ranking at once), squared_error
-    (of ratings, shifted and scaled to mean 0 and deviation 1), ordinal (of ratings of a few levels, by their order
-    alone); auto: squared_error for ratings, else pairs."""
+    """pairs (of a ranking, every two completions that do not tie), plackett_luce (a whole ranking at once),
+    squared_error (of ratings, shifted and scaled to mean 0 and deviation 1), ordinal (of ratings of a few levels, by
+    their order alone); auto: squared_error for ratings, else pairs."""
     label_smoothing: float = number(0.0, low=0, high=0.5, rare=True)
     """Share of pairs taken to be the wrong way round, below one half."""
     learning_rate: float | str = number("lora:1e-4", above=0, high=1, prefix=FOR_LORA)

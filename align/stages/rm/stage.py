@@ -6,11 +6,10 @@
 
 Pairs with hard labels are trained on by TRL's RewardTrainer, all else as align.stages.rm.graded has it.
 
-Its report (card.json, report.png) is on held-out pairs: accuracy and margin, calibration, how far length alone
-explains the scores, and the swap test: does it prefer the right answer to another question's, or does it look at
-the style alone? The mean and deviation of the score on samples
-of the policy it starts from go into card.json, and how far it agrees with a judge on them (`+reward@rm.judge=fn`); the
-weights stay raw.
+Its report (card.json, report.png) is on held-out pairs: accuracy and margin, calibration, correlation with length, and
+the swap test: does it prefer the right completion to another prompt's, or does it look at the style alone? card.json
+also has mean and deviation of the score on samples of the policy that it starts from, and its agreement with a judge on
+them (`+reward@rm.judge=fn`); the weights stay raw.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import RewardConfig, RewardTrainer
 
-from align.data.encode import answer_ids, fitting_pairs
+from align.data.encode import fitting_pairs, whole_ids
 from align.data.files import located, unwritten
 from align.data.formats import as_pairs, check_preferring
 from align.data.source import GROUP, Source, Split
@@ -44,50 +43,21 @@ from align.plan.plan import StagePlan
 from align.plan.runtime import Runtime
 from align.ppo.rollouts import as_rows, texts_of
 from align.report.report import StageReport
+from align.roles.alone import load_policy
 from align.roles.folder import CAUSAL, SCORE
 from align.roles.loading import look
 from align.roles.modules import ScoreModule, score_by_mask, score_rollout
-from align.roles.start import check_adapter, start
+from align.roles.start import start
 from align.roles.tokenizer import load_tokenizer, pad_apart_from_eos
-from align.stages.rm.graded import (
-    RATED,
-    Loss,
-    LossPlan,
-    encoded,
-    facts_of_ratings,
-    graded_trainer,
-    loss_of,
-    plan,
-    with_targets,
-)
-from align.stages.rm.report import (
-    agreement,
-    correlation,
-    judge,
-    plot,
-    report_of,
-    said,
-    samples_of,
-    score_ids,
-    swapped,
-    too_few,
-)
+from align.stages import training
+from align.stages.rm import graded, quality
 from align.stages.rm.spec import RMOptions
 from align.stages.sft.side_by_side import check_seeds
-from align.stages.trl import (
-    arguments,
-    check_arguments,
-    check_metric,
-    dataset,
-    dtypes_kept,
-    loraplus,
-    steps_of,
-    tell_tasks,
-    train,
-)
 from align.types import Reward, RewardState, Rollout
 
 PLOT = "report.png"
+KINDS = (CAUSAL, SCORE)
+"""Models that a reward model starts from."""
 NOT_FINITE = "scores of held-out pairs are not finite: training has diverged"
 NOUNS = {"pairs": "pairs", "plackett_luce": "rankings", "squared_error": "ratings", "ordinal": "ratings"}
 
@@ -102,7 +72,7 @@ class Lesson:
     left_out: dict[str, int]
     held_out: list[dict]
     """Held-out pairs, looked at before anything trains."""
-    how: LossPlan
+    how: graded.LossPlan
     tokenizer: PreTrainedTokenizerBase
     samples: Rollout | None = None
     """Of the starting policy, on which scores are measured."""
@@ -126,19 +96,18 @@ class RM:
     """Loads the judge with whom the scores of samples are compared; None: nobody."""
 
     def check(self, inputs: dict[str, str]) -> None:
-        check_arguments(RewardConfig, self.options.args.plain(), "rm")
-        check_metric(self._arguments(Path("unused"), self.seed), "rm")
+        training.check_arguments(RewardConfig, self.options.args.plain(), "rm")
+        training.check_metric(self._arguments(Path("unused"), self.seed), "rm")
         check_seeds("rm.members", self.options.members, self.seed)
         check_loraplus(self.options.loraplus_lr_ratio, self.peft, "rm")
         self.data.check("rm")
         self.check_judge()
         if not unwritten(self.data):
             rows = self.data.load("rm", self.seed).train
-            plan(rows, self.options)
+            graded.plan(rows, self.options)
             check_preferring(rows, "rm")
         if "path" in inputs:
-            check_adapter(look(inputs["path"], "rm", (CAUSAL, SCORE)), "rm", self.peft, self.options.adapter)
-            load_tokenizer(inputs["path"], "rm.path")
+            training.check_start(inputs["path"], "rm", self.peft, self.options.adapter, KINDS)
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         lesson = self._lesson(inputs, report)
@@ -150,17 +119,11 @@ class RM:
     def _lesson(self, inputs: dict[str, str], report: StageReport) -> Lesson:
         tokenizer = pad_apart_from_eos(load_tokenizer(inputs["path"], "rm.path"))
         split = located(self.data, inputs).load("rm", self.seed)
-        tell_tasks(split.train, report)
-        how = plan(split.train, self.options)
+        training.tell_tasks(split.train, report)
+        how = graded.plan(split.train, self.options)
         rows, left_out = self._fitting(split.train, how, tokenizer)
-        if left_out["too_long"]:
-            report.say(f"{left_out['too_long']} rows left out: longer than rm.max_length={self.options.max_length}")
-        if left_out["alike"]:
-            report.say(f"{left_out['alike']} rows left out: answers alike")
-        if left_out.get("empty"):
-            report.say(f"{left_out['empty']} rows left out: an empty answer")
-        longest = self.options.max_length
-        held_out, _ = fitting_pairs(as_pairs(split.eval), tokenizer, longest, "rm", held_out=True)
+        training.tell_left_out(left_out, f"rm.max_length={self.options.max_length}", report)
+        held_out, _ = fitting_pairs(as_pairs(split.eval), tokenizer, self.options.max_length, "rm", held_out=True)
         return Lesson(inputs, split, rows, left_out, held_out, how, tokenizer)
 
     def _train(self, lesson: Lesson, seed: int, out: Path, home: Path, report: StageReport) -> None:
@@ -169,9 +132,10 @@ class RM:
         args = self._arguments(out, seed)
         torch.manual_seed(seed)
         bases = out if self.peft is not None and changes_the_base(self.peft) else home
+        method = planned(self.peft, training.steps_of(args, len(rows)), "rm")
         begun = start(
-            lesson.inputs["path"], key="rm", head=SCORE, peft=planned(self.peft, steps_of(args, len(rows)), "rm"),
-            adapter=self.options.adapter, out=bases, dtype=self.dtype,
+            lesson.inputs["path"], key="rm", head=SCORE, peft=method, adapter=self.options.adapter, out=bases,
+            dtype=self.dtype,
         )  # fmt: skip
         self.linear.apply(begun.model, report.say)
         report.write_card(cpu_linear=self.linear.facts())
@@ -180,80 +144,82 @@ class RM:
         if prompted(begun.model):
             score_by_mask(begun.model)
         held_out = self._on_the_way(args, lesson.held_out, how)
-        loss = loss_of(how)
-        with dtypes_kept(begun.model):
+        loss = graded.loss_of(how)
+        with training.dtypes_kept(begun.model):
             trainer = self._trainer(begun.model, args, rows, loss, tokenizer, held_out)
-        train(trainer, report)
+        training.train(trainer, report)
         save_model(begun.model, out)
         tokenizer.save_pretrained(out)
         report.write_card(
             inputs=lesson.inputs, start=begun.said, base=begun.base, learning_rate=self.options.learning_rate,
             left_out=lesson.left_out, loss=how.kind, **{NOUNS[how.kind]: len(rows)},
         )  # fmt: skip
-        if how.kind in RATED:
-            report.write_card(rating=facts_of_ratings(how, loss))
+        if how.kind in graded.RATED:
+            report.write_card(rating=graded.facts_of_ratings(how, loss))
         module = ScoreModule(begun.model.eval(), self.dtype == torch.bfloat16).to(self.device)
-        report.write_card(**self.judge(module, lesson.split, lesson.held_out, tokenizer, out, report))
+        report.write_card(**self.assess(module, lesson.split, lesson.held_out, tokenizer, out, report))
         self._measure(module, lesson, report)
 
-    def _on_the_way(self, args: RewardConfig, held_out: list[dict], how: LossPlan) -> datasets.Dataset | None:
+    def _on_the_way(self, args: RewardConfig, held_out: list[dict], how: graded.LossPlan) -> datasets.Dataset | None:
         """Held-out pairs for TRL to evaluate on where `rm.args.eval_strategy` asks for it."""
         if args.eval_strategy == "no":
             return None
-        asked = f"rm.args.eval_strategy={args.eval_strategy.value}"
         if not how.by_trl:
-            raise AlignError(f"{asked}: TRL evaluates on hard pairs alone\n  leave it out, or use rm.loss=pairs")
-        if not held_out:
-            raise AlignError(f"{asked}: no pairs are held out\n  use rm.data.eval_share=0.05")
-        return dataset(held_out)
+            raise AlignError(
+                f"rm.args.eval_strategy={args.eval_strategy.value}: TRL evaluates on hard pairs alone\n"
+                "  leave it out, or use rm.loss=pairs"
+            )
+        training.check_held_out(args, held_out, "rm")
+        return training.dataset(held_out)
 
     def _fitting(
-        self, rows: list[dict], how: LossPlan, tokenizer: PreTrainedTokenizerBase
+        self, rows: list[dict], how: graded.LossPlan, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[list[dict], dict[str, int]]:
         """Rows as the trainer takes them, and how many were left out, by why."""
         if how.kind != "pairs":
-            return encoded(with_targets(rows, how, 0.0), tokenizer, self.options.max_length)
+            return graded.encoded(graded.with_targets(rows, how, 0.0), tokenizer, self.options.max_length)
         pairs, left_out = fitting_pairs(as_pairs(rows), tokenizer, self.options.max_length, "rm")
         if not how.by_trl:
-            pairs, _ = encoded(with_targets(pairs, how, self.options.label_smoothing), tokenizer, None)
+            pairs, _ = graded.encoded(graded.with_targets(pairs, how, self.options.label_smoothing), tokenizer, None)
         return pairs, left_out
 
     def _trainer(
-        self, model: PreTrainedModel | PeftModel, args: RewardConfig, rows: list[dict], loss: Loss | None,
+        self, model: PreTrainedModel | PeftModel, args: RewardConfig, rows: list[dict], loss: graded.Loss | None,
         tokenizer: PreTrainedTokenizerBase, held_out: datasets.Dataset | None,
     ) -> Trainer:  # fmt: skip
-        optimizer = loraplus(model, args, self.options.loraplus_lr_ratio)
+        optimizer = training.loraplus(model, args, self.options.loraplus_lr_ratio)
         if loss is not None:
-            return graded_trainer(model, args, rows, loss, tokenizer.pad_token_id, optimizer)
+            return graded.graded_trainer(model, args, rows, loss, tokenizer.pad_token_id, optimizer)
         return RewardTrainer(
-            model, args, train_dataset=dataset(rows), eval_dataset=held_out, processing_class=tokenizer,
+            model, args, train_dataset=training.dataset(rows), eval_dataset=held_out, processing_class=tokenizer,
             optimizers=(optimizer, None),
         )  # fmt: skip
 
-    def judge(
+    def assess(
         self, module: ScoreModule, split: Split, held_out: list[dict], tokenizer: PreTrainedTokenizerBase, out: Path,
         report: StageReport,
     ) -> dict[str, Any]:  # fmt: skip
-        """The report on held-out pairs, and accuracy on pairs with the answers of two questions swapped."""
+        """The report on held-out pairs, and accuracy on pairs of completions to two prompts."""
         if not split.eval:
             return {}
         rated = self._rated(module, split.eval, tokenizer, report)
         if not held_out:
-            report.say("no report on pairs: no held-out prompt has two answers of different ratings")
+            report.say("no report on pairs: no held-out prompt has two completions of different ratings")
             return rated
-        judged = judge(module, held_out, tokenizer, self.device)
-        if not judged.margin_B.isfinite().all():
+        scores = quality.score_pairs(module, held_out, tokenizer, self.device)
+        if not scores.margin_B.isfinite().all():
             report.say(f"warning: {NOT_FINITE}")
             return {**rated, "report": {"pairs": len(held_out), "warnings": [NOT_FINITE]}}
         groups = [row[GROUP] for row in held_out] if GROUP in held_out[0] else None
-        swaps = split.eval_swaps or swapped(held_out)
-        figures = report_of(judged, groups, judge(module, swaps, tokenizer, self.device) if swaps else None)
+        swaps = split.eval_swaps or quality.swapped(held_out)
+        swap = quality.score_pairs(module, swaps, tokenizer, self.device) if swaps else None
+        figures = quality.report_of(scores, groups, swap)
         facts = {"eval_accuracy": figures["accuracy"], "eval_margin": figures["margin"], "eval_pairs": len(held_out)}
         if swaps:
             facts["swap_accuracy"] = figures["swap_accuracy"]
-        for line in said(figures):
+        for line in quality.lines(figures):
             report.say(line)
-        if not plot(judged, figures, out / PLOT):
+        if not quality.plot(scores, figures, out / PLOT):
             report.say(f"{PLOT} left out: matplotlib is not installed (pip install 'align[bench]')")
         return {**rated, **facts, "report": figures}
 
@@ -263,12 +229,12 @@ class RM:
         """Correlation of held-out scores and ratings; {} where there are no ratings."""
         if "rating" not in rows[0]:
             return {}
-        ids = answer_ids(rows, "completion", tokenizer)
+        ids = whole_ids(rows, "completion", tokenizer)
         fitting = [i for i, one in enumerate(ids) if len(one) <= self.options.max_length]
-        score_B = score_ids(module, [ids[i] for i in fitting], self.device)
-        found = correlation(score_B.double(), torch.tensor([rows[i]["rating"] for i in fitting]).double())
+        score_B = quality.score_ids(module, [ids[i] for i in fitting], self.device)
+        found = quality.correlation(score_B.double(), torch.tensor([rows[i]["rating"] for i in fitting]).double())
         shown = "–" if found is None else f"{found:+.3f}"
-        report.say(f"score and rating of {len(fitting)} held-out answers correlate {shown}")
+        report.say(f"score and rating of {len(fitting)} held-out completions correlate {shown}")
         return {"eval_rating_correlation": found}
 
     def _measure(self, module: ScoreModule, lesson: Lesson, report: StageReport) -> None:
@@ -278,26 +244,30 @@ class RM:
         if lesson.samples is None:
             return
         if self.make_judge and lesson.judge_B is None:
-            lesson.judge_B = self._judged(lesson, report)
+            judge = self.make_judge(lesson.inputs, report.out, report, lesson.tokenizer)
+            texts = texts_of(lesson.samples, lesson.tokenizer)
+            lesson.judge_B = judge(lesson.samples, texts, RewardState(0)).score_B.cpu()
         score_B = score_rollout(module, lesson.samples).cpu()
         mean, std = float(score_B.mean()), max(float(score_B.std()), 1e-6)
         name = Path(lesson.inputs["path"]).name
         report.say(f"score on {len(score_B)} samples of {name}: mean {mean:.2f}, deviation {std:.2f}")
         report.write_card(score={"mean": mean, "std": std, "samples": len(score_B)})
         if lesson.judge_B is not None:
-            agreed = agreement(score_B, lesson.judge_B)
+            agreed = quality.agreement(score_B, lesson.judge_B)
             shown = "–: it scores none apart" if agreed is None else f"{agreed:.3f}"
             report.say(f"share of pairs of samples in the order of rm.judge {shown}")
             report.write_card(judge_agreement=agreed)
 
     def _samples(self, lesson: Lesson, report: StageReport) -> Rollout | None:
         """Completions by the starting policy; None where it cannot write any."""
-        asked = [row for row in lesson.split.train if "prompt" in row][: 4 * self.options.norm_samples]
+        rows = [row for row in lesson.split.train if "prompt" in row][: 4 * self.options.norm_samples]
         room = self.options.max_length - self.max_new_tokens
-        rows = [row for row in as_rows(asked, lesson.tokenizer) if len(row.ids) <= room][: self.options.norm_samples]
-        if len(rows) >= 2 and look(lesson.inputs["path"], "rm", (CAUSAL, SCORE)).kind == CAUSAL:
-            return samples_of(
-                lesson.inputs["path"], rows, lesson.tokenizer, self.max_new_tokens, self.seed, self.device, self.linear
+        rows = [row for row in as_rows(rows, lesson.tokenizer) if len(row.ids) <= room][: self.options.norm_samples]
+        path = lesson.inputs["path"]
+        if len(rows) >= 2 and look(path, "rm", KINDS).kind == CAUSAL:
+            policy = load_policy(path, "rm.path", self.device, self.linear)
+            return quality.sampled(
+                policy, path, rows, lesson.tokenizer, self.max_new_tokens, quality.BATCH, self.seed, "norm"
             )
         report.say(
             "score not measured on samples: it needs two pairs with a prompt that leaves room for "
@@ -305,13 +275,8 @@ class RM:
         )
         return None
 
-    def _judged(self, lesson: Lesson, report: StageReport) -> Tensor:
-        """Scores of the samples by the judge."""
-        judge = self.make_judge(lesson.inputs, report.out, report, lesson.tokenizer)
-        return judge(lesson.samples, texts_of(lesson.samples, lesson.tokenizer), RewardState(0)).score_B.cpu()
-
     def _arguments(self, out: Path, seed: int) -> RewardConfig:
-        return arguments(RewardConfig, "rm", self.options, out, seed, self.device, self.dtype == torch.bfloat16)
+        return training.arguments(RewardConfig, "rm", self.options, out, seed, self.device, self.dtype)
 
 
 def build(stage: StagePlan, runtime: Runtime) -> RM:
@@ -331,10 +296,10 @@ def train_members(
 ) -> None:
     """Members in out/member_1, out/member_2, … by `seed` and those after it; the best on held-out pairs in `out`, too.
 
-    `train(seed, folder, home, report)` makes one; `home` is where a base is made that they share. Each folder is what a
-    run of its own leaves. Without held-out pairs the first counts as the best.
+    `train(seed, folder, home, report)` makes one; `home` takes a base that they share. Each folder is that of a run of
+    one member. Without held-out pairs the first counts as the best.
     """
-    told: dict[str, dict[str, Any]] = {}
+    cards: dict[str, dict[str, Any]] = {}
     for number in range(members):
         name = f"member_{number + 1}"
         (out / name).mkdir()
@@ -345,15 +310,15 @@ def train_members(
             train(seed + number, out / name, out, own)
         finally:
             own.close()
-        told[name] = own.card
-    best = max(told, key=lambda name: told[name].get("eval_accuracy", 0.0))
+        cards[name] = own.card
+    best = max(cards, key=lambda name: cards[name].get("eval_accuracy", 0.0))
     shutil.copytree(out / best, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("trainer", "rest"))
-    few = too_few(told[best].get("eval_pairs", 0))
+    few = quality.too_few(cards[best].get("eval_pairs", 0))
     rank = "counts as" if few else "is"
     report.say(f"{best} {rank} the best and is the stage's result, in {out}; all {members} lie beside it")
     if few:
         report.say(f"warning: {few}")
     kept = ("seed", *FIGURES)
-    figures = [{"name": name, **{key: card[key] for key in kept if key in card}} for name, card in told.items()]
-    facts = {key: value for key, value in told[best].items() if key not in ("stage", "seed")}
+    figures = [{"name": name, **{key: card[key] for key in kept if key in card}} for name, card in cards.items()]
+    facts = {key: value for key, value in cards[best].items() if key not in ("stage", "seed")}
     report.write_card(members=figures, best=best, **facts)

@@ -1,4 +1,4 @@
-"""Tokens of a row that fine-tuning learns, where TRL's `assistant_only_loss` or `completion_only_loss` says so."""
+"""Tokens of a row that fine-tuning learns, with TRL's `assistant_only_loss` or `completion_only_loss`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from align.roles.tokenizer import load_tokenizer
 
 
 def check_rows(args: dict[str, Any], rows: list[dict], key: str) -> None:
-    """Raises AlignError for rows without the part that alone is to be learned, by TRL's arguments of stage `key`.
+    """Raise AlignError for rows without the part that alone is to be learned, by TRL's arguments of stage `key`.
 
     TRL 1.16 refuses the first kind late, and learns all of the second.
     """
     kind = "messages" if "messages" in rows[0] else "text" if "text" in rows[0] else "prompt"
     if args.get("assistant_only_loss"):
-        asked = f"{key}.args.assistant_only_loss=true"
+        setting = f"{key}.args.assistant_only_loss=true"
         if isinstance(rows[0][kind], str):
             raise AlignError(
-                f"{asked}: the rows of {key}.data are strings, and turns are those of messages\n"
+                f"{setting}: the rows of {key}.data are strings, and turns are those of messages\n"
                 f"  use data@{key}.data=conversational, or leave it out (of prompt and completion as strings the "
                 "completion alone is learned)"
             )
@@ -29,7 +29,7 @@ def check_rows(args: dict[str, Any], rows: list[dict], key: str) -> None:
             turns = row["messages"] if kind == "messages" else row["prompt"] + row["completion"]
             if all(turn["role"] != "assistant" for turn in turns):
                 raise AlignError(
-                    f"{asked}: a row of {key}.data has no turn of the assistant; it begins "
+                    f"{setting}: a row of {key}.data has no turn of the assistant; it begins "
                     f"{turns[0]['content']!r:.60}\n  leave such rows out"
                 )
     if args.get("completion_only_loss") and kind != "prompt":
@@ -43,7 +43,7 @@ def check_rows(args: dict[str, Any], rows: list[dict], key: str) -> None:
 
 
 def check_template(args: dict[str, Any], path: str, key: str) -> None:
-    """Raises AlignError where the chat template does not tell the assistant's turns and TRL has no version that does.
+    """Raise AlignError where the chat template does not tell the assistant's turns and TRL has no version that does.
 
     The template is that of the tokenizer at `path`, or of `chat_template_path`, a jinja file or another tokenizer.
     """

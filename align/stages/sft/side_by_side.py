@@ -1,4 +1,4 @@
-"""Adapters that fine-tuning trains side by side, and reasons why some cannot; known before a model loads."""
+"""Adapters that fine-tuning trains side by side, and checks before a model loads of those that cannot."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from align.report.report import StageReport
 from align.roles.folder import CAUSAL
 from align.roles.loading import for_task
 from align.stages.sft.spec import SFTOptions
-from align.stages.trl import loraplus, remove_if_empty, steps_of_batches
+from align.stages.training import loraplus, remove_if_empty, steps_of_batches
 
 SEEDS = 2**32
 ARGS = {
@@ -53,7 +53,7 @@ class Member:
 
 
 def members(options: SFTOptions, data: Source | list[Source], seed: int, key: str) -> list[Member]:
-    """The adapters that stage `key` trains; one where nothing asks for more. Raises AlignError where counts disagree.
+    """The adapters that stage `key` trains; one without such a setting. Raises AlignError where counts disagree.
 
     Rates and sources that are listed go together, first with first, and share the seed; without a list it is the
     seeds that differ.
@@ -80,25 +80,27 @@ def members(options: SFTOptions, data: Source | list[Source], seed: int, key: st
 
 
 def check_seeds(key: str, count: int, seed: int) -> None:
-    """There are so many seeds from `seed` on; `key` asks for them."""
+    """Raise AlignError where there are fewer than `count` seeds from `seed` on; `key` is the setting of `count`."""
     if seed + count > SEEDS:
         raise AlignError(f"{key}={count}: seeds end at {SEEDS - 1}\n  use seed={SEEDS - count}")
 
 
 def check_method(options: SFTOptions, found: list[Member], method: PeftConfig | None, key: str) -> None:
-    """Raises AlignError for a method, or an argument of TRL's, that does not go with adapters side by side."""
-    asked = f"{len(found)} adapters side by side"
+    """Raise AlignError for a method, or an argument of TRL's, that does not go with adapters side by side."""
+    together = f"{len(found)} adapters side by side"
     turns = f"one after the other: {alone(options, found, key)}"
     if why := why_not(method):
-        raise AlignError(f"{key}.peft: {asked} need one frozen base, and {why}\n  use peft@{key}.peft=lora, or {turns}")
+        raise AlignError(
+            f"{key}.peft: {together} need one frozen base, and {why}\n  use peft@{key}.peft=lora, or {turns}"
+        )
     for name in sorted(options.args.keys() - ARGS):
-        raise AlignError(f"{key}.args.{name} is not for {asked}\n  leave it out, or train them {turns}")
+        raise AlignError(f"{key}.args.{name} is not for {together}\n  leave it out, or train them {turns}")
     if (kind := options.args.get("lr_scheduler_type")) in NEEDS_LOSS:
-        raise AlignError(f"{key}.args.lr_scheduler_type={kind} is not for {asked}\n  use cosine, linear or constant")
+        raise AlignError(f"{key}.args.lr_scheduler_type={kind} is not for {together}\n  use cosine, linear or constant")
 
 
 def check_run(args: Any, found: list[Member], key: str) -> None:
-    """Raises AlignError without held-out rows to choose by, and for several processes."""
+    """Raise AlignError without held-out rows to choose by, and for several processes."""
     for one in {id(member.data): member for member in found}.values():
         if not one.data.load(key, one.seed).eval:
             raise AlignError(
@@ -130,7 +132,7 @@ def why_not(method: PeftConfig | None) -> str:
     if method.bias != "none":
         return f"bias={method.bias} trains its biases"
     if method.layer_replication:
-        return "layer_replication makes layers of its own"
+        return "layer_replication makes more layers"
     return next((f"PEFT does not send rows through LoRA with {name}" for name in _variants(method)), "")
 
 
@@ -167,7 +169,7 @@ Batches = list[tuple[dict[str, Tensor], Tensor]]
 
 @dataclass
 class Learner:
-    """One adapter with its trainer; `seat` is the adapter's name in the model, `name` what the report calls it."""
+    """One adapter with its trainer; `adapter` is its name in the model, `name` that in the report."""
 
     name: str
     adapter: str
@@ -177,7 +179,7 @@ class Learner:
     batches: Iterator[Batches]
 
     def update(self) -> dict[str, float]:
-        """Clips the adapter's gradients alone, takes its optimizer's step and its schedule's."""
+        """Clip the adapter's gradients alone, take its optimizer's step and its schedule's."""
         trainer, limit = self.trainer, self.trainer.args.max_grad_norm
         norm = nn.utils.clip_grad_norm_(self.parameters, limit if limit > 0 else math.inf)
         rate = trainer.lr_scheduler.get_last_lr()[0]
@@ -189,13 +191,13 @@ class Learner:
 def learner(
     model: PeftModel, name: str, adapter: str, trainer: SFTTrainer, loraplus_lr_ratio: float | None, key: str
 ) -> Learner:
-    """Gives the trainer, of stage `key`, an optimizer of adapter `seat` alone, its schedule and its order of rows.
+    """Give the trainer, of stage `key`, an optimizer of `adapter` alone, its schedule and its order of rows.
 
     Raises AlignError for a mixture of experts whose balance is part of the loss: it is one for all rows.
     """
     if trainer.aux_loss_enabled:
         raise AlignError(
-            f"{key}: the experts' balance is one for all rows, and adapters side by side have losses of their own\n"
+            f"{key}: the experts' balance is one for all rows, and each adapter side by side has another loss\n"
             f"  use {key}.args.router_aux_loss_coef=0, or {key}.parallel_adapters=1"
         )
     trainer.remove_callback(PrinterCallback)
@@ -229,7 +231,7 @@ def _labelled(batch: dict[str, Tensor]) -> Tensor:
 
 
 def train_together(model: PeftModel, learners: list[Learner], report: StageReport) -> None:
-    """Trains until the last is done; each takes the steps, with the batches, that it would take alone."""
+    """Train until the last is done; each takes the steps, with the batches, that it would take alone."""
     use_fast_loras(model)
     if learners[0].trainer.args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

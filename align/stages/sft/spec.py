@@ -22,7 +22,7 @@ class SFTOptions:
     each, as `parallel_adapters` has it."""
     parallel_adapters: int | None = number(None, low=1, rare=True)
     """Adapters (LoRA, houlsby, pfeiffer, parallel) trained at once on one frozen base, a pass for the rows of all: each
-    becomes what a run of its own makes, in sft/adapter_0, sft/adapter_1, …; the best on held-out rows is the stage's
+    is that of a run with it alone, in sft/adapter_0, sft/adapter_1, …; the best on held-out rows is the stage's
     result. By itself, parallel_adapters=4 takes `seed` and the three after it; unset: as many as `learning_rate` or
     `data.path` list, else 1. With dropout each draws other masks than alone."""
     learning_rate: float | str | tuple[float | str, ...] = number(
@@ -48,7 +48,7 @@ class SFTOptions:
 
 @section("best_of")
 class BestOfOptions(SFTOptions):
-    """As SFT, on the best answer to each prompt."""
+    """As SFT, on the best completion of each prompt."""
 
     path: str = "auto"
     """Model to start from; auto: this run's newest policy, else `model`."""

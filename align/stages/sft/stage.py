@@ -33,24 +33,14 @@ from align.peft.stateful import NONE, hooks_of, planned
 from align.plan.plan import StagePlan
 from align.plan.runtime import Runtime
 from align.report.report import StageReport
-from align.roles.folder import CAUSAL, inspect
-from align.roles.start import Start, check_adapter, start
+from align.roles.folder import CAUSAL
+from align.roles.start import Start, start
 from align.roles.tokenizer import load_tokenizer
+from align.stages import training
 from align.stages.sft.learned_turns import check_rows, check_template
 from align.stages.sft.side_by_side import Member, check_method, check_run, learner, members, train_together
 from align.stages.sft.spec import SFTOptions
-from align.stages.trl import (
-    arguments,
-    check_arguments,
-    check_held_out,
-    check_metric,
-    dataset,
-    dtypes_kept,
-    loraplus,
-    steps_of,
-    tell_tasks,
-    train,
-)
+from align.stages.training import train
 
 
 @dataclass
@@ -64,11 +54,12 @@ class Task:
     left_out: int
 
     def trainer(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> SFTTrainer:
-        tasks = {name: dataset(rows) for name, rows in by_task(self.held_out).items()}
-        held_out = tasks or (dataset(self.held_out) if self.held_out else None)
+        tasks = {name: training.dataset(rows) for name, rows in by_task(self.held_out).items()}
+        held_out = tasks or (training.dataset(self.held_out) if self.held_out else None)
         return SFTTrainer(
-            model, self.args, train_dataset=dataset(self.rows), eval_dataset=held_out, processing_class=tokenizer
-        )
+            model, self.args, train_dataset=training.dataset(self.rows), eval_dataset=held_out,
+            processing_class=tokenizer,
+        )  # fmt: skip
 
     def facts(self) -> dict[str, Any]:
         tasks = {name: len(rows) for name, rows in by_task(self.rows).items()}
@@ -99,7 +90,7 @@ class SFT:
     name: str = "sft"
 
     def check(self, inputs: dict[str, str]) -> None:
-        check_arguments(SFTConfig, self.options.args.plain(), self.name)
+        training.check_arguments(SFTConfig, self.options.args.plain(), self.name)
         check_loraplus(self.options.loraplus_lr_ratio, self.peft, self.name)
         check_packing(self.options.args, self.peft, self.name)
         found = members(self.options, self.data, self.seed, self.name)
@@ -111,10 +102,7 @@ class SFT:
         if not unwritten(self.data):
             self._check_data(args, found)
         if "path" in inputs:
-            check_adapter(
-                inspect(inputs["path"], f"{self.name}.path", CAUSAL), self.name, self.peft, self.options.adapter
-            )
-            load_tokenizer(inputs["path"], f"{self.name}.path")
+            training.check_start(inputs["path"], self.name, self.peft, self.options.adapter)
             check_template(self.options.args, inputs["path"], self.name)
 
     def _check_data(self, args: SFTConfig, found: list[Member]) -> None:
@@ -127,8 +115,8 @@ class SFT:
         for one in found if masked or chosen or args.eval_strategy != "no" else []:
             split = one.data.load(self.name, one.seed)
             check_rows(self.options.args, split.train + split.eval, self.name)
-            check_held_out(args, split.eval, self.name)
-            check_metric(args, self.name, by_task(split.eval))
+            training.check_held_out(args, split.eval, self.name)
+            training.check_metric(args, self.name, by_task(split.eval))
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         tokenizer = load_tokenizer(inputs["path"], f"{self.name}.path")
@@ -136,12 +124,12 @@ class SFT:
         tasks = [self._task(member, tokenizer, out) for member in found]
         for count in dict.fromkeys(task.left_out for task in tasks if task.left_out):
             longest = f"{self.name}.max_length={self.options.max_length}"
-            report.say(f"{count} rows left out: no token of the answer within {longest}")
+            report.say(f"{count} rows left out: no token of the completion within {longest}")
         first = tasks[0]
         if unwritten(self.data):  # and written now
             self._check_data(first.args, found)
         check_template(self.options.args, inputs["path"], self.name)  # of a model that this run has made
-        method = planned(self.peft, steps_of(first.args, len(first.rows)), self.name)
+        method = planned(self.peft, training.steps_of(first.args, len(first.rows)), self.name)
         torch.manual_seed(found[0].seed)
         begun = start(
             inputs["path"], key=self.name, head=CAUSAL, peft=method, adapter=self.options.adapter, out=out,
@@ -152,11 +140,11 @@ class SFT:
             add_trained(begun.model, adapter, task.member.seed, begun.fresh)
         self.linear.apply(begun.model, report.say)
         report.write_card(cpu_linear=self.linear.facts())
-        tell_tasks(first.rows, report)
+        training.tell_tasks(first.rows, report)
         sizes = dict.fromkeys(f"{len(task.rows)} rows, {len(task.held_out)} held out" for task in tasks)
         together = f" ({len(tasks)} side by side)" if len(tasks) > 1 else ""
         report.say(f"{begun.said}{together}; {'; '.join(sizes)}")
-        with dtypes_kept(begun.model):
+        with training.dtypes_kept(begun.model):
             trainers = [task.trainer(begun.model, tokenizer) for task in tasks]
         facts = {"start": begun.said, "base": begun.base}
         if len(tasks) == 1:
@@ -175,12 +163,11 @@ class SFT:
         return Task(member, self._arguments(member, out), rows, held_out, left_out)
 
     def _arguments(self, member: Member, out: Path) -> SFTConfig:
-        bf16 = self.dtype == torch.bfloat16
-        return arguments(SFTConfig, self.name, member.options, out, member.seed, self.device, bf16)
+        return training.arguments(SFTConfig, self.name, member.options, out, member.seed, self.device, self.dtype)
 
 
 def check_early_stopping(found: list[Member], key: str) -> None:
-    """Raises AlignError where there is no one held-out loss to stop by."""
+    """Raise AlignError where there is no one held-out loss to stop by."""
     split = found[0].data.load(key, found[0].seed) if len(found) == 1 else None
     if split is None or not split.eval or by_task(split.eval):
         why = "adapters side by side" if split is None else "several tasks" if split.eval else "no held-out rows"
@@ -199,7 +186,7 @@ def build(stage: StagePlan, runtime: Runtime) -> SFT:
 
 
 def check_packing(args: dict[str, Any], method: PeftConfig | None, key: str) -> None:
-    """Raises AlignError for rows laid end to end that nothing cuts (TRL 1.16 refuses them late), and for a method that
+    """Raise AlignError for rows laid end to end that nothing cuts (TRL 1.16 refuses them late), and for a method that
     plans by optimizer steps where packing makes their number unknown."""
     if args.get("padding_free") and not args.get("packing"):
         raise AlignError(
@@ -213,8 +200,8 @@ def check_packing(args: dict[str, Any], method: PeftConfig | None, key: str) -> 
 
 
 def _train_one(trainer: SFTTrainer, task: Task, begun: Start, out: Path, report: StageReport) -> dict[str, Any]:
-    """Trains, evaluates and saves what a run has alone; facts for its card."""
-    trainer.optimizer = loraplus(begun.model, task.args, task.member.options.loraplus_lr_ratio)
+    """Train, evaluates and saves what a run has alone; facts for its card."""
+    trainer.optimizer = training.loraplus(begun.model, task.args, task.member.options.loraplus_lr_ratio)
     if patience := task.member.options.early_stopping:
         trainer.add_callback(EarlyStoppingCallback(patience))
     train(trainer, report)
@@ -232,14 +219,14 @@ def _train_many(
     trainers: dict[str, SFTTrainer], tasks: list[Task], begun: Start, tokenizer: PreTrainedTokenizerBase, out: Path,
     report: StageReport, key: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Trains the adapters, by their names in the model, in one pass; saves each, and the best at the root of `out`."""
+    """Train the adapters, by their names in the model, in one pass; saves each, and the best at the root of `out`."""
     model: PeftModel = begun.model
     learners = [
         learner(model, f"adapter_{i}", adapter, trainer, tasks[i].member.options.loraplus_lr_ratio, key)
         for i, (adapter, trainer) in enumerate(trainers.items())
     ]
     train_together(model, learners, report)
-    told = []
+    found = []
     for one, task in zip(learners, tasks, strict=True):
         with use_adapter(model, one.adapter):
             losses = task.held_out_loss(one.trainer)
@@ -249,12 +236,12 @@ def _train_many(
         report.metrics(one.steps, {f"{one.name}/eval_loss": loss})
         report.say(f"{one.name} ({task.member.differs}): held-out loss {loss:.3f} nats a token")
         options = task.member.options
-        told.append(
+        found.append(
             {"name": one.name, "seed": task.member.seed, "learning_rate": options.learning_rate, **task.facts()}
             | {"differs": task.member.differs, **losses}
         )
-    best = min(told, key=lambda one: math.inf if math.isnan(one["eval_loss"]) else one["eval_loss"])
+    best = min(found, key=lambda one: math.inf if math.isnan(one["eval_loss"]) else one["eval_loss"])
     shutil.copytree(out / best["name"], out, dirs_exist_ok=True)
     report.say(f"{best['name']} is the best and the stage's result, in {out}; the others lie beside it")
     own = ("name", "seed", "learning_rate", "differs")
-    return {"adapters": told, "best": best["name"], **{key: value for key, value in best.items() if key not in own}}
+    return {"adapters": found, "best": best["name"], **{key: value for key, value in best.items() if key not in own}}

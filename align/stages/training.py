@@ -6,16 +6,23 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import datasets
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.optimizers import create_loraplus_optimizer
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer, KTOConfig, RewardConfig, RewardTrainer, SFTConfig
 
@@ -23,10 +30,14 @@ from align.data.mixture import by_task
 from align.errors import AlignError
 from align.peft.stateful import extra_loss, on_step
 from align.report.report import StageReport
+from align.roles.folder import CAUSAL
+from align.roles.loading import look
+from align.roles.start import check_adapter
+from align.roles.tokenizer import load_tokenizer
 
 
 def arguments(
-    cls: type[TrainingArguments], key: str, options: Any, out: Path, seed: int, device: torch.device, bf16: bool
+    cls: type[TrainingArguments], key: str, options: Any, out: Path, seed: int, device: torch.device, dtype: torch.dtype
 ) -> Any:
     """TRL's config from our options, with `args` on top; batches are rows an optimizer step."""
     ours = {
@@ -40,7 +51,7 @@ def arguments(
         "warmup_steps": 0.05,
         "adam_beta2": 0.95,
         "max_grad_norm": 1.0,
-        "bf16": bf16,
+        "bf16": dtype == torch.bfloat16,
         "use_cpu": device.type == "cpu",
         "gradient_checkpointing": device.type != "cpu",
         "logging_steps": 1,
@@ -50,13 +61,13 @@ def arguments(
         "dataloader_pin_memory": device.type != "cpu",
         "seed": seed,
     }
-    asked = f"{key}.args.load_best_model_at_end=true"
+    setting = f"{key}.args.load_best_model_at_end=true"
     if getattr(options, "early_stopping", None):
-        asked = f"{key}.early_stopping={options.early_stopping}"
+        setting = f"{key}.early_stopping={options.early_stopping}"
         ours |= {"eval_strategy": "epoch", "save_strategy": options.args.get("eval_strategy", "epoch")}
         ours |= {"save_total_limit": 1, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
     settings = {**ours, **options.args.plain()}
-    check_best(settings, asked, key)
+    check_best(settings, setting, key)
     if settings.get("load_best_model_at_end"):  # each evaluation is saved: transformers saves every 500 steps
         settings = {"save_steps": settings.get("eval_steps") or settings["logging_steps"], **settings}
     try:
@@ -85,37 +96,27 @@ def dtypes_kept(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         parameter.data = data
 
 
-class ReportCallback(TrainerCallback):
-    """Hands the trainer's logs to the stage's report."""
+class Callback(TrainerCallback):
+    """Hand the trainer's logs to the stage's report, and each optimizer step, with its gradients, to the method."""
 
-    def __init__(self, report: StageReport, tell: Any) -> None:
+    def __init__(self, report: StageReport, tell: Callable[[int, str], None], model: Any) -> None:
         self.report = report
         self.tell = tell
+        self.model = model
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kw: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: dict | None = None, **more: Any) -> None:
         values = {name: value for name, value in (logs or {}).items() if name != "epoch"}
         self.report.metrics(state.global_step, values)
         if "loss" in values:
             accuracy = f"  accuracy {float(values['accuracy']):.3f}" if "accuracy" in values else ""
             self.tell(state.global_step, f"loss {float(values['loss']):.3f}{accuracy}")
 
-
-class MethodCallback(TrainerCallback):
-    """Tells the adapter's method of every optimizer step, while the gradients are there."""
-
-    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
-        self.model = model
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: Any, **more: Any) -> None:
         on_step(self.model, "default", state.global_step + 1)
 
 
 def add_extra_loss(trainer: Trainer) -> None:
-    """The adapter's method adds its own loss to the trainer's, once an optimizer step; not in evaluation."""
+    """Add the loss of the adapter's method to the trainer's, once an optimizer step; not in evaluation."""
     plain_loss = trainer.compute_loss
 
     def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
@@ -131,7 +132,7 @@ def add_extra_loss(trainer: Trainer) -> None:
 
 
 def weigh_pairs(trainer: RewardTrainer | DPOTrainer) -> None:
-    """Accuracy and margin of held-out pairs are means over pairs; TRL (1.16) means over batches, of any size."""
+    """Make accuracy and margin of held-out pairs means over pairs; TRL (1.16) has means over batches of any size."""
     plain_loss = trainer.compute_loss
 
     def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
@@ -143,6 +144,22 @@ def weigh_pairs(trainer: RewardTrainer | DPOTrainer) -> None:
         return found
 
     trainer.compute_loss = compute_loss
+
+
+def check_start(
+    path: str, role: str, peft: PeftConfig | None, adapter: str, kinds: tuple[str, ...] = (CAUSAL,)
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that a role starts from. Raises AlignError where the role cannot start from it."""
+    check_adapter(look(path, role, kinds), role, peft, adapter)
+    return load_tokenizer(path, f"{role}.path")
+
+
+def tell_left_out(left_out: dict[str, int], limit: str, report: StageReport) -> None:
+    """A line for each reason why rows are left out; `limit` is the setting of the longest row."""
+    words = {"too_long": f"longer than {limit}", "alike": "completions alike", "empty": "an empty completion"}
+    for why, count in left_out.items():
+        if count:
+            report.say(f"{count} rows left out: {words[why]}")
 
 
 def steps_of(args: TrainingArguments, rows: int) -> int:
@@ -157,22 +174,21 @@ def steps_of_batches(args: TrainingArguments, batches: int) -> int:
 
 
 def train(trainer: Trainer, report: StageReport) -> None:
-    """Trains, with the stage's progress bar and metrics in the place of TRL's own."""
+    """Train, with the stage's progress bar and metrics in the place of TRL's own."""
     trainer.remove_callback(PrinterCallback)
     args = trainer.args
     add_extra_loss(trainer)
     if isinstance(trainer, RewardTrainer | DPOTrainer):
         weigh_pairs(trainer)
     with report.steps(steps_of_batches(args, len(trainer.get_train_dataloader()))) as tell:
-        trainer.add_callback(ReportCallback(report, tell))
-        trainer.add_callback(MethodCallback(trainer.model))
+        trainer.add_callback(Callback(report, tell, trainer.model))
         trainer.train()
     trainer.model.eval()
     remove_if_empty(Path(args.output_dir))
 
 
 def remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):  # no checkpoint was asked for
+    if folder.is_dir() and not any(folder.iterdir()):  # no checkpoint was saved
         folder.rmdir()
 
 
@@ -183,8 +199,8 @@ def dataset(rows: list[dict]) -> datasets.Dataset:
 
 
 OURS = {
-    "learning_rate": "learning_rate", "num_train_epochs": "epochs", "max_length": "max_length",
-    "per_device_train_batch_size": "batch_size", "output_dir": "the run's folder", "seed": "seed",
+    "learning_rate": "{key}.learning_rate", "num_train_epochs": "{key}.epochs", "max_length": "{key}.max_length",
+    "per_device_train_batch_size": "{key}.batch_size", "output_dir": "the run's folder", "seed": "seed",
 }  # fmt: skip
 EVALUATES = ("steps", "epoch")
 REPORTED: dict[type[TrainingArguments], tuple[str, ...]] = {
@@ -202,15 +218,17 @@ REPORTED: dict[type[TrainingArguments], tuple[str, ...]] = {
 """Figures of held-out rows that TRL's trainers (1.16) report, each behind `eval_`."""
 
 
-def check_arguments(cls: type[TrainingArguments], given: dict[str, Any], key: str) -> None:
-    """Refuses arguments that TRL's config class does not have, those that are ours by another name, and values that are
-    no switch or number where there must be one."""
+def check_arguments(
+    cls: type[TrainingArguments], given: dict[str, Any], key: str, more: Mapping[str, str] | None = None
+) -> None:
+    """Raise AlignError for arguments that TRL's config class does not have, for those of OURS and `more`, which have
+    another name here, and for values that are no switch or number where there must be one."""
+    ours = OURS | {name: f"{key}.{own}" for name, own in (more or {}).items()}
     known = {f.name for f in dataclasses.fields(cls) if f.init}
     types = get_type_hints(cls)
     for name, value in given.items():
-        if name in OURS:
-            where = OURS[name] if name in ("output_dir", "seed") else f"{key}.{OURS[name]}"
-            raise AlignError(f"{key}.args.{name} is set by {where}: use that instead")
+        if name in ours:
+            raise AlignError(f"{key}.args.{name} is set by {ours[name].format(key=key)}: use that instead")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3)
             raise AlignError(
@@ -240,22 +258,22 @@ def _instead(annotation: Any, value: Any) -> str | None:
     return None
 
 
-def check_best(settings: dict[str, Any], asked: str, key: str) -> None:
-    """Raises AlignError where `load_best_model_at_end`, which `asked` for, has no saved evaluations to choose among."""
+def check_best(settings: dict[str, Any], setting: str, key: str) -> None:
+    """Raise AlignError where `load_best_model_at_end`, by `setting`, has no saved evaluations to choose among."""
     evaluated, saved = (settings.get(name, "no") for name in ("eval_strategy", "save_strategy"))
     if not settings.get("load_best_model_at_end") or (evaluated in EVALUATES and saved in (evaluated, "best")):
         return
     when = next((one for one in (evaluated, saved) if one in EVALUATES), "epoch")
     raise AlignError(
-        f"{asked}: the best is of the evaluations that are saved, and with eval_strategy={evaluated} and "
+        f"{setting}: the best is of the evaluations that are saved, and with eval_strategy={evaluated} and "
         f"save_strategy={saved} there are none\n"
         f"  use +{key}.args.eval_strategy={when} +{key}.args.save_strategy={when}, or leave it out"
     )
 
 
 def check_metric(args: TrainingArguments, key: str, tasks: Iterable[str] = ()) -> None:
-    """Raises AlignError where `metric_for_best_model` is no figure of held-out rows; each of `tasks` has its own."""
-    if (asked := args.metric_for_best_model) is None:
+    """Raise AlignError where `metric_for_best_model` is no figure of held-out rows; each of `tasks` has its own."""
+    if (figure := args.metric_for_best_model) is None:
         if args.save_strategy == "best":
             raise AlignError(
                 f"{key}.args.save_strategy=best: by which figure?\n  use +{key}.args.metric_for_best_model=eval_loss"
@@ -263,17 +281,17 @@ def check_metric(args: TrainingArguments, key: str, tasks: Iterable[str] = ()) -
         return
     parts = [f"eval_{task}" for task in tasks] or ["eval"]
     known = [f"{part}_{name}" for part in parts for name in REPORTED[type(args)]]
-    name = asked if asked.startswith("eval_") else f"eval_{asked}"
+    name = figure if figure.startswith("eval_") else f"eval_{figure}"
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0)
         raise AlignError(
-            f"{key}.args.metric_for_best_model={asked}: nothing that {key} tells of held-out rows has that name\n"
+            f"{key}.args.metric_for_best_model={figure}: {key} has no figure of held-out rows by that name\n"
             f"  use another, nearest: {', '.join(near)}"
         )
 
 
 def check_held_out(args: TrainingArguments, held_out: list, key: str) -> None:
-    """Raises AlignError where `eval_strategy` asks for held-out rows and there are none."""
+    """Raise AlignError where `eval_strategy` asks for held-out rows and there are none."""
     if args.eval_strategy != "no" and not held_out:
         raise AlignError(
             f"{key}.args.eval_strategy={args.eval_strategy.value}: no rows are held out\n"

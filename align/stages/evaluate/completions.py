@@ -1,9 +1,9 @@
-"""Answers to held-out demonstrations against their references, after none or some examples in the context.
+"""Completions of held-out demonstrations against their references, after none or some examples in the context.
 
     align stages=[evaluate] actor.path=FOLDER data@sft.data=prompt_completion sft.data.path=FILE evaluate.shots=[0,4]
 
-The model that fine-tuning started from answers after each number of examples in `evaluate.shots`, which are rows that
-fine-tuning learns from; later policies after none, which is what they were trained for. Decoding is greedy.
+The model that fine-tuning started from completes prompts after each number of examples in `evaluate.shots`, which are
+rows that fine-tuning learns from; later policies complete them after none, as they were trained. Decoding is greedy.
 """
 
 from __future__ import annotations
@@ -18,27 +18,26 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from align.data.encode import answer_ids, completion_as, prompt_ids, shared_length, text_of
+from align.data.encode import completion_as, prompt_ids, shared_length, text_of, whole_ids
 from align.data.files import FileData
 from align.data.mixture import TASK
 from align.data.source import Source, Split
 from align.errors import AlignError
 from align.installed import require
-from align.ppo.rollouts import Row, texts_of, write
+from align.ppo.rollouts import Row, texts_of
 from align.rewards.format import FormatReward, JSONReward
-from align.roles.modules import by_length
 from align.roles.policy import TrainedPolicy
-from align.rollout.hf import HFRollout
 from align.stages.evaluate.spec import EvaluateOptions
-from align.types import Rollout, Sampling
+from align.stages.rm.quality import padded, sampled
+from align.types import Rollout
 
 BETWEEN = "\n\n"
-"""Between examples of text; a model that goes on with another question stops counting there."""
+"""Between examples of text; a model that goes on with another prompt stops counting there."""
 MOST_LABELS = 50
 
 
-def check_answers(options: EvaluateOptions) -> None:
-    """Raise AlignError for formats that cannot be."""
+def check_metrics(options: EvaluateOptions) -> None:
+    """Raise AlignError for a pattern or schema that is missing or broken, and for a missing package."""
     if "format" in options.metrics and options.pattern is None and options.schema is None:
         raise AlignError(
             "evaluate.metrics: format has nothing to check by\n  use evaluate.pattern=REGEX or schema=FILE"
@@ -49,8 +48,8 @@ def check_answers(options: EvaluateOptions) -> None:
 
 
 @dataclass
-class Questions:
-    """Held-out demonstrations of one kind, and rows to take examples and labels from."""
+class Demonstrations:
+    """Held-out rows of `prompt` and `completion`, and rows to take examples and labels from."""
 
     rows: list[dict]
     examples: list[dict]
@@ -58,10 +57,10 @@ class Questions:
     pattern: str | None = None
     schema: str | None = None
 
-    def asked(self, shots: int, seed: int) -> list[str | list[dict]]:
-        """The prompts with `shots` examples before each, of its own task, the same for all questions of a task.
+    def prompts(self, shots: int, seed: int) -> list[str | list[dict]]:
+        """The prompts with `shots` examples before each, of its own task, the same for all prompts of a task.
 
-        None before those of a task that is not trained on. Raises AlignError where a task has fewer.
+        No example stands before those of a task that is not trained on. Raises AlignError where a task has fewer.
         """
         chosen: dict[str | None, list[dict]] = {}
         for task in {row.get(TASK) for row in self.rows}:
@@ -74,10 +73,10 @@ class Questions:
         return [with_examples(row["prompt"], chosen[row.get(TASK)]) for row in self.rows]
 
 
-def as_questions(rows: list[dict]) -> list[dict]:
-    """Demonstrations as `prompt` and `completion`; of messages the assistant's last turn is what was asked for.
+def demonstrations(rows: list[dict]) -> list[dict]:
+    """Rows as `prompt` and `completion`; of messages the completion is the assistant's last turn.
 
-    Raises AlignError for text alone, and for messages that end otherwise or are an answer alone.
+    Raises AlignError for text alone, and for messages without a prompt or without a completion at the end.
     """
     found = []
     for row in rows:
@@ -85,15 +84,15 @@ def as_questions(rows: list[dict]) -> list[dict]:
             *prompt, last = row["messages"]
             if last["role"] != "assistant" or not prompt:
                 raise AlignError(
-                    "evaluate.shots: a row of sft.data is no question with its answer; it ends with the "
+                    "evaluate.shots: a row of sft.data is no prompt with its completion; it ends with the "
                     f"{last['role']}'s {last['content']!r:.60}\n"
-                    "  use messages that end with an answer of the assistant, or evaluate.shots=[]"
+                    "  use messages that end with a turn of the assistant, or evaluate.shots=[]"
                 )
             row = {**{name: value for name, value in row.items() if name != "messages"}, "prompt": prompt}
             row["completion"] = [last]
         elif "completion" not in row:
             raise AlignError(
-                "evaluate.shots: the rows of sft.data are text, with no question and no answer\n"
+                "evaluate.shots: the rows of sft.data are text, without prompt and completion\n"
                 "  use data@sft.data=prompt_completion or conversational, or evaluate.shots=[]"
             )
         found.append(row)
@@ -107,28 +106,25 @@ def with_examples(prompt: str | list[dict], examples: list[dict]) -> str | list[
     return BETWEEN.join([*(row["prompt"] + row["completion"] for row in examples), prompt])
 
 
-def answer_figures(
-    policy: TrainedPolicy, questions: Questions, shots: int, tokenizer: PreTrainedTokenizerBase,
-    stop_ids: tuple[int, ...], max_new_tokens: int, batch_size: int, seed: int,
+def figures_of(
+    policy: TrainedPolicy, path: str, rows: Demonstrations, shots: int, tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int, batch_size: int, seed: int,
 ) -> dict[str, float]:  # fmt: skip
-    """The metrics' means over all questions, and over each task's (`f1/topic`).
+    """The metrics' means over all rows, and over each task's (`f1/topic`), for the policy of the folder `path`.
 
     Raises AlignError where a prompt with its examples does not fit the model.
     """
-    prompts = questions.asked(shots, seed)
-    rows = [Row(i, prompt, prompt_ids(prompt, tokenizer)) for i, prompt in enumerate(prompts)]
-    check_room(policy, rows, shots, max_new_tokens)
-    engine = HFRollout(tokenizer.pad_token_id, batch_size)
-    engine.attach(policy)
-    rollout = write(engine, rows, Sampling(1.0, max_new_tokens, stop_ids, greedy=True), seed=seed, purpose="answers")
-    answers = [text_of(one).partition(BETWEEN)[0] for one in texts_of(rollout, tokenizer).completions]
-    found = {name: _scores(name, questions, answers) for name in questions.metrics if name != "accuracy"}
-    if "accuracy" in questions.metrics:
-        found["accuracy"] = _accuracy(policy, questions, prompts, tokenizer, batch_size)
-    tasks = list(dict.fromkeys(row[TASK] for row in questions.rows if TASK in row))
+    prompts = rows.prompts(shots, seed)
+    encoded = [Row(i, prompt, prompt_ids(prompt, tokenizer)) for i, prompt in enumerate(prompts)]
+    check_room(policy, encoded, shots, max_new_tokens)
+    rollout = sampled(policy, path, encoded, tokenizer, max_new_tokens, batch_size, seed, "demonstrations", greedy=True)
+    texts = [text_of(one).partition(BETWEEN)[0] for one in texts_of(rollout, tokenizer).completions]
+    found = {name: _scores(name, rows, texts) for name in rows.metrics if name != "accuracy"}
+    if "accuracy" in rows.metrics:
+        found["accuracy"] = _accuracy(policy, rows, prompts, tokenizer, batch_size)
     figures = {name: sum(values) / len(values) for name, values in found.items()}
-    for task in tasks:
-        own = [i for i, row in enumerate(questions.rows) if row.get(TASK) == task]
+    for task in dict.fromkeys(row[TASK] for row in rows.rows if TASK in row):
+        own = [i for i, row in enumerate(rows.rows) if row.get(TASK) == task]
         figures |= {f"{name}/{task}": sum(values[i] for i in own) / len(own) for name, values in found.items()}
     return figures
 
@@ -139,101 +135,91 @@ def check_room(policy: TrainedPolicy, rows: list[Row], shots: int, max_new_token
     longest = max(len(row.ids) for row in rows) + max_new_tokens
     if room and longest > room:
         raise AlignError(
-            f"evaluate.shots={shots}: prompt, examples and answer take up to {longest} tokens, and the model has "
+            f"evaluate.shots={shots}: prompt, examples and completion take up to {longest} tokens, and the model has "
             f"{room} positions\n  use fewer shots, or a smaller rollout.max_new_tokens ({max_new_tokens})"
         )
 
 
-def _scores(metric: str, questions: Questions, answers: list[str]) -> list[float]:
-    references = [text_of(row["completion"]) for row in questions.rows]
+def _scores(metric: str, rows: Demonstrations, completions: list[str]) -> list[float]:
     if metric == "format":
-        check = format_check(questions.pattern, questions.schema)
-        return [check(answer) for answer in answers]
-    compare = {"exact_match": exact_match, "f1": f1}[metric]
-    return [compare(answer, reference) for answer, reference in zip(answers, references, strict=True)]
+        return [*map(format_check(rows.pattern, rows.schema), completions)]
+    references = [text_of(row["completion"]) for row in rows.rows]
+    return [*map({"exact_match": exact_match, "f1": f1}[metric], completions, references)]
 
 
-def labels_of(questions: Questions) -> dict[str | None, list[str]]:
-    """The different answers to each task, that accuracy chooses among.
+def labels_of(rows: Demonstrations) -> dict[str | None, list[str]]:
+    """The different completions of each task, among which accuracy chooses.
 
     Raises AlignError where there is one alone, or more than MOST_LABELS.
     """
     labels: dict[str | None, list[str]] = {}
-    for row in (*questions.examples, *questions.rows):
+    for row in (*rows.examples, *rows.rows):
         known = labels.setdefault(row.get(TASK), [])
         if text_of(row["completion"]) not in known:
             known.append(text_of(row["completion"]))
     for task, known in labels.items():
         if not 1 < len(known) <= MOST_LABELS:
-            count = f"every answer is {known[0]!r:.60}" if len(known) == 1 else f"there are {len(known)} different ones"
+            count = f"every one is {known[0]!r:.60}" if len(known) == 1 else f"there are {len(known)} different ones"
             raise AlignError(
-                f"evaluate.metrics: accuracy chooses among the answers{f' to {task}' if task else ''} as labels, 2 to "
-                f"{MOST_LABELS} of them, and {count}\n  use exact_match or f1 instead"
+                f"evaluate.metrics: accuracy chooses among the completions{f' of {task}' if task else ''} as labels, 2 "
+                f"to {MOST_LABELS} of them, and {count}\n  use exact_match or f1 instead"
             )
     return labels
 
 
 @torch.no_grad()
 def _accuracy(
-    policy: TrainedPolicy, questions: Questions, prompts: list, tokenizer: PreTrainedTokenizerBase, batch_size: int
+    policy: TrainedPolicy, rows: Demonstrations, prompts: list, tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> list[float]:
     """1 where the right one of the task's labels is the likeliest, by the sum of its tokens' log-probabilities."""
-    labels = labels_of(questions)
-    asked = [
-        (i, label, {"prompt": prompts[i], "completion": completion_as(prompts[i], label)})
-        for i, row in enumerate(questions.rows)
-        for label in labels[row.get(TASK)]
-    ]
-    wholes = answer_ids([one for _, _, one in asked], "completion", tokenizer)
+    labels = labels_of(rows)
+    pairs = [(i, label) for i, row in enumerate(rows.rows) for label in labels[row.get(TASK)]]
+    labelled = [{"prompt": prompts[i], "completion": completion_as(prompts[i], label)} for i, label in pairs]
+    wholes = whole_ids(labelled, "completion", tokenizer)
     ids = [one[:-1] if one[-1] == tokenizer.eos_token_id else one for one in wholes]
     starts = [prompt_ids(prompt, tokenizer) for prompt in prompts]
-    begun = [shared_length(starts[i], one) for (i, _, _), one in zip(asked, ids, strict=True)]
-    logp = label_logp(policy, ids, begun, batch_size)
+    begun = [shared_length(starts[i], one) for (i, _), one in zip(pairs, ids, strict=True)]
     best: dict[int, tuple[float, str]] = {}
-    for (i, label, _), value in zip(asked, logp, strict=True):
+    for (i, label), value in zip(pairs, label_logp(policy, ids, begun, batch_size), strict=True):
         best[i] = max(best.get(i, (-torch.inf, "")), (value, label))
-    return [float(best[i][1] == text_of(row["completion"])) for i, row in enumerate(questions.rows)]
+    return [float(best[i][1] == text_of(row["completion"])) for i, row in enumerate(rows.rows)]
 
 
 def label_logp(policy: TrainedPolicy, ids: list[list[int]], begun: list[int], batch_size: int) -> list[float]:
     """Nats of each sequence from its `begun`-th token on."""
-    length_B = torch.tensor([len(one) for one in ids])
     found = torch.zeros(len(ids))
     with policy.generating():
-        for part in by_length(length_B, batch_size):
-            width = int(length_B[part].max())
-            ids_BN = torch.tensor([ids[i] + [0] * (width - len(ids[i])) for i in part.tolist()], device=policy.device)
-            mask_BN = torch.arange(width)[None] < length_B[part][:, None]
-            logits_BNV = policy.model(input_ids=ids_BN, attention_mask=mask_BN.long().to(policy.device)).logits
-            logits_BNV = logits_BNV[:, -width:].float()  # behind virtual tokens
+        for part, ids_BN, mask_BN in padded(ids, batch_size, policy.device):
+            logits_BNV = policy.model(input_ids=ids_BN, attention_mask=mask_BN.long()).logits
+            logits_BNV = logits_BNV[:, -ids_BN.shape[1] :].float()  # behind virtual tokens
             logp_BN = logits_BNV[:, :-1].log_softmax(-1).gather(2, ids_BN[:, 1:, None]).squeeze(2).cpu()
             begun_B = torch.tensor([begun[i] for i in part.tolist()])
-            answer_BN = mask_BN[:, 1:] & (torch.arange(1, width)[None] >= begun_B[:, None])
-            found[part] = (logp_BN * answer_BN).sum(1)
+            wanted_BN = mask_BN[:, 1:].cpu() & (torch.arange(1, ids_BN.shape[1])[None] >= begun_B[:, None])
+            found[part] = (logp_BN * wanted_BN).sum(1)
     return found.tolist()
 
 
 MOST_FOR_BLEU = 100
 
 
-def exact_match(answer: str, reference: str) -> float:
+def exact_match(completion: str, reference: str) -> float:
     """1 where both are the same, letter for letter, but for white space around them; nothing else is normalised.
 
     Stricter than SQuAD's measure of that name, which compares what `f1` counts.
     """
-    return float(answer.strip() == reference.strip())
+    return float(completion.strip() == reference.strip())
 
 
-def f1(answer: str, reference: str) -> float:
+def f1(completion: str, reference: str) -> float:
     """Harmonic mean of precision and recall of words, as SQuAD has it (Rajpurkar et al. 2016, arXiv 1606.05250, 6.1).
 
     Words are what its evaluation script counts: in lower case, without ASCII punctuation and the articles a, an, the.
-    An answer and a reference without a word agree, as in SQuAD 2.0's.
+    A completion and a reference without a word agree, as in SQuAD 2.0's.
 
     >>> f1("The red kite.", "a red, red kite")
     0.8
     """
-    given, wanted = Counter(_words(answer)), Counter(_words(reference))
+    given, wanted = Counter(_words(completion)), Counter(_words(reference))
     if not given or not wanted:
         return float(given == wanted)
     shared = sum((given & wanted).values())
@@ -241,7 +227,7 @@ def f1(answer: str, reference: str) -> float:
 
 
 def format_check(pattern: str | None, schema: str | None) -> Callable[[str], float]:
-    """1 for an answer that the regular expression matches as a whole, and that is JSON by the schema in a file.
+    """1 for a completion that the regular expression matches as a whole, and that is JSON by the schema in a file.
 
     Raises AlignError for a pattern or a schema that is none.
     """
@@ -253,9 +239,9 @@ def format_check(pattern: str | None, schema: str | None) -> Callable[[str], flo
     except ValueError as error:
         raise AlignError(f"evaluate.{error}") from error
 
-    def check(answer: str) -> float:
-        formed = form is None or form.fits(answer, "evaluate.pattern")
-        return float(formed and (data is None or data.fits(answer)))
+    def check(completion: str) -> float:
+        formed = form is None or form.fits(completion, "evaluate.pattern")
+        return float(formed and (data is None or data.fits(completion)))
 
     return check
 

@@ -1,4 +1,4 @@
-"""Answers to held-out demonstrations: examples in the context, metrics by hand, likelihoods, what was forgotten."""
+"""Completions of held-out demonstrations: examples in the context, metrics by hand, likelihoods, what was forgotten."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from align.data.files import FileData
 from align.engine.linear import CpuLinear
 from align.errors import AlignError
 from align.roles.alone import load_policy
-from align.stages.evaluate.answers import (
-    Questions,
-    answer_figures,
-    as_questions,
+from align.stages.evaluate.completions import (
+    Demonstrations,
+    demonstrations,
     distinct,
     exact_match,
     f1,
+    figures_of,
     format_check,
     general_texts,
     label_logp,
@@ -99,7 +99,7 @@ def test_examples_stand_before_the_question():
 def test_the_last_turn_of_messages_is_the_answer(here, base, capsys):
     ask, say, again, end = ({"role": r, "content": c} for r, c in zip(["user", "assistant"] * 2, "abcd", strict=True))
     plain = {"prompt": "a?", "completion": " b"}
-    assert as_questions([{"messages": [ask, say], "task": "t"}, {"messages": [ask, say, again, end]}, plain]) == [
+    assert demonstrations([{"messages": [ask, say], "task": "t"}, {"messages": [ask, say, again, end]}, plain]) == [
         {"prompt": [ask], "completion": [say], "task": "t"},
         {"prompt": [ask, say, again], "completion": [end]},
         plain,
@@ -120,11 +120,11 @@ def test_the_last_turn_of_messages_is_the_answer(here, base, capsys):
 
 def test_examples_are_of_the_question_s_own_task_and_none_of_the_questions():
     examples = [{"prompt": f"{t} {i}", "completion": " x", "task": t} for t in "ab" for i in range(5)]
-    questions = Questions([{"prompt": "b?", "completion": " x", "task": "b"}], examples, [])
-    (prompt,) = questions.asked(3, seed=0)
+    questions = Demonstrations([{"prompt": "b?", "completion": " x", "task": "b"}], examples, [])
+    (prompt,) = questions.prompts(3, seed=0)
     assert prompt.endswith("b?") and prompt.count("b ") == 3 and "a " not in prompt
     with pytest.raises(AlignError, match=r"evaluate\.shots=6: there are 5 rows"):
-        questions.asked(6, seed=0)
+        questions.prompts(6, seed=0)
 
 
 def test_label_logp_is_that_of_one_row_alone(policy, base):
@@ -149,18 +149,18 @@ def test_text_loss_is_transformers_own(policy, base, tokenizer):
     assert text_loss(policy, texts, tokenizer, 8) == pytest.approx(total / count, abs=1e-4)
 
 
-def test_accuracy_chooses_the_likeliest_label_and_is_told_by_task(policy, tokenizer):
+def test_accuracy_chooses_the_likeliest_label_and_is_told_by_task(policy, base, tokenizer):
     """The label that a random model prefers is right in one row of two."""
     rows = [{"prompt": "a red kite", "completion": f" {label}", "task": "t"} for label in ("rain", "harbour")]
-    figures = answer_figures(policy, Questions(rows, rows, ["accuracy", "f1"]), 0, tokenizer, (2,), 4, 8, 0)
+    figures = figures_of(policy, base, Demonstrations(rows, rows, ["accuracy", "f1"]), 0, tokenizer, 4, 8, 0)
     assert figures["accuracy"] == figures["accuracy/t"] == 0.5
     assert 0 <= figures["f1"] <= 1
 
 
-def test_too_many_examples_are_refused_with_the_room_there_is(policy, tokenizer):
+def test_too_many_examples_are_refused_with_the_room_there_is(policy, base, tokenizer):
     rows = [{"prompt": "a red kite " * 20, "completion": " x"} for _ in range(40)]
     with pytest.raises(AlignError, match=r"evaluate\.shots=40: .* positions\n  use fewer shots"):
-        answer_figures(policy, Questions(rows, rows, ["f1"]), 40, tokenizer, (2,), 4, 8, 0)
+        figures_of(policy, base, Demonstrations(rows, rows, ["f1"]), 40, tokenizer, 4, 8, 0)
 
 
 def test_two_tasks_are_trained_together_counted_and_scored_apart(here):

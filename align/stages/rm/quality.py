@@ -6,6 +6,7 @@ Shapes: B pairs.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,25 +16,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from align.data.encode import answer_ids, prompt_ids, shared_length
-from align.engine.linear import CpuLinear
+from align.data.encode import prompt_ids, shared_length, whole_ids
 from align.ppo.rollouts import Row, write
-from align.roles.alone import load_policy
 from align.roles.modules import ScoreModule, by_length
+from align.roles.policy import TrainedPolicy
 from align.roles.tokenizer import stop_ids
 from align.rollout.hf import HFRollout
 from align.types import Rollout, Sampling
 
 BINS = 10
 MATCHED = 0.1
-"""Answers are matched in length where they differ by at most this share of the longer one."""
+"""Completions are matched in length where they differ by at most this share of the longer one."""
 FEW = 16
 """Fewer pairs tell too little: guessing would be right on three quarters of them within two standard errors."""
 
 
 @dataclass
-class Judged:
-    """Pairs as a reward model scores them; lengths are the answers' tokens, the prompt's not among them."""
+class PairScores:
+    """Pairs as a reward model scores them; lengths are tokens of the completions without the prompt."""
 
     chosen_B: Tensor
     rejected_B: Tensor
@@ -46,25 +46,25 @@ class Judged:
 
     @property
     def right_B(self) -> Tensor:
-        """1 where the chosen answer scores higher, 0.5 for a tie, else 0."""
+        """1 where the chosen completion scores higher, 0.5 for a tie, else 0."""
         return (self.margin_B.sign() + 1) / 2
 
 
-def report_of(judged: Judged, groups: list[str] | None = None, swaps: Judged | None = None) -> dict[str, Any]:
+def report_of(scores: PairScores, groups: list[str] | None = None, swaps: PairScores | None = None) -> dict[str, Any]:
     """Figures for card.json, with `warnings`; shares lie from 0 to 1, and a mean over no pairs is None.
 
-    `groups` names the group of each pair, by which accuracy is told, too. `swaps` are right answers against those to
-    other prompts.
+    `groups` names the group of each pair, for accuracy by group. `swaps` are right completions against those to other
+    prompts.
     """
     figures = {
-        "pairs": len(judged.margin_B),
-        "accuracy": _mean(judged.right_B),
-        "margin": _mean(judged.margin_B),
-        "calibration": calibration(judged.margin_B),
-        "length": length_bias(judged),
+        "pairs": len(scores.margin_B),
+        "accuracy": _mean(scores.right_B),
+        "margin": _mean(scores.margin_B),
+        "calibration": calibration(scores.margin_B),
+        "length": length_bias(scores),
     }
     if groups:
-        figures["accuracy_by"] = accuracy_by(judged.right_B, groups)
+        figures["accuracy_by"] = accuracy_by(scores.right_B, groups)
     if swaps:
         figures |= {"swap_accuracy": _mean(swaps.right_B), "swaps": len(swaps.right_B)}
     return figures | {"warnings": warnings(figures)}
@@ -79,7 +79,7 @@ def accuracy_by(right_B: Tensor, groups: list[str]) -> dict[str, dict[str, float
 def calibration(margin_B: Tensor) -> dict[str, Any]:
     """The expected calibration error, and by bin the mean confidence, the share right and the number of pairs.
 
-    A pair's confidence is the Bradley-Terry probability of the answer that the model prefers,
+    A pair's confidence is the Bradley-Terry probability of the completion that the model prefers,
     sigmoid(|margin|), from 0.5 to 1, which ten bins divide evenly; empty ones are left out. The error is
     the mean over pairs of |share right - confidence| of their bin: Guo et al. 2017 (arXiv 1706.04599),
     equation 3.
@@ -101,23 +101,23 @@ def calibration(margin_B: Tensor) -> dict[str, Any]:
     return {"ece": error, "bins": bins}
 
 
-def length_bias(judged: Judged) -> dict[str, Any]:
-    """The score's correlation with length over all answers, and accuracy by which of the two is longer.
+def length_bias(scores: PairScores) -> dict[str, Any]:
+    """The score's correlation with length over all completions, and accuracy by which of the two is longer.
 
     `matched` are pairs within a tenth of each other's length, whichever is longer.
     """
-    chosen_B, rejected_B = judged.chosen_length_B.double(), judged.rejected_length_B.double()
+    chosen_B, rejected_B = scores.chosen_length_B.double(), scores.rejected_length_B.double()
     longest_B = torch.maximum(chosen_B, rejected_B)
     parts = {
         "chosen_longer": chosen_B > rejected_B,
         "chosen_shorter": chosen_B < rejected_B,
         "matched": (chosen_B - rejected_B).abs() <= MATCHED * longest_B,
     }
-    score_N = torch.cat([judged.chosen_B, judged.rejected_B]).double()
+    score_N = torch.cat([scores.chosen_B, scores.rejected_B]).double()
     return {
         "correlation": correlation(score_N, torch.cat([chosen_B, rejected_B])),
         **{
-            name: {"accuracy": _mean(judged.right_B[inside_B]), "pairs": int(inside_B.sum())}
+            name: {"accuracy": _mean(scores.right_B[inside_B]), "pairs": int(inside_B.sum())}
             for name, inside_B in parts.items()
         },
     }
@@ -127,33 +127,33 @@ def warnings(figures: dict[str, Any]) -> list[str]:
     """Reasons against training a policy on this reward model; empty where there are none."""
     if few := too_few(figures["pairs"]):
         return [few]
-    said = []
+    found = []
     if figures["accuracy"] <= (bound := chance(figures["pairs"])):
-        said.append(
+        found.append(
             f"accuracy {figures['accuracy']:.3f} on {figures['pairs']} held-out pairs is no better than chance "
             f"(up to {bound:.3f})"
         )
     if figures.get("swaps", 0) >= FEW and figures["swap_accuracy"] <= (bound := chance(figures["swaps"])):
-        said.append(
-            f"blind to the question: a right answer beats another question's in {figures['swap_accuracy']:.3f} of "
-            f"{figures['swaps']} swaps (chance: up to {bound:.3f}), so that one pleasing answer will do for all"
+        found.append(
+            f"blind to the prompt: a right completion beats another prompt's in {figures['swap_accuracy']:.3f} of "
+            f"{figures['swaps']} swaps (chance: up to {bound:.3f}), so that one pleasing completion does for all"
         )
     longer, shorter = (figures["length"][f"chosen_{word}"]["accuracy"] for word in ("longer", "shorter"))
     if longer is not None and shorter is not None and shorter < 0.5 < longer:
-        said.append(
-            f"right by length alone: accuracy {longer:.3f} where the chosen answer is longer, {shorter:.3f} where it "
-            "is shorter"
+        found.append(
+            f"right by length alone: accuracy {longer:.3f} where the chosen completion is longer, {shorter:.3f} where "
+            "it is shorter"
         )
-    return said
+    return found
 
 
 def too_few(pairs: int) -> str:
     """Warning about an accuracy on too few held-out pairs; '' where they are enough."""
     if pairs >= FEW:
         return ""
-    found = f"only {pairs} held-out pair{'s' * (pairs != 1)}" if pairs else "no held-out pairs"
+    count = f"only {pairs} held-out pair{'s' * (pairs != 1)}" if pairs else "no held-out pairs"
     return (
-        f"{found}: too few to tell a good reward model from one that guesses; use a larger rm.data.eval_share, or "
+        f"{count}: too few to tell a good reward model from one that guesses; use a larger rm.data.eval_share, or "
         "rm.data.eval_path=FILE"
     )
 
@@ -163,21 +163,21 @@ def chance(pairs: int) -> float:
     return 0.5 + 1 / math.sqrt(pairs)
 
 
-def said(figures: dict[str, Any]) -> list[str]:
+def lines(figures: dict[str, Any]) -> list[str]:
     """The report in a few lines, warnings last."""
     length = figures["length"]
     swap = f", swap test {figures['swap_accuracy']:.3f}" if "swap_accuracy" in figures else ""
-    lines = [
+    found = [
         f"held-out accuracy {figures['accuracy']:.3f}, margin {figures['margin']:.2f}{swap} ({figures['pairs']} pairs)",
         f"calibration error {figures['calibration']['ece']:.3f}; score and length correlate "
         f"{_shown(length['correlation'], '+.2f')}; accuracy {_shown(length['chosen_longer']['accuracy'])} where the "
-        f"chosen answer is longer, {_shown(length['chosen_shorter']['accuracy'])} where shorter, "
+        f"chosen completion is longer, {_shown(length['chosen_shorter']['accuracy'])} where shorter, "
         f"{_shown(length['matched']['accuracy'])} where lengths match",
     ]
     if by := figures.get("accuracy_by"):
         parts = (f"{name} {one['accuracy']:.3f} ({one['pairs']})" for name, one in by.items())
-        lines.append(f"accuracy by group: {', '.join(parts)}")
-    return lines + [f"warning: {warning}" for warning in figures["warnings"]]
+        found.append(f"accuracy by group: {', '.join(parts)}")
+    return found + [f"warning: {warning}" for warning in figures["warnings"]]
 
 
 def _shown(value: float | None, form: str = ".3f") -> str:
@@ -211,48 +211,39 @@ def correlation(one_N: Tensor, other_N: Tensor) -> float | None:
 BATCH = 64
 
 
-@dataclass
-class Comparison:
-    accuracy: float
-    """Share of pairs in which the chosen answer scores higher; a tie counts half."""
-    margin: float
-    """Mean of chosen minus rejected score."""
-
-
-def compare(
+def score_pairs(
     module: ScoreModule, pairs: list[dict], tokenizer: PreTrainedTokenizerBase, device: torch.device
-) -> Comparison:
-    """Share of pairs whose chosen completion scores higher, and the mean margin."""
-    judged = judge(module, pairs, tokenizer, device)
-    return Comparison(float(judged.right_B.mean()), float(judged.margin_B.mean()))
-
-
-def judge(module: ScoreModule, pairs: list[dict], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Judged:
-    """Scores of both sides of every pair, and how many tokens each answer has; on the CPU."""
-    sides = [answer_ids(pairs, side, tokenizer) for side in ("chosen", "rejected")]
+) -> PairScores:
+    """Scores of both sides of every pair, and how many tokens each completion has; on the CPU."""
+    sides = [whole_ids(pairs, side, tokenizer) for side in ("chosen", "rejected")]
     prompts = [prompt_ids(row["prompt"], tokenizer) if "prompt" in row else [] for row in pairs]
     lengths = [
         torch.tensor([len(ids) - shared_length(prompt, ids) for prompt, ids in zip(prompts, side, strict=True)])
         for side in sides
     ]
-    return Judged(*(score_ids(module, side, device) for side in sides), *lengths)
+    return PairScores(*(score_ids(module, side, device) for side in sides), *lengths)
 
 
 @torch.no_grad()
 def score_ids(module: ScoreModule, rows: list[list[int]], device: torch.device) -> Tensor:
     """score_B of token sequences, on the CPU."""
-    length_B = torch.tensor([len(row) for row in rows])
     score_B = torch.zeros(len(rows))
-    for part in by_length(length_B, BATCH):
-        width = int(length_B[part].max())
-        ids_BN = torch.tensor([rows[i] + [0] * (width - len(rows[i])) for i in part.tolist()], device=device)
-        mask_BN = torch.arange(width, device=device)[None] < length_B[part].to(device)[:, None]
+    for part, ids_BN, mask_BN in padded(rows, BATCH, device):
         score_B[part] = module(ids_BN, mask_BN).cpu()
     return score_B
 
 
+def padded(rows: list[list[int]], size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of sequences of like length: their places, ids padded on the right with 0, and the mask."""
+    length_B = torch.tensor([len(row) for row in rows])
+    for part in by_length(length_B, size):
+        width = int(length_B[part].max())
+        ids_BN = torch.tensor([rows[i] + [0] * (width - len(rows[i])) for i in part.tolist()], device=device)
+        yield part, ids_BN, torch.arange(width, device=device)[None] < length_B[part].to(device)[:, None]
+
+
 def swapped(pairs: list[dict]) -> list[dict]:
-    """Pairs of each row's chosen answer and that of the next row with another prompt."""
+    """Pairs of each row's chosen completion and that of the next row with another prompt."""
     rows = [row for row in pairs if "prompt" in row]
     out = []
     for i, row in enumerate(rows):
@@ -263,25 +254,19 @@ def swapped(pairs: list[dict]) -> list[dict]:
     return out
 
 
-def samples_of(
-    path: str,
-    rows: list[Row],
-    tokenizer: PreTrainedTokenizerBase,
-    max_new_tokens: int,
-    seed: int,
-    device: torch.device,
-    linear: CpuLinear,
-) -> Rollout:
-    """One sample a row, written by the policy at `path` at temperature 1."""
-    policy = load_policy(path, "rm.path", device, linear)
-    engine = HFRollout(tokenizer.pad_token_id, BATCH)
+def sampled(
+    policy: TrainedPolicy, path: str, rows: list[Row], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int,
+    batch_size: int, seed: int, purpose: str, greedy: bool = False,
+) -> Rollout:  # fmt: skip
+    """One completion a row, written by the policy of the folder `path` at temperature 1, on the policy's device."""
+    engine = HFRollout(tokenizer.pad_token_id, batch_size)
     engine.attach(policy)
-    sampling = Sampling(1.0, max_new_tokens, stop_ids(str(Path(path)), tokenizer))
-    return write(engine, rows, sampling, seed=seed, purpose="norm").to(device)
+    sampling = Sampling(1.0, max_new_tokens, stop_ids(path, tokenizer), greedy)
+    return write(engine, rows, sampling, seed=seed, purpose=purpose).to(policy.device)
 
 
-def plot(judged: Judged, figures: dict[str, Any], file: Path) -> bool:
-    """Writes the PNG `file`; False, and nothing is written, where matplotlib is not installed."""
+def plot(scores: PairScores, figures: dict[str, Any], file: Path) -> bool:
+    """Write the PNG `file`; False, and nothing is written, where matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         return False
     from matplotlib.figure import Figure
@@ -294,15 +279,15 @@ def plot(judged: Judged, figures: dict[str, Any], file: Path) -> bool:
     reliable.set(
         xlabel="confidence", ylabel="share right", ylim=(-0.02, 1.02), title=f"ECE {figures['calibration']['ece']:.3f}"
     )
-    margins.hist(judged.margin_B.tolist(), bins=30)
+    margins.hist(scores.margin_B.tolist(), bins=30)
     margins.axvline(0, color="grey", linewidth=1)
     margins.set(xlabel="margin", ylabel="pairs", title=f"accuracy {figures['accuracy']:.3f}")
     for name in ("chosen", "rejected"):
-        x, y = getattr(judged, f"{name}_length_B"), getattr(judged, f"{name}_B")
+        x, y = getattr(scores, f"{name}_length_B"), getattr(scores, f"{name}_B")
         lengths.scatter(x.tolist(), y.tolist(), s=8, alpha=0.6, label=name)
     correlation = figures["length"]["correlation"]
     lengths.set(
-        xlabel="tokens of the answer", ylabel="score",
+        xlabel="tokens of the completion", ylabel="score",
         title="" if correlation is None else f"correlation {correlation:+.2f}",
     )  # fmt: skip
     lengths.legend()

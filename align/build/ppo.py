@@ -70,7 +70,7 @@ def assemble(
     context = RunContext(
         device=runtime.device, dtype=runtime.dtype, engine=runtime.train_engine, out=out,
         max_grad_norm=options.max_grad_norm, steps=options.optimizer_steps,
-        gradient_checkpointing=options.gradient_checkpointing, linear=runtime.linear, tell=tell,
+        gradient_checkpointing=options.gradient_checkpointing, tell=tell,
     )  # fmt: skip
     torch.manual_seed(runtime.seed)  # a new adapter's start is random
     placement = Placement(context, role("actor", sections.actor, inputs))
@@ -78,7 +78,7 @@ def assemble(
     if sections.critic is not None:
         role("critic", sections.critic, inputs).place(placement)
     reward = make_reward(sections.reward, stage, inputs, context, tokenizer, placement)
-    report.write_card(cpu_linear=runtime.linear.facts(), start=said)
+    report.write_card(start=said)
     roles = placement.roles(options.micro_batch_size, options.micro_batch_tokens)
     rollout = sections.rollout.options
     sampling = Sampling(rollout.temperature, rollout.max_new_tokens, stop_ids(inputs["actor"], tokenizer))

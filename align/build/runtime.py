@@ -17,6 +17,7 @@ from align.build.rewards import check_reward, make_reward
 from align.config import Zero
 from align.config.values import Plug
 from align.errors import AlignError
+from align.imports import locate
 from align.plan.plan import RunPlan, StagePlan
 from align.plan.spec import AUTO
 from align.stages.fingerprint import measured_linear
@@ -63,14 +64,17 @@ class Runtime:
             raise AlignError("precision=bf16: this CPU has no instructions for it\n  use precision=fp32")
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
-    @cached_property
-    def linear(self) -> Any:
-        """The kernel of the linear layers of all models, chosen once a run; `auto` keeps what was measured before."""
-        from align.engine.linear import CpuLinear
+    def stages(self) -> list[tuple[StagePlan, Any]]:
+        """Each stage of the plan with the object that runs it. Sets the kernel of linear layers of all models.
+
+        `cpu_linear=auto` keeps what was measured before.
+        """
+        from align.engine.linear import use_kernel
 
         starts = {stage.spec.name: self._start(stage) for stage in self.plan.stages}
         home = Path(self.plan.runs).expanduser() / self.plan.name
-        return CpuLinear(self.plan.cpu_linear, measured_linear(home, starts))
+        use_kernel(self.plan.cpu_linear, measured_linear(home, starts))
+        return [(stage, locate(stage.spec.build)(stage, self)) for stage in self.plan.stages]
 
     def _start(self, stage: StagePlan) -> str | None:
         """The folder that the user names for a stage to start from."""
@@ -138,8 +142,7 @@ class Runtime:
 
             check_reachable(check_reward(reward))
             context = RunContext(
-                device=self.device, dtype=self.dtype, engine=self.train_engine, out=out, linear=self.linear,
-                tell=report.say,
+                device=self.device, dtype=self.dtype, engine=self.train_engine, out=out, tell=report.say,
             )  # fmt: skip
             return make_reward(reward, stage, inputs, context, tokenizer)
 

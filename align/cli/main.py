@@ -219,7 +219,6 @@ def run_pipeline(cfg: DictConfig) -> dict:
     from align.build.first_checks import check_first
     from align.build.plugs import make
     from align.build.runtime import Runtime
-    from align.imports import locate
     from align.stages import pipeline
 
     plan = plan_of(cfg)
@@ -239,7 +238,7 @@ def run_pipeline(cfg: DictConfig) -> dict:
     return pipeline.run(
         plan,
         lambda: check_first(plan),
-        lambda stage: locate(stage.spec.build)(stage, runtime),
+        runtime.stages,
         make_report,
         as_yaml(cfg),
     )

@@ -3,9 +3,8 @@
 On some AMD CPUs MKL, which torch's fp32 `nn.Linear` calls, takes twice oneDNN's time (Zen 5); on others the
 two are equal (Zen 4: 0.9). So `auto` measures, on the model's own shapes.
 
-    kind, words = choose_linear(model, "auto")
-    if kind == "onednn":
-        use_fast_linears(model)
+    use_kernel("auto")     # once a run
+    give_kernel(model)     # each model: the first one settles what auto is
 
 Shapes: N rows, K inputs, M outputs.
 """
@@ -174,7 +173,7 @@ def _seconds(
 
 @dataclass
 class CpuLinear:
-    """`auto` is settled by the first model that it is applied to, and stays."""
+    """The choice of a run. `auto` is settled by the first model that it is applied to, and stays."""
 
     kind: str = "torch"
     earlier: tuple[str, str] | None = None
@@ -201,3 +200,22 @@ class CpuLinear:
         self.origin = MEASURED if measurable(model) else "nothing to measure"
         self.kind, message = choose_linear(model, "auto")
         return message
+
+
+_run = CpuLinear()
+
+
+def use_kernel(kind: str, earlier: tuple[str, str] | None = None) -> None:
+    """Set the kernel of all models that this process loads from now on: `cpu_linear` of the run."""
+    global _run
+    _run = CpuLinear(kind, earlier)
+
+
+def give_kernel(model: nn.Module, tell: Callable[[str], None] = lambda line: None) -> None:
+    """Give the model's linear layers the run's kernel, in place."""
+    _run.apply(model, tell)
+
+
+def kernel_facts() -> dict[str, str]:
+    """The run's kernel and its origin, for card.json."""
+    return _run.facts()

@@ -17,8 +17,6 @@ class Runtime(Protocol):
     """torch.device of the models."""
     dtype: Any
     """torch.dtype of frozen weights; weights that train are float32."""
-    linear: Any
-    """Gives a model the run's kernel of linear layers: `linear.apply(model)`."""
 
     def data(self, plug: Plug) -> Any: ...
     def sources(self, plug: Plug) -> Any: ...

@@ -11,7 +11,7 @@ import torch
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
 
-from align.engine.linear import CpuLinear
+from align.engine.linear import give_kernel
 from align.engine.plain import PlainEngine
 from align.roles.backbone import Backbone
 from align.roles.folder import CAUSAL, inspect
@@ -23,13 +23,13 @@ from align.roles.specs import Actor, Critic, Reference
 from align.roles.tokenizer import load_tokenizer, stop_ids
 
 
-def load_policy(path: str, key: str, device: torch.device, linear: CpuLinear) -> TrainedPolicy:
+def load_policy(path: str, key: str, device: torch.device) -> TrainedPolicy:
     """The policy at `path` alone, in float32, to write and score, not to train. An adapter is merged if it can be.
 
     Raises AlignError, naming `key`, where `path` holds no language model.
     """
     model = load_frozen(inspect(path, key, CAUSAL))
-    linear.apply(model)
+    give_kernel(model)
     return TrainedPolicy(model, PlainEngine(Backbone(model).to(device)), device)
 
 

@@ -12,7 +12,7 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
 from align.config import Zero
-from align.engine.linear import CpuLinear
+from align.engine.linear import give_kernel
 from align.engine.lora import use_fast_loras
 from align.engine.plain import Schedule
 from align.peft.adapters import add_adapter, kept_trainable
@@ -55,7 +55,6 @@ class RunContext:
     """Optimizer steps of the run, where they are known: some methods plan by them."""
     gradient_checkpointing: bool = False
     """Layers of trained models are computed again in the backward pass: less memory, a third more time."""
-    linear: CpuLinear = field(default_factory=CpuLinear)
     tell: Callable[[str], None] = lambda line: None
 
     @property
@@ -89,7 +88,7 @@ class Placement:
         self, model: PreTrainedModel | PeftModel, adapters: dict[str, str | None], zero: Zero | None
     ) -> PlacedBackbone:
         """A backbone of `model`, with roles by `adapters`."""
-        self.context.linear.apply(model, self.context.tell)
+        give_kernel(model, self.context.tell)
         plan = PlacedBackbone(Backbone(model, self.context.autocast, adapters), zero)
         self.plans.append(plan)
         return plan

@@ -11,6 +11,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 
 from align.config import Zero
+from align.engine.linear import give_kernel
 from align.peft.adapters import routed, routes_rows
 from align.roles.folder import SCORE, Folder
 from align.roles.loading import load_plain
@@ -77,7 +78,7 @@ class SharedRewardModels:
         if key in self.slots:
             shared = self.slots[key].shared
             shared.add(folder.path)
-            self.context.linear.apply(shared.module.model)
+            give_kernel(shared.module.model)
             shared.to(self.context.device)
             return self.slots[key], len(shared.adapters) - 1
         self.slots[key] = self._load(folder, zero)
@@ -88,7 +89,7 @@ class SharedRewardModels:
         model = load_plain(folder.base or folder.path, SCORE, context.dtype)
         if folder.base:
             model = PeftModel.from_pretrained(model, folder.path)
-        context.linear.apply(model)
+        give_kernel(model)
         module = ScoreModule(model.requires_grad_(False).eval(), context.autocast)
         shared = SharedScores(module).to(context.device)
         return RewardSlot(shared, context.engine(shared, None, 0.0, zero), folder.path)

@@ -68,7 +68,7 @@ def _made(folder: Path) -> bool:
 def run(
     plan: RunPlan,
     look: Callable[[], None],
-    make_stage: Callable[[StagePlan], Any],
+    make_stages: Callable[[], list[tuple[StagePlan, Any]]],
     make_report: Callable[[Path], Any],
     config_yaml: str,
 ) -> dict[str, Any]:
@@ -79,10 +79,11 @@ def run(
     home = Path(plan.runs).expanduser(), plan.name
     check_place(*home)
     look()
-    steps = [(stage, make_stage(stage)) for stage in plan.stages]
+    steps = make_stages()
     for stage, step in steps:
         step.check(stage.known())
-    from align.stages.later import check_later  # brings in torch, as the stages have by now
+    from align.engine.linear import kernel_facts
+    from align.stages.later import check_later  # both bring in torch, as the stages have by now
 
     check_later(steps)
     folder = new_folder(*home)
@@ -97,7 +98,8 @@ def run(
             with end_kept(folder, stage.name), report.stage(stage.name, out) as stage_report:
                 inputs = {one.name: made[one.source] if one.source else one.real for one in stage.inputs}
                 step.run(inputs, out, stage_report)
-                stage_report.write_card(hashes=fingerprints(inputs, stage_report.card.get("base")))
+                hashes = fingerprints(inputs, stage_report.card.get("base"))
+                stage_report.write_card(hashes=hashes, cpu_linear=kernel_facts())
             made[stage.name] = str(out.resolve())
             cards[stage.name] = stage_report.card
     finally:

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 
 import align
 from align.data.files import FileData
-from align.engine.linear import CpuLinear
 from align.errors import AlignError
 from align.roles.alone import load_policy
 from align.stages.evaluate.completions import (
@@ -40,7 +39,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def policy(base):
-    return load_policy(base, "path", torch.device("cpu"), CpuLinear())
+    return load_policy(base, "path", torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from align.data.encode import fitting_marked, fitting_pairs
 from align.data.files import located, unwritten
 from align.data.formats import check_preferring
 from align.data.source import Source
-from align.engine.linear import CpuLinear
+from align.engine.linear import give_kernel
 from align.peft.folder import save_model
 from align.peft.prompts import prompted
 from align.peft.rates import check_loraplus, rate
@@ -75,7 +75,6 @@ class Direct:
     seed: int
     device: torch.device
     dtype: torch.dtype
-    linear: CpuLinear = field(default_factory=CpuLinear)
 
     def check(self, inputs: dict[str, str]) -> None:
         name = self.method.name
@@ -118,7 +117,7 @@ class Direct:
             kinds=(CAUSAL,),
         )  # fmt: skip
         reference = self._reference(inputs, begun.model)
-        self.linear.apply(begun.model, report.say)
+        give_kernel(begun.model, report.say)
         report.say(f"{begun.said}; {len(rows)} rows, {len(held_out)} held out")
         with training.dtypes_kept(begun.model):
             trainer = self.method.trainer(
@@ -131,7 +130,7 @@ class Direct:
         save_model(begun.model, out)
         tokenizer.save_pretrained(out)
         report.write_card(
-            inputs=inputs, start=begun.said, base=begun.base, cpu_linear=self.linear.facts(),
+            inputs=inputs, start=begun.said, base=begun.base,
             learning_rate=args.learning_rate, rows=len(rows), left_out=left_out, **facts,
         )  # fmt: skip
 
@@ -172,7 +171,7 @@ def build(stage: StagePlan, runtime: Runtime) -> Direct:
     method = runtime.peft(actor.peft)
     return Direct(
         METHODS[stage.spec.name], replace(options, learning_rate=rate(options.learning_rate, method)),
-        runtime.data(options.data), actor, method, runtime.seed, runtime.device, runtime.dtype, runtime.linear,
+        runtime.data(options.data), actor, method, runtime.seed, runtime.device, runtime.dtype,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from align.data.encode import fitting_pairs, fitting_prompts, text_of
 from align.data.files import located
 from align.data.formats import as_pairs
 from align.data.source import Source, Split
-from align.engine.linear import CpuLinear
+from align.engine.linear import give_kernel
 from align.errors import AlignError
 from align.imports import resolve
 from align.plan.plan import StagePlan
@@ -73,7 +73,6 @@ class Evaluate:
     device: torch.device
     ppo_steps: int = 0
     """Steps of PPO after which the reward is taken, where it changes with them."""
-    linear: CpuLinear = field(default_factory=CpuLinear)
 
     def check(self, inputs: dict[str, str]) -> None:
         for source, purpose in ((self.data, "ppo"), (self.demonstrations, "sft")):
@@ -103,7 +102,7 @@ class Evaluate:
         reference: TrainedPolicy | None = None
         generation = self.max_new_tokens, self.options.batch_size, self.seed
         for name in names:
-            policy = load_policy(inputs[name], "actor.path", self.device, self.linear)
+            policy = load_policy(inputs[name], "actor.path", self.device)
             results[name] = {}
             if rows:
                 rollout = sampled(policy, inputs[name], rows, tokenizer, *generation, "evaluate")
@@ -127,7 +126,7 @@ class Evaluate:
         facts = {"policies": results, "samples": self.options.samples, "split": self.options.split}
         if model is not None and self.pairs is not None:
             facts |= self._judge_reward(model, tokenizer, located(self.pairs, inputs))
-        report.write_card(inputs=inputs, cpu_linear=self.linear.facts(), **facts)
+        report.write_card(inputs=inputs, **facts)
         self._tell(report, results, texts, facts)
 
     def _tell(self, report: StageReport, results: dict, texts: dict[str, Texts], facts: dict[str, Any]) -> None:
@@ -176,7 +175,7 @@ class Evaluate:
         if "rm" not in inputs:
             return None
         model = load_frozen(inspect(inputs["rm"], "reward.path", SCORE))
-        self.linear.apply(model)
+        give_kernel(model)
         return ScoreModule(model).to(self.device)
 
     def _judge(
@@ -247,7 +246,6 @@ def build(stage: StagePlan, runtime: Runtime) -> Evaluate:
         longest_prompt=runtime.longest_prompt(stage),
         seed=runtime.seed,
         device=runtime.device,
-        linear=runtime.linear,
     )
 
 

@@ -211,7 +211,7 @@ def build(stage: StagePlan, runtime: Runtime) -> Preferences:
     scores_by = {key: one for key, one in settings if one != {} and HOW_ASKED.isdisjoint(key.split("."))}
 
     def make_engine(path: str, tokenizer: PreTrainedTokenizerBase, longest: int, report: StageReport) -> RolloutEngine:
-        policy = load_policy(path, "preferences.policies", runtime.device, runtime.linear)
+        policy = load_policy(path, "preferences.policies", runtime.device)
         engine = runtime.rollout_engine(stage, policy, base_home(path), tokenizer, longest, report)
         engine.attach(policy)
         return engine

@@ -7,7 +7,7 @@ Documents are joined by EOS into one stream; a row is `max_length` tokens of it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
 from align.data.source import Source
-from align.engine.linear import CpuLinear
+from align.engine.linear import give_kernel
 from align.errors import AlignError
 from align.plan.plan import StagePlan
 from align.plan.runtime import Runtime
@@ -36,7 +36,6 @@ class Pretrain:
     data: Source
     seed: int
     device: torch.device
-    linear: CpuLinear = field(default_factory=CpuLinear)
 
     def check(self, inputs: dict[str, str]) -> None:
         self.data.check("pretrain")
@@ -52,8 +51,7 @@ class Pretrain:
             )
         torch.manual_seed(self.seed)
         model = LlamaForCausalLM(_architecture(self.options, tokenizer)).to(self.device)
-        self.linear.apply(model, report.say)
-        report.write_card(cpu_linear=self.linear.facts())
+        give_kernel(model, report.say)
         parameters = sum(p.numel() for p in model.parameters())
         report.say(f"{parameters:,} parameters, {len(train):,} tokens, {len(tokenizer)} words in the vocabulary")
         self._train(model, train, held_out, report)
@@ -89,7 +87,7 @@ class Pretrain:
 
 def build(stage: StagePlan, runtime: Runtime) -> Pretrain:
     data = runtime.data(stage.options.data)
-    return Pretrain(stage.options, data, runtime.seed, runtime.device, runtime.linear)
+    return Pretrain(stage.options, data, runtime.seed, runtime.device)
 
 
 def train_tokenizer(texts: list[str], options: PretrainOptions) -> PreTrainedTokenizerFast:

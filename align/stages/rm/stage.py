@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from align.data.encode import fitting_pairs, whole_ids
 from align.data.files import located, unwritten
 from align.data.formats import as_pairs, check_preferring
 from align.data.source import GROUP, Source, Split
-from align.engine.linear import CpuLinear
+from align.engine.linear import give_kernel
 from align.errors import AlignError
 from align.peft.folder import save_model
 from align.peft.prompts import prompted
@@ -90,7 +90,6 @@ class RM:
     seed: int
     device: torch.device
     dtype: torch.dtype
-    linear: CpuLinear = field(default_factory=CpuLinear)
     check_judge: Callable[[], None] = lambda: None
     make_judge: Callable[[dict[str, str], Path, StageReport, PreTrainedTokenizerBase], Reward] | None = None
     """Loads the judge with whom the scores of samples are compared; None: nobody."""
@@ -137,8 +136,7 @@ class RM:
             lesson.inputs["path"], key="rm", head=SCORE, peft=method, adapter=self.options.adapter, out=bases,
             dtype=self.dtype,
         )  # fmt: skip
-        self.linear.apply(begun.model, report.say)
-        report.write_card(cpu_linear=self.linear.facts())
+        give_kernel(begun.model, report.say)
         begun.model.config.pad_token_id = tokenizer.pad_token_id
         report.say(f"{begun.said}; {len(rows)} {NOUNS[how.kind]}")
         if prompted(begun.model):
@@ -265,7 +263,7 @@ class RM:
         rows = [row for row in as_rows(rows, lesson.tokenizer) if len(row.ids) <= room][: self.options.norm_samples]
         path = lesson.inputs["path"]
         if len(rows) >= 2 and look(path, "rm", KINDS).kind == CAUSAL:
-            policy = load_policy(path, "rm.path", self.device, self.linear)
+            policy = load_policy(path, "rm.path", self.device)
             return quality.sampled(
                 policy, path, rows, lesson.tokenizer, self.max_new_tokens, quality.BATCH, self.seed, "norm"
             )
@@ -283,7 +281,7 @@ def build(stage: StagePlan, runtime: Runtime) -> RM:
     options, method = stage.options, runtime.peft(stage.options.peft)
     return RM(
         replace(options, learning_rate=rate(options.learning_rate, method)), runtime.data(options.data), method,
-        stage.sections.rollout.options.max_new_tokens, runtime.seed, runtime.device, runtime.dtype, runtime.linear,
+        stage.sections.rollout.options.max_new_tokens, runtime.seed, runtime.device, runtime.dtype,
         **runtime.judge(options.judge, stage),
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from align.data.encode import fitting_examples
 from align.data.files import located, unwritten
 from align.data.mixture import by_task
 from align.data.source import Source
-from align.engine.linear import CpuLinear
+from align.engine.linear import give_kernel
 from align.errors import AlignError
 from align.peft.adapters import add_trained, use_adapter
 from align.peft.folder import save_adapter, save_model
@@ -86,7 +86,6 @@ class SFT:
     seed: int
     device: torch.device
     dtype: torch.dtype
-    linear: CpuLinear = field(default_factory=CpuLinear)
     name: str = "sft"
 
     def check(self, inputs: dict[str, str]) -> None:
@@ -138,8 +137,7 @@ class SFT:
         adapters = ["default", *(f"adapter_{i}" for i in range(1, len(tasks)))]
         for adapter, task in zip(adapters[1:], tasks[1:], strict=True):
             add_trained(begun.model, adapter, task.member.seed, begun.fresh)
-        self.linear.apply(begun.model, report.say)
-        report.write_card(cpu_linear=self.linear.facts())
+        give_kernel(begun.model, report.say)
         training.tell_tasks(first.rows, report)
         sizes = dict.fromkeys(f"{len(task.rows)} rows, {len(task.held_out)} held out" for task in tasks)
         together = f" ({len(tasks)} side by side)" if len(tasks) > 1 else ""
@@ -181,7 +179,7 @@ def build(stage: StagePlan, runtime: Runtime) -> SFT:
     own = tuple(rate(one, method) for one in rates) if isinstance(rates, tuple) else rate(rates, method)
     return SFT(
         replace(options, learning_rate=own), runtime.sources(options.data), method, runtime.seed, runtime.device,
-        runtime.dtype, runtime.linear, stage.spec.name,
+        runtime.dtype, stage.spec.name,
     )  # fmt: skip
 
 

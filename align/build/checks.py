@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from align.build.plugs import check_arguments, made, make, make_or_keep, peft, target_of
+from align.build.plugs import arguments, made, make, make_or_keep, peft, target_of
 from align.build.prompts import longest_prompt
 from align.build.rewards import check_reward, check_scoring
 from align.build.zero import zero_of
@@ -50,7 +50,7 @@ def roles_of(stage: StagePlan) -> dict[str, Section]:
 def check_role_class(name: str, section: Section) -> None:
     """Raise AlignError where a role's class cannot be imported, or does not take the settings that are its own."""
     plug = Plug(section.target, section.own, name)
-    check_arguments(plug, target_of(plug), list(section.own))
+    arguments(plug, target_of(plug))
 
 
 def check_watch(stage: StagePlan, seed: int) -> None:

@@ -189,7 +189,11 @@ SETTINGS = [
         f"{PPO} ppo.old_logp=engine ppo.importance_correction=token",
         ["ppo.importance_correction=token", "use ppo.old_logp=trainer"],
     ),
-    ("unknown PEFT argument without a plus", f"{SFT} sft.peft.rr=1", ["sft.peft.rr=1", "LoraConfig", "sft.peft.r"]),
+    (
+        "unknown PEFT argument without a plus",
+        f"{SFT} sft.peft.rr=1",
+        ["sft.peft.rr=1", "LoraConfig has no such argument"],
+    ),
     ("rank in words", f"{PPO} actor.peft.r=abc", ["actor.peft.r=abc", "use a whole number"]),
     ("share that is a list", f"{PPO} actor.peft.lora_dropout=[1]", ["actor.peft.lora_dropout=[1]", "use a number"]),
     ("lam", f"{PPO} advantage.lam=2", ["advantage.lam=2", "from 0 to 1"]),

@@ -101,7 +101,6 @@ def print_settings(key: str) -> None:
     if not found:
         raise AlignError(unknown_key(key))
     for name, (cls, field) in found.items():
-        facts = describe(cls, field)
-        words = [f"default {facts.default}", facts.allowed, facts.unit]
-        print(f"{name}  ({'; '.join(word for word in words if word)})")
-        print(textwrap.fill(" ".join(facts.help.split()), 110, initial_indent="    ", subsequent_indent="    "))
+        facts, text = describe(cls, field)
+        print(f"{name}  ({'; '.join(facts)})")
+        print(textwrap.fill(" ".join(text.split()), 110, initial_indent="    ", subsequent_indent="    "))

@@ -166,7 +166,8 @@ def unknown_setting(key: str, found: Any, known: Iterable[str], owner: str = "",
     close = difflib.get_close_matches(ALIASES.get(name, name), known, n=3)
     names = ", ".join(f"{home}.{one}".lstrip(".") for one in close or list(known)[:MANY])
     remedy = f"nearest: {names}" if close else instead or f"use one of {names}"
-    return AlignError(f"{given}: {owner or home or 'a configuration'} has no such key\n  {remedy}")
+    problem = f"{owner} has no such argument" if owner else f"{home or 'a configuration'} has no such key"
+    return AlignError(f"{given}: {problem}\n  {remedy}")
 
 
 def checked(cls: type, one: Field, found: Any, key: str) -> Any:
@@ -277,25 +278,15 @@ def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
     return f"\n  nearest: {close[0]}" if close else ""
 
 
-@dataclass(frozen=True)
-class Described:
-    """Facts about a setting, for `align --help KEY`."""
-
-    default: str
-    allowed: str
-    unit: str
-    help: str
-
-
-def describe(cls: type, name: str) -> Described:
-    """Default, allowed values, unit and help of a field; the help is the docstring under it."""
+def describe(cls: type, name: str) -> tuple[list[str], str]:
+    """Facts about a field (default, allowed values, unit) and its help, which is the docstring under it."""
     one = next(one for one in fields(cls) if one.name == name)
-    follows = one.metadata.get(FOLLOWS)
+    follows, allowed = one.metadata.get(FOLLOWS), allowed_by(cls, one)
     usual = one.default if one.default_factory is MISSING else one.default_factory()
     default = f"that of {follows}" if follows else "none" if usual == Settings() else shown(usual)
     default = "required" if usual in (UNSET, MISSING) else default
-    allowed = allowed_by(cls, one)
-    return Described(default, str(allowed or ""), allowed.unit if allowed else "", docstring(cls, name))
+    facts = [f"default {default}", str(allowed or ""), allowed.unit if allowed else ""]
+    return [fact for fact in facts if fact], docstring(cls, name)
 
 
 def docstring(cls: type, name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from align.config.choices import SFT_LOSSES
-from align.config.fields import nearest, shown
+from align.config.fields import Allowed, checked_value, shown
 from align.config.values import Plug, Settings
 from align.errors import AlignError, AlignWarning
 from align.plan.plan import RunPlan, StagePlan
@@ -15,18 +15,13 @@ from align.plan.rewards import ENSEMBLE, every_reward, learned
 from align.plan.spec import AUTO
 
 
-def check_choice(key: str, value: Any, words: tuple[str, ...]) -> None:
-    """Raise AlignError, with the nearest, for a word that is none of the choices."""
-    if value not in words:
-        raise AlignError(f"{key}={shown(value)}: use one of {', '.join(words)}{nearest(str(value), words)}")
-
-
 def check_plan(plan: RunPlan) -> None:
     """Raise AlignError for stages that do not fit together; warn of settings that nothing reads."""
     for stage in plan.stages:
         args = getattr(stage.options, "args", Settings())
         if stage.spec.name in ("sft", "best_of"):
-            check_choice(f"{stage.spec.name}.args.loss_type", args.get("loss_type", SFT_LOSSES[0]), SFT_LOSSES)
+            key = f"{stage.spec.name}.args.loss_type"
+            checked_value(args.get("loss_type", SFT_LOSSES[0]), key, (str,), Allowed(SFT_LOSSES))
         if stage.spec.name == "evaluate":
             warn_of_idle(stage.options)
         for reward in rewards_of(stage):

@@ -14,7 +14,12 @@ CASES = [
     ("no network", "stages=sft model=nobody/nothing sft.data.path=demos.jsonl", ["nobody/nothing", "network"]),
     ("data file as model", f"{SFT} model=demos.jsonl", ["demos.jsonl", "file"]),
     ("folder without a model", f"{SFT} model=plain", ["plain", "no model", "config.json"]),
-    ("run in the place of a stage", f"{PPO} actor.path=past", ["past", "is a run", "actor.path=past/sft"]),
+    (
+        "run in the place of a stage",
+        f"{PPO} actor.path=past",
+        ["is a run", "use actor.path=past/sft"],
+    ),
+    ("run in the place of a reward model", f"{LEARNED} reward=model reward.path=past", ["use reward.path=", "past/rm"]),
     ("reward model as actor", f"{PPO} actor.path={{reward}}", ["actor.path", "reward model", "language model"]),
     ("reward model for sft", f"{SFT} sft.path={{reward}}", ["sft.path", "reward model", "language model"]),
     ("policy as reward model", f"{LEARNED} reward=model reward.path={{base}}", ["reward.path", "language model", "rm"]),
@@ -208,6 +213,8 @@ def folders(tmp_path_factory, base, reward_base):
     (home / "plain").mkdir()
     (home / "past" / "sft").mkdir(parents=True)
     (home / "past" / "sft" / "card.json").write_text("{}")
+    (home / "past" / "rm").mkdir()
+    (home / "past" / "rm" / "card.json").write_text("{}")
     (home / "runs_of_old" / "run" / "1999" / "sft").mkdir(parents=True)
     (home / "runs_of_old" / "run" / "2000").mkdir()
     (home / "runs_of_old" / "run" / "latest").symlink_to("2000")

@@ -203,5 +203,13 @@ def test_the_help_of_a_setting_tells_its_default_range_and_meaning(capsys, key, 
     assert said.status == 0 and all(word in said.out for word in words), said
 
 
+def test_the_help_takes_several_keys_those_at_the_top_too(capsys):
+    said = answer(capsys, "--help seed ppo.kl_coef")
+    assert (
+        said.out.startswith("seed  (default 0; a whole number from 0 to 4294967295)") and "\nppo.kl_coef  (" in said.out
+    )
+    refused(capsys, "--help ppo.lr seed", ["ppo.lr", "nearest", "learning_rate"])
+
+
 def test_the_help_of_a_key_that_is_none_names_the_nearest(capsys):
     refused(capsys, "--help ppo.kl_koef", ["ppo.kl_koef", "nearest: ppo.kl_coef"])

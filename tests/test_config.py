@@ -156,9 +156,9 @@ def test_a_stray_key_is_answered_with_names_that_are_near():
         ("sft.args.weight_decay=0.1", "sft.args.weight_decay", 0.1),
         ("rm.args.center_rewards_coefficient=0.01", "rm.args.center_rewards_coefficient", 0.01),
         ("reward=fn reward.args.words=[a,b]", "reward.args.words", ["a", "b"]),
-        ("+actor.peft.use_rslora=true", "actor.peft.use_rslora", True),
-        ("+advantage.more=1", "advantage.more", 1),
-        ("reward=kind_words +reward.args.more=1", "reward.args.more", 1),
+        ("actor.peft.use_rslora=true", "actor.peft.use_rslora", True),
+        ("advantage.more=1", "advantage.more", 1),
+        ("reward=kind_words reward.args.more=1", "reward.args.more", 1),
     ],
 )
 def test_arguments_of_other_peoples_code_are_open(typed, key, value):

@@ -17,9 +17,12 @@ from transformers import (
     Glm4MoeForCausalLM,
 )
 
-from align.cli.export import export, policy_of, rounded_away
+from align.cli.export import export, rounded_away
 from align.cli.main import main
+from align.cli.schema import stage_specs
 from align.errors import AlignError
+from align.plan.inputs import stage_in_run
+from align.plan.spec import POLICY
 from align.roles.alone import load_roles
 from align.roles.folder import CAUSAL, inspect
 from align.roles.loading import load_frozen
@@ -80,6 +83,14 @@ def test_the_share_by_hand():
     assert rounded_away(before, before, before) is None
 
 
+def test_a_folder_that_holds_no_policy_is_named_as_it_was_typed(tmp_path):
+    with pytest.raises(AlignError, match=r"export .*run: there is no folder run in .*\n  nearest: runs"):
+        (tmp_path / "runs").mkdir()
+        export([str(tmp_path / "run"), "--to", "x"])
+    with pytest.raises(AlignError, match=r"export .*runs: it holds no policy\n  use the folder of a run"):
+        export([str(tmp_path / "runs"), "--to", "x"])
+
+
 def test_a_runs_folder_gives_its_last_policy(trained, tmp_path):
     folder = trained("lora")
     shutil.copytree(folder, tmp_path / "run" / "sft")
@@ -102,7 +113,7 @@ def test_the_last_policy_is_that_of_any_stage_that_leaves_one(tmp_path, stages, 
     for stage in stages:
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "card.json").write_text("{}")
-    assert policy_of(tmp_path) == tmp_path / last
+    assert stage_in_run(tmp_path, POLICY, stage_specs()) == tmp_path / last
 
 
 def test_a_reward_model_keeps_its_score(reward_base, tmp_path):

@@ -159,3 +159,9 @@ def test_what_is_auto_comes_from_the_newest_stage_that_made_it():
     assert alone["ppo"] == {"actor": "/a", "critic": "/a"}
     assert alone["evaluate"] == {"base": "base", "sft": "/a", "ppo": "ppo"}
     assert inputs("stages=[dpo,ppo]", "model=base", "reward=fn", "reward.fn=a.b")["ppo"]["actor"] == "dpo"
+
+
+def test_a_run_that_is_interrupted_says_so(tmp_path):
+    with pytest.raises(KeyboardInterrupt), pipeline.end_told(tmp_path, "sft"):
+        raise KeyboardInterrupt
+    assert json.loads((tmp_path / "ended.json").read_text()) == {"stage": "sft", "how": "stopped", "why": "interrupted"}

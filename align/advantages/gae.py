@@ -3,21 +3,22 @@
 Shapes: B completions, T response tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import MISSING
 
 import torch
 from torch import Tensor
 
 from align import ops
+from align.config.fields import number, section
 
 
-@dataclass
+@section("advantage")
 class GAE:
     """Generalised advantage estimation, whitened over the batch's real tokens."""
 
-    gamma: float
+    gamma: float = number(MISSING, low=0, high=1)
     """Discount a token; 1 for responses that end."""
-    lam: float
+    lam: float = number(MISSING, low=0, high=1)
     """Weight of far rewards: 1 sums them all, 0 trusts the critic's next value."""
     whiten: bool = True
     """Shift and scale advantages to mean 0 and variance 1."""

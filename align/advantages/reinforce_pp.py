@@ -3,14 +3,15 @@
 Shapes: B completions, T response tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import MISSING
 
 from torch import Tensor
 
 from align import ops
+from align.config.fields import number, section
 
 
-@dataclass
+@section("advantage")
 class ReinforcePP:
     """REINFORCE++: returns whitened over the batch's real tokens; no critic, one sample a prompt will do.
 
@@ -18,7 +19,7 @@ class ReinforcePP:
     the tiny experiment a third (docs/log.md).
     """
 
-    gamma: float
+    gamma: float = number(MISSING, low=0, high=1)
     """Discount a token; 1 for responses that end."""
 
     needs_critic = False

@@ -3,15 +3,14 @@
 Shapes: B completions, T response tokens.
 """
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from align import ops
 from align.advantages.by_completion import on_tokens, totals
+from align.config.fields import section
 
 
-@dataclass
+@section("advantage")
 class RLOO:
     """REINFORCE with a leave-one-out baseline: no critic, two samples a prompt or more."""
 

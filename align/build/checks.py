@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from align.build.plugs import check_arguments, made, make, make_or_keep, peft, target_of
+from align.build.plugs import arguments, made, make, make_or_keep, peft, target_of
 from align.build.prompts import longest_prompt
 from align.build.rewards import check_reward, check_scoring
 from align.build.zero import zero_of
@@ -31,7 +31,8 @@ def check_ppo(stage: StagePlan, plan: RunPlan, device: torch.device, inputs: dic
     for name, section in roles_of(stage).items():
         if hasattr(section.options, "zero"):
             zero_of(section.options.zero, trained=name != "reference")
-        check_role_class(name, section)
+        plug = Plug(section.target, section.own, name)
+        arguments(plug, target_of(plug))
         check_method(name, section, stage.options.optimizer_steps)
     for one in every_reward(sections.reward):
         zero_of(plug_of(one.get("zero"), f"{one.key}.zero"), trained=False)
@@ -45,12 +46,6 @@ def roles_of(stage: StagePlan) -> dict[str, Section]:
     """The sections of the roles that are there, by name."""
     found = {name: getattr(stage.sections, name) for name in ROLES}
     return {name: section for name, section in found.items() if section is not None}
-
-
-def check_role_class(name: str, section: Section) -> None:
-    """Raise AlignError where a role's class cannot be imported, or does not take the settings that are its own."""
-    plug = Plug(section.target, section.own, name)
-    check_arguments(plug, target_of(plug), list(section.own))
 
 
 def check_watch(stage: StagePlan, seed: int) -> None:

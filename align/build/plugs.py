@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
@@ -14,19 +14,19 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from align.config import FileDataOptions
-from align.config.fields import UNSET, shown
-from align.config.values import Plug, Settings
+from align.config.fields import UNSET, allowed_by, checked_value, types_of, unknown_setting
+from align.config.values import TARGET, Plug, Settings, plain
 from align.errors import AlignError
 from align.imports import import_failed_at, locate
 
 
 def make(plug: Plug) -> Any:
     """The object that a plug's target makes of its settings. Raises AlignError, with the key, for what it refuses."""
-    check_arguments(plug, target_of(plug), list(plug.settings))
-    if unset := [name for name, value in plug.settings.items() if value == UNSET]:
+    values = arguments(plug, target_of(plug))
+    if unset := [name for name, value in values.items() if value == UNSET]:
         raise AlignError(f"{plug.key}.{unset[0]} is not set\n  use {plug.key}.{unset[0]}=VALUE")
     try:
-        return instantiate(OmegaConf.create(plug.plain()), _convert_="all")
+        return instantiate(OmegaConf.create({TARGET: plug.target, **values}), _convert_="all")
     except InstantiationException as error:
         raise refusal(plug, error.__cause__ or error) from error
 
@@ -42,25 +42,46 @@ def made(plug: Plug, *given: Any, **named: Any) -> Any:
 def make_or_keep(plug: Plug) -> Any:
     """As `make` for a class; a function is kept, with its arguments, to be called by the loop."""
     target = target_of(plug)
-    if inspect.isclass(target):
-        return make(plug)
-    check_arguments(plug, target, list(plug.settings))
-    return partial(target, **arguments(plug))
+    return make(plug) if inspect.isclass(target) else partial(target, **arguments(plug, target))
 
 
 def make_with(plug: Plug, **context: Any) -> Any:
     """As `make`, with those arguments of the context that the target's signature names."""
     target = target_of(plug)
-    known = inspect.signature(target).parameters
-    takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values())
-    check_arguments(plug, target, list(plug.settings))
-    given = {name: value for name, value in context.items() if name in known or takes_all}
-    return made(plug, **{**arguments(plug), **given})
+    known = parameters(target)
+    given = {name: value for name, value in context.items() if known is None or name in known}
+    return made(plug, **{**arguments(plug, target), **given})
 
 
-def arguments(plug: Plug) -> dict[str, Any]:
-    """A plug's settings as plain values, those from the environment read."""
-    return OmegaConf.to_container(OmegaConf.create(plug.settings.plain()), resolve=True)
+def parameters(target: Callable) -> Mapping[str, inspect.Parameter] | None:
+    """The arguments that a target takes by name; None where it takes any, or does not say."""
+    try:
+        known = inspect.signature(target).parameters
+    except ValueError:  # a builtin
+        return None
+    return None if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()) else known
+
+
+def arguments(plug: Plug, target: Callable) -> dict[str, Any]:
+    """A plug's settings as plain values of the types that the target's signature has, those of the environment read.
+
+    Raises AlignError for one that the signature does not have, or whose type, or a field's own range, does not hold it.
+    """
+    values = OmegaConf.to_container(OmegaConf.create(plug.settings.plain()), resolve=True)
+    try:
+        kinds = types_of(target)
+    except (NameError, TypeError):  # annotations that exist for type checkers alone, or none
+        kinds = {}
+    known = parameters(target)
+    ranges = {one.name: allowed_by(target, one) for one in fields(target)} if is_dataclass(target) else {}
+    for name, value in values.items():
+        if known is not None and name not in known and not (name.startswith("_") and name.endswith("_")):
+            owner = f"{target.__module__}.{target.__qualname__}"
+            raise unknown_setting(f"{plug.key}.{name}", value, known, owner)
+        usual = known[name].default if known and name in known else None
+        if name in kinds and not (value is None and usual is None):
+            values[name] = plain(checked_value(value, f"{plug.key}.{name}", kinds[name], ranges.get(name)))
+    return values
 
 
 def refusal(plug: Plug, cause: BaseException) -> AlignError:
@@ -92,23 +113,6 @@ def target_of(plug: Plug) -> Callable:
             f"({import_failed_at(error)})\n"
             "  use module.Class, from the folder you stand in, ./plugins/NAME or what is installed"
         ) from error
-
-
-def check_arguments(plug: Plug, target: Callable, given: list[str]) -> None:
-    """Raise AlignError for an argument that the signature of a target does not have."""
-    try:
-        known = inspect.signature(target).parameters
-    except ValueError:  # a builtin that does not say what it takes
-        return
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
-        return
-    for name in given:
-        if name not in known and not (name.startswith("_") and name.endswith("_")):
-            near = difflib.get_close_matches(name, known, n=3) or list(known)[:8]
-            raise AlignError(
-                f"{plug.key}.{name}={shown(plug.get(name))}: {target.__module__}.{target.__qualname__} has no such "
-                f"argument\n  nearest: {', '.join(near)}"
-            )
 
 
 def peft(plug: Plug | None) -> Any:

@@ -60,11 +60,11 @@ def assemble(
     from align.roles.tokenizer import stop_ids
     from align.types import Sampling
 
-    sections, options, said = stage.sections, stage.options, []
+    sections, options, lines = stage.sections, stage.options, []
     check_reachable(check_reward(sections.reward))
 
     def tell(line: str) -> None:
-        said.append(line)
+        lines.append(line)
         report.say(line)
 
     context = RunContext(
@@ -78,7 +78,7 @@ def assemble(
     if sections.critic is not None:
         role("critic", sections.critic, inputs).place(placement)
     reward = make_reward(sections.reward, stage, inputs, context, tokenizer, placement)
-    report.write_card(start=said)
+    report.write_card(start=lines)
     roles = placement.roles(options.micro_batch_size, options.micro_batch_tokens)
     rollout = sections.rollout.options
     sampling = Sampling(rollout.temperature, rollout.max_new_tokens, stop_ids(inputs["actor"], tokenizer))

@@ -20,32 +20,32 @@ def longest_prompt(stage: StagePlan, paths: list[str]) -> int:
     """The most tokens of a prompt that a stage takes, so that all policies that write there can.
 
     `paths` are the folders of these policies, as far as they are known. Raises AlignError where no prompt fits, or none
-    as long as asked.
+    as long as the setting.
     """
     key = stage.spec.name if hasattr(stage.options, "max_prompt_tokens") else "ppo"
     options = stage.options if key == stage.spec.name else stage.sections.options_of("ppo")
-    asked, response = options.max_prompt_tokens, stage.sections.rollout.options.max_new_tokens
-    found = [room(asked, response, *one, key=f"{key}.max_prompt_tokens") for one in writers(stage, paths)]
-    return min(found, default=USUAL if asked == AUTO else asked)
+    limit, response = options.max_prompt_tokens, stage.sections.rollout.options.max_new_tokens
+    found = [room(limit, response, *one, key=f"{key}.max_prompt_tokens") for one in writers(stage, paths)]
+    return min(found, default=USUAL if limit == AUTO else limit)
 
 
 def room(
-    asked: int | str, max_new_tokens: int, model: dict[str, Any], place: str, virtual_tokens: int = 0,
+    limit: int | str, max_new_tokens: int, model: dict[str, Any], place: str, virtual_tokens: int = 0,
     key: str = "ppo.max_prompt_tokens",
 ) -> int:  # fmt: skip
-    """The most tokens of a prompt on one model: as `asked`, or by itself.
+    """The most tokens of a prompt on one model: `limit`, or as the model has it.
 
     `model` is its config.json, `place` where it is from; `virtual_tokens` its method puts before each prompt. Raises
-    AlignError where positions do not suffice; a model that tells of none has enough.
+    AlignError where positions do not suffice; a model without any in its config.json has enough.
     """
     positions = model.get("max_position_embeddings", model.get("n_positions"))
     if not positions:
-        return USUAL if asked == AUTO else asked
+        return USUAL if limit == AUTO else limit
     left = positions - virtual_tokens - max_new_tokens
-    if left > 0 and (asked == AUTO or asked <= left):
-        return min(USUAL, left) if asked == AUTO else asked
+    if left > 0 and (limit == AUTO or limit <= left):
+        return min(USUAL, left) if limit == AUTO else limit
     wanted = [f"{virtual_tokens} virtual tokens"] if virtual_tokens else []
-    wanted += [] if asked == AUTO else [f"{key}={asked}"]
+    wanted += [] if limit == AUTO else [f"{key}={limit}"]
     wanted += [f"rollout.max_new_tokens={max_new_tokens}"]
     instead = f"{key}={left} or less, or {AUTO}" if left > 0 else f"rollout.max_new_tokens={positions // 2} or less"
     raise AlignError(

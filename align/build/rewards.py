@@ -6,14 +6,12 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from align.build.plugs import check_arguments, made, make, target_of
+from align.build.plugs import arguments, made, make, target_of
 from align.build.zero import zero_of
 from align.config import RewardModelOptions
-from align.config.choices import REWARD_BACKBONES
 from align.config.values import Plug, plug_of
 from align.errors import AlignError
 from align.imports import locate
-from align.plan.checks import check_choice
 from align.plan.plan import StagePlan
 from align.plan.rewards import BY_NAME, ENSEMBLE, MEMBER, MODEL, check_several, inner_rewards, learned, model_paths
 from align.rewards.typed import told_at
@@ -35,16 +33,15 @@ def compose_reward(reward: Plug, make_one: Callable[[Plug], Any]) -> Any:
 def _holding(inner: dict[str, Any], reward: Plug) -> Any:
     """A reward of the rewards inside it, by their key below its own."""
     reward = without_models(reward)
-    check_arguments(reward, target_of(reward), list(reward.settings))
-    arguments = reward.settings.plain()
-    arguments |= {home: {} for home in BY_NAME if home in arguments}
+    given = arguments(reward, target_of(reward))
+    given |= {home: {} for home in BY_NAME if home in given}
     for name, one in inner.items():
         home, _, own = name.partition(".")
         if own:
-            arguments[home][own] = one
+            given[home][own] = one
         else:
-            arguments[name] = one
-    return made(reward, **arguments)
+            given[name] = one
+    return made(reward, **given)
 
 
 class Unloaded:
@@ -60,10 +57,7 @@ def check_reward(reward: Plug) -> Any:
     """The reward without its models: functions are imported, terms, weights and words are matched."""
 
     def make_one(reward: Plug) -> Any:
-        if not learned(reward):
-            return make(reward)
-        check_choice(f"{reward.key}.backbone", reward.get("backbone", "auto"), REWARD_BACKBONES)
-        return models_as_one(reward, [Unloaded(), Unloaded()])
+        return models_as_one(reward, [Unloaded(), Unloaded()]) if learned(reward) else make(reward)
 
     return compose_reward(reward, make_one)
 

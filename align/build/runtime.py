@@ -24,7 +24,6 @@ from align.stages.fingerprint import measured_linear
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftConfig
 
     from align.report.report import StageReport
 
@@ -81,15 +80,10 @@ class Runtime:
         found = stage.input("path") or stage.input("actor")
         return found.path if found is not None and found.key != "model" else None
 
-    def data(self, plug: Plug) -> Any:
-        return plugs.make(plug)
-
-    def sources(self, plug: Plug) -> Any:
-        """As `data`; a list of sources where `path` is a list of files."""
-        return plugs.sources(plug)
-
-    def peft(self, plug: Plug | None) -> PeftConfig | None:
-        return plugs.peft(plug)
+    data = staticmethod(plugs.make)
+    sources = staticmethod(plugs.sources)
+    """As `data`; a list of sources where `path` is a list of files."""
+    peft = staticmethod(plugs.peft)
 
     def longest_prompt(self, stage: StagePlan) -> Callable[[list[str]], int]:
         """longest_prompt(folders of policies) -> the most tokens of a prompt that a stage takes."""

@@ -11,14 +11,20 @@ from unittest import mock
 
 from hydra import compose, initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.default_element import GroupDefault
 from hydra.core.global_hydra import GlobalHydra
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import InterpolationResolutionError
 
-from align.cli.errors import unknown_key
-from align.cli.plugins import keys_of, own_folder, plugin_folders, sources
+from align.cli.errors import coming_with, unknown_below, unresolved
+from align.cli.plugins import OWN, own_folder, plugin_folders, readable, shown_path, sources
 from align.cli.schema import ROOT, SHARED, register, section_of, stage_specs
+from align.config import RunOptions
+from align.config.fields import shown
 from align.config.values import NONE, TARGET
 from align.errors import AlignError, AlignWarning
 from align.plan.order import kind_of, named_stages, with_evaluation
@@ -26,9 +32,9 @@ from align.plan.parse import FROM_ENVIRONMENT, judges, parse, read
 from align.plan.plan import RunPlan
 from align.plan.spec import StageSpec
 
-ROOT_KEYS = ("name", "seed", "stages", "model", "device", "precision", "cpu_linear", "runs", "data", "tracker")
+ROOT_KEYS = (*(one.name for one in fields(RunOptions)), "data", "tracker")
 GLOBAL = ("experiment", "debug", "sweep", "local")
-"""Groups whose files have no node of their own."""
+"""Groups whose files set keys of all sections."""
 
 
 class AlignSearchPath(SearchPathPlugin):
@@ -44,34 +50,44 @@ class AlignSearchPath(SearchPathPlugin):
 
 
 @contextmanager
-def check_composition(words: list[str]) -> Iterator[None]:
+def check_composition() -> Iterator[None]:
     """Inside, every configuration that Hydra composes is pruned and checked, that of `--cfg job` too.
 
-    Hydra 1.3 has no hook after composition, so its loader's method is wrapped.
+    Hydra 1.3 has no hook after composition, nor one around a file, so that two of its methods are wrapped.
     """
-    compose, specs = ConfigLoaderImpl.load_configuration, stage_specs()
+    compose, load, specs = ConfigLoaderImpl.load_configuration, ConfigRepository.load_config, stage_specs()
     register(specs)
 
     def composed(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
-        cfg = compose(self, *args, **kwargs)
         typed = kwargs.get("overrides") or (args[1] if len(args) > 1 else [])
+        check_typed(typed, specs)
+        cfg = compose(self, *args, **kwargs)
         choices = cfg.hydra.runtime.choices
-        refuse_shadowed(choices)
-        refuse_values_for_groups(cfg, choices, typed, specs)
+        check_clashes(choices)
+        check_sections(cfg, choices)
+        check_names(cfg, specs, choices)
         prune_sections(cfg, typed, specs)
-        prune(cfg, [word.lstrip("+~").partition("=")[0] for word in typed])
-        refuse_strays(cfg, specs)
-        refuse_unlisted(choices, typed)
+        prune(cfg, typed, choices)
         return cfg
 
-    with mock.patch.object(ConfigLoaderImpl, "load_configuration", composed):
+    def loaded(self: ConfigRepository, config_path: str) -> Any:
+        with readable(f"{config_path}.yaml"):
+            found = load(self, config_path)
+        if found is not None:
+            check_file(found, config_path)
+        return found
+
+    with (
+        mock.patch.object(ConfigLoaderImpl, "load_configuration", composed),
+        mock.patch.object(ConfigRepository, "load_config", loaded),
+    ):
         yield
 
 
 def composed(words: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
     """The configuration that the words make, checked like that of a run, and the choice of every group."""
     GlobalHydra.instance().clear()
-    with check_composition(words), initialize_config_module("align.conf", version_base="1.3"):
+    with check_composition(), initialize_config_module("align.conf", version_base="1.3"):
         cfg = compose(ROOT, words, return_hydra_config=True)
     choices = {str(group): choice for group, choice in cfg.hydra.runtime.choices.items()}
     return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), choices
@@ -82,8 +98,8 @@ def prune_sections(cfg: DictConfig, typed: list[str], specs: Mapping[str, StageS
     values = OmegaConf.to_container(cfg, resolve=False)
     try:
         named = named_stages(read(values.get("stages")), specs)
-    except AlignError:
-        return  # the plan tells
+    except (AlignError, InterpolationResolutionError):
+        return  # the plan raises it
     names = with_evaluation(named, specs, judges(values))
     kinds = {kind_of(name) for name in names}
     used = {one for kind in kinds for one in (kind, *specs[kind].sections(values.get(kind) or {}, kinds))}
@@ -100,65 +116,60 @@ def prune_sections(cfg: DictConfig, typed: list[str], specs: Mapping[str, StageS
             del cfg[section]
 
 
-def prune(cfg: DictConfig, typed: list[str], path: str = "") -> None:
-    """Leaves of a `none` node only its `_target_`; a key below it that the user typed is refused."""
+def prune(cfg: DictConfig, typed: list[str], choices: Mapping[str, str | None], path: str = "") -> None:
+    """Leave of a section that is `none` only its `_target_`; a key below it that the user typed is refused."""
     for name in list(cfg):
         node = cfg._get_node(name) if not OmegaConf.is_missing(cfg, name) else None
         if not isinstance(node, DictConfig) or name == "hydra" or node._is_none():
             continue
         here = f"{path}{name}"
-        if node.get("_target_") == NONE:
-            for word in typed:
-                group, _, package = word.partition("@")
-                below = word.startswith(f"{here}.") or package.startswith(f"{here}.")
-                if below and group:
-                    raise AlignError(f"{word}: {here} is none, so it has no such key\n  leave it out, or choose {here}")
-            with open_dict(node):
-                for key in [key for key in node if key != "_target_"]:
-                    del node[key]
-        else:
-            prune(node, typed, f"{here}.")
+        if node.get(TARGET) != NONE:
+            prune(node, typed, choices, f"{here}.")
+            continue
+        for word in typed:
+            key = word.lstrip("+~").partition("=")[0].rpartition("@")[2]
+            if key.startswith(f"{here}."):
+                hint = coming_with(key, choices) or f"leave it out, or choose another {here}"
+                raise AlignError(f"{word}: {here} is none, so it has no such key\n  {hint}")
+        with open_dict(node):
+            for key in [key for key in node if key != TARGET]:
+                del node[key]
 
 
-def refuse_strays(cfg: DictConfig, specs: Mapping[str, StageSpec], path: str = "") -> None:
-    """Raise AlignError for a key that the section of a node does not have."""
-    section = None if not path else section_of(cfg, path.rstrip("."), specs)
-    known = None if section is None else {one.name for one in fields(section)} | {TARGET}
-    known = {*ROOT_KEYS, *SHARED, *specs, "hydra"} if not path else known
+def check_names(
+    cfg: DictConfig, specs: Mapping[str, StageSpec], choices: Mapping[str, str | None], path: str = ""
+) -> None:
+    """Raise AlignError for a key that its section does not have, in sections that no stage reads, too."""
+    cls = None if not path else section_of(cfg, path.rstrip("."), specs)
+    known = [one.name for one in fields(cls)] + [TARGET] if cls else None if path else [*ROOT_KEYS, *SHARED, *specs]
     for name in cfg:
-        if known is not None and name not in known:
-            hint = "\n  in a yaml under experiment, debug or local: begin it with '# @package _global_'"
-            raise AlignError(f"{unknown_key(f'{path}{name}')}{hint if name in GLOBAL else ''}")
+        if not path and name in GLOBAL:
+            raise AlignError(
+                f"{name}: it is no section\n  use '# @package _global_' as the first line of the yaml in {name}"
+            )
+        if known is not None and name not in known and name != "hydra":
+            raise unknown_below(f"{path}{name}", cfg._get_node(name)._value(), known, choices)
         node = None if OmegaConf.is_missing(cfg, name) else cfg._get_node(name)
         if isinstance(node, DictConfig) and name != "hydra" and not node._is_none() and not node._is_interpolation():
-            refuse_strays(node, specs, f"{path}{name}.")
+            check_names(node, specs, choices, f"{path}{name}.")
 
 
-def refuse_unlisted(choices: dict[str, str | None], typed: list[str]) -> None:
-    """Raise AlignError for a key below a choice whose yaml lists its settings, and not this one; `+KEY` adds one.
-
-    Nodes inside an open section are open for Hydra, too. A yaml with a `_target_` alone lists nothing, and takes all.
-    """
-    homes = {key.partition("@")[2]: (key.partition("@")[0], choice) for key, choice in choices.items() if "@" in key}
+def check_typed(typed: list[str], specs: Mapping[str, StageSpec]) -> None:
+    """Raise AlignError for a section that is taken out, and for settings of one instance of a stage alone."""
     for word in typed:
-        key = word.partition("=")[0]
-        home = max((one for one in homes if key.startswith(f"{one}.")), key=len, default=None)
-        if home is not None and homes[home][0] not in ("stage", "reward") and not key.startswith(("+", "~")):
-            group, choice = homes[home]
-            listed = [name for name, having in keys_of(group).items() if choice in having]
-            if listed and key.removeprefix(f"{home}.").partition(".")[0] not in listed:
-                raise AlignError(unknown_key(key))
-
-
-def refuse_values_for_groups(
-    cfg: DictConfig, choices: dict[str, str | None], typed: list[str], specs: Mapping[str, StageSpec]
-) -> None:  # fmt: skip
-    """Refuses `sft.peft=lora` where `peft@sft.peft=lora` is meant, and a node that was taken out."""
-    for word in typed:
-        if word.startswith("~") and word[1:] in (*ROOT_KEYS, *SHARED, *specs):
+        key = word.lstrip("+~").partition("=")[0]
+        kind, _, rest = key.partition("@")
+        if word.startswith("~") and key in (*ROOT_KEYS, *SHARED, *specs):
+            raise AlignError(f"{word}: a section stays\n  leave it out (critic=none and tracker=none are choices)")
+        if kind in specs and rest[:1].isdigit():
             raise AlignError(
-                f"{word} takes a whole node out\n  leave it out (critic=none and tracker=none are choices)"
+                f"{word}: {kind} and {rest.partition('.')[0].join((f'{kind}@', ''))} share the section {kind}\n"
+                f"  use {kind}.{rest.partition('.')[2] or 'KEY'}, for both, or two runs"
             )
+
+
+def check_sections(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
+    """Raise AlignError for `sft.peft=lora` where `peft@sft.peft=lora` is meant."""
     for group in choices:
         package = group.partition("@")[2] or group
         if group.startswith("hydra/") or package in GLOBAL:
@@ -168,27 +179,38 @@ def refuse_values_for_groups(
             node, path = node.get(part), f"{path}.{part}".removeprefix(".")
             if not isinstance(node, DictConfig):
                 break
-        if node is None and part in ("peft", "zero", "critic", "tracker"):
-            continue
-        if not isinstance(node, DictConfig):
+        if not isinstance(node, DictConfig) and not (node is None and part in ("peft", "zero", "critic", "tracker")):
             is_choice = path == package and not group.startswith("stage@")
             instead = f"{group}={node or 'NAME'}" if is_choice else f"{path}.KEY=VALUE"
-            shown = "null" if node is None else node
-            raise AlignError(f"{path}={shown} puts a plain value where a node of settings stands\n  use {instead}")
+            raise AlignError(f"{path}={shown(node)}: it is a section of settings, no value\n  use {instead}")
 
 
-def refuse_shadowed(choices: dict[str, str | None]) -> None:
-    """Refuses a choice of which there are two: the first on the search path would win, unsaid."""
-    places = sources()
+def check_clashes(choices: Mapping[str, str | None]) -> None:
+    """Raise AlignError for a choice of which there are two: the first on the search path would win."""
+    places = dict(sources())
     for key, choice in choices.items():
         group = key.partition("@")[0]
         if choice and not group.startswith("hydra/"):
-            owners = [name for name, folder in places if (folder / group / f"{choice}.yaml").exists()]
+            owners = [name for name, folder in places.items() if (folder / group / f"{choice}.yaml").exists()]
             if len(owners) > 1:
+                rename = OWN if OWN in owners else owners[1]
                 raise AlignError(
-                    f"{key}={choice}: both {owners[0]} and {owners[1]} have one, and that of {owners[0]} would win\n"
-                    f"  rename {group}/{choice}.yaml of {owners[1]}"
+                    f"{key}={choice}: both {owners[0]} and {owners[1]} have one\n"
+                    f"  use another name for {places[rename] / group / choice}.yaml"
                 )
+
+
+def check_file(found: ConfigResult, path: str) -> None:
+    """Raise AlignError for a yaml that is a list, or that chooses its own group, so that Hydra finds no end."""
+    group, file = path.rpartition("/")[0], shown_path(f"{found.path.removeprefix('file://')}/{path}.yaml")
+    if not isinstance(found.config, DictConfig):
+        raise AlignError(f"{file}: it is a list\n  use KEY: VALUE, one a line")
+    for one in found.defaults_list or ():
+        if isinstance(one, GroupDefault) and group and one.group == f"/{group}" and not one.package:
+            raise AlignError(
+                f"{file}: its defaults choose {group} again ({one.group}: {one.value})\n"
+                f"  use '- {one.group}/{one.value}' there, and '- _self_' below it"
+            )
 
 
 def plan_of(cfg: DictConfig) -> RunPlan:
@@ -197,7 +219,10 @@ def plan_of(cfg: DictConfig) -> RunPlan:
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """A configuration with its references resolved, but for those to the environment, which may be secrets."""
+    """A configuration with its references resolved, but for those to the environment, which may be secrets.
+
+    Raises AlignError for a reference to nothing.
+    """
 
     def kept(raw: Any, value: Any) -> Any:
         if isinstance(raw, dict) and isinstance(value, dict):
@@ -208,7 +233,10 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         return raw if from_environment else value
 
     cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    return kept(OmegaConf.to_container(cfg, resolve=False), OmegaConf.to_container(cfg, resolve=True))
+    try:
+        return kept(OmegaConf.to_container(cfg, resolve=False), OmegaConf.to_container(cfg, resolve=True))
+    except InterpolationResolutionError as error:
+        raise unresolved(error) from error
 
 
 def as_yaml(cfg: DictConfig) -> str:

@@ -5,23 +5,19 @@ from __future__ import annotations
 import difflib
 import re
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from align.cli.plugins import keys_of
-from align.cli.schema import ROOT, all_settings, register, stage_specs
+from align.cli.schema import all_settings, default_choices, stage_specs
+from align.config.fields import ALIASES, unknown_setting
 from align.errors import AlignError
 
 MORE = "HYDRA_FULL_ERROR=1 shows the traceback"
-KINDS = {
-    "integer": "a whole number", "float": "a number", "bool": "true or false", "boolean": "true or false",
-    "string": "a word",
-}  # fmt: skip
-ALIASES = {"lr": "learning_rate", "max_steps": "steps", "num_train_epochs": "epochs"}
-"""Settings by the names that other programs use."""
 MANY = 4
 """Choices that are listed."""
 LINES, WIDTH = 16, 400
@@ -82,6 +78,8 @@ def _hydra(error: BaseException) -> str:
         return f"{key}={value} are several values\n  use '{key}=[{value}]' for a list, or align -m … for a run for each"
     if found := re.search(r"Key '\w+' not in '\w+'\s+full_key: ([\w.]+)", text):
         return unknown_key(found.group(1))
+    if isinstance(error, InterpolationResolutionError):
+        return str(unresolved(error))
     if found := re.search(r"Multiple values for (\w+)\.", text):
         return f"{found.group(1)} is given twice\n  use {found.group(1)}=NAME once, without +"
     if isinstance(cause, OmegaConfBaseException):
@@ -92,52 +90,60 @@ def _hydra(error: BaseException) -> str:
 
 
 def _value(error: OmegaConfBaseException) -> str:
-    """A value of the wrong type, or a reference to a key that is not there."""
+    """The message for what OmegaConf does not take."""
     key = getattr(error, "full_key", None) or "a value"
-    if found := re.search(
-        r"Value '(.*?)' (?:of type '\w+' )?(?:could not be converted to|is not a valid) (\w+)", str(error)
-    ):
-        value, kind = found.groups()
-        return f"{key}={value}: use {KINDS.get(kind.lower(), kind)}"
+    if "Cannot merge DictConfig with ListConfig" in str(error):
+        return f"{key}: it is a list, not settings\n  use {key}=[A,B]"
     return f"{key}: {_lines(error, 1)}"
+
+
+def unresolved(error: InterpolationResolutionError) -> AlignError:
+    """The error for a reference to a key, or to a variable of the environment, that is not there."""
+    if found := re.search(r"Environment variable '(\w+)' not found", str(error)):
+        name = found[1]
+        problem, remedy = f"the environment has no {name}", f"export {name}=VALUE, or ${{oc.env:{name},DEFAULT}}"
+    else:
+        problem, remedy = _lines(error, 1), "a key that is there (align --cfg job)"
+    return AlignError(f"{error.full_key}: {problem}\n  use {remedy}")
 
 
 def unknown_key(key: str) -> str:
     """The message for a key that is not there: the nearest, or the choice that has it."""
-    names, groups = all_keys()
-    if several := [group for group in groups if group.startswith(f"{key}@")]:
-        return f"{key}= is a choice for several nodes\n  use one of {', '.join(f'{group}=…' for group in several)}"
-    owner = key.rpartition(".")[0]
-    packages = [group.partition("@")[2] or group for group in groups if not group.startswith("stage@")]
-    if other := _other_choice(key, names, groups):
-        return f"{key}: {other}"
-    if owner in packages:
-        near = nearest(key, [name for name in names if name != key])
-        return f"{key}: the {owner} that is chosen has no such key{near}\n  all it has: align … --cfg job -p {owner}"
-    return f"{key}: there is no such key{nearest(key, [*names, *groups])}"
+    specs = stage_specs()
+    choices = default_choices(specs)
+    if several := [group for group in choices if group.startswith(f"{key}@")]:
+        return f"{key}= is a choice for several sections\n  use one of {', '.join(f'{group}=…' for group in several)}"
+    hint = at_actor(key) or ("@" in key and coming_with(key.rpartition("@")[2], choices))
+    return f"{key}: there is no such key\n  {hint or nearest(key, [*specs, *all_settings(specs), *choices])}"
 
 
-def _other_choice(key: str, names: list[str], groups: list[str]) -> str:
-    """Message for a key below a plug that other choices of its group have, or one much like it; else ''.
+def unknown_below(key: str, found: Any, known: list[str], choices: Mapping[str, str | None]) -> AlignError:
+    """The error for a key that its section does not have."""
+    if hint := at_actor(key):
+        return AlignError(f"{key}: there is no such key\n  {hint}")
+    return unknown_setting(key, found, known, instead=coming_with(key, choices))
 
-    `names` are the keys of the default configuration, among which `nearest` looks better.
-    """
-    homes = {group.partition("@")[2] or group: group for group in groups if not group.startswith("stage@")}
-    key = key.rpartition("@")[2]
+
+def at_actor(key: str) -> str:
+    """The remedy for a PEFT method at dpo or kto; '' for another key."""
+    found = re.match(r"(?:peft@)?(dpo|kto)\.peft\b", key)
+    advice = "use peft@actor.peft=NAME, and its settings as actor.peft.KEY"
+    return f"{advice}: {found[1]} trains the actor" if found else ""
+
+
+def coming_with(key: str, choices: Mapping[str, str | None]) -> str:
+    """The other choices of a group that have a key, or one much like it; '' where none has."""
+    homes = {group.partition("@")[2] or group: group for group in choices if not group.startswith("stage@")}
     home = max((package for package in homes if key.startswith(f"{package}.")), key=len, default=None)
     if home is None:
         return ""
-    first, _, below = key.removeprefix(f"{home}.").partition(".")
-    having = keys_of(homes[home].partition("@")[0])
-    near = [first] if first in having else difflib.get_close_matches(first, having, n=1, cutoff=0.75)
-    if not near or (near != [first] and f"{home}.{near[0]}" in names):
+    group, name = homes[home], key.removeprefix(f"{home}.").partition(".")[0]
+    found = {one: [choice for choice in there if choice != choices[group]] for one, there in keys_of(group).items()}
+    near = difflib.get_close_matches(name, [one for one, there in found.items() if there], n=1, cutoff=0.75)
+    if not near:
         return ""
-    meant = ".".join([home, *near, *([below] if below and near != [first] else [])])
-    choices = having[near[0]]
-    some = f"{homes[home]}={', '.join(choices[:MANY])}" + (" and others" if len(choices) > MANY else "")
-    problem = f"the {home} that is chosen has no such key" if near == [first] else "there is no such key"
-    what = f"{meant} comes with {some}" if near == [first] else f"nearest: {meant} (of {some})"
-    return f"{problem}\n  {what}\n  all that is there: align … --cfg job -p {home}"
+    some = ", ".join(found[near[0]][:MANY]) + (" and others" if len(found[near[0]]) > MANY else "")
+    return f"{home}.{near[0]} comes with {group}={some}"
 
 
 def _unknown_choice(choice: str, text: str) -> str:
@@ -151,8 +157,6 @@ def _unknown_choice(choice: str, text: str) -> str:
 
 def nearest(key: str, names: list[str]) -> str:
     """A line with the names nearest to a key."""
-    if found := re.match(r"(?:peft@)?(dpo|kto)\.peft\b", key):
-        return f"\n  use peft@actor.peft=NAME, and its settings as actor.peft.KEY: {found[1]} trains the actor"
     home, _, last = key.rpartition(".")
     last = ALIASES.get(last, last)
     key = f"{home}.{last}" if home else last
@@ -160,34 +164,7 @@ def nearest(key: str, names: list[str]) -> str:
     close += [name for name in names if last in (name.rpartition(".")[2], name.partition("@")[0])][:3]
     close += difflib.get_close_matches(key, names, n=3, cutoff=0.6)
     unique = list(dict.fromkeys(close))[:4]
-    return f"\n  nearest: {', '.join(unique)}" if unique else "\n  all keys: align --cfg job"
-
-
-def all_keys() -> tuple[list[str], list[str]]:
-    """Every key and every group of the default configuration; none where that cannot be composed."""
-    from hydra import compose, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    register(stage_specs())
-    try:
-        with initialize_config_module("align.conf", version_base="1.3"):
-            cfg = compose(ROOT, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException):
-        return [], []
-    groups = [str(group) for group in cfg.hydra.runtime.choices if not str(group).startswith("hydra/")]
-    names = flatten(OmegaConf.to_container(cfg, resolve=False))
-    return list(dict.fromkeys([*names, *all_settings(stage_specs())])), groups
-
-
-def flatten(node: dict, prefix: str = "") -> list[str]:
-    """Every dotted key of a configuration, Hydra's own left out."""
-    out = []
-    for name, value in node.items():
-        if prefix or name != "hydra":
-            out.append(f"{prefix}{name}")
-            out += flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else []
-    return out
+    return f"nearest: {', '.join(unique)}" if unique else "all keys: align --cfg job"
 
 
 def _lines(error: BaseException, count: int) -> str:

@@ -14,10 +14,11 @@ from rich.table import Table
 from torch import Tensor
 
 from align.cli.schema import stage_specs
+from align.config.fields import nearest
 from align.errors import AlignError
 from align.peft.merging import merged_tensors
 from align.peft.routes import why_unmergeable
-from align.plan.order import kind_of
+from align.plan.inputs import stage_in_run
 from align.plan.spec import POLICY
 from align.roles.folder import CAUSAL, SCORE, Folder, inspect
 from align.roles.loading import load_dequantized, look
@@ -29,6 +30,9 @@ LOST = 0.1
 """Of the update rounded away, from which on the export warns."""
 NOTHING = 1e-5
 SHOWN = 5
+REMEDY = (
+    "\n  use the folder of a run, or of a stage that makes a policy (it has a config.json or an adapter_config.json)"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,14 +41,21 @@ class _Parser(argparse.ArgumentParser):
 
 
 def export(words: list[str]) -> Path:
-    """Does what the words after `align export` say; where the model lies. Raises AlignError before it writes."""
+    """Export a policy by the words after `align export`; return its folder. Raises AlignError before it writes."""
     parser = _Parser(prog="align export", add_help=False)
     parser.add_argument("run", type=Path)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--merge", action="store_true")
     parser.add_argument("--dtype", type=lambda word: LONG.get(word, word), choices=DTYPES)
     given = parser.parse_args(words)
-    folder, out = look(str(policy_of(given.run.expanduser())), "export", (CAUSAL, SCORE)), given.to.expanduser()
+    run, out = given.run.expanduser(), given.to.expanduser()
+    if not run.is_dir():
+        near = nearest(run.name, [one.name for one in run.parent.glob("*") if one.is_dir()])
+        raise AlignError(f"export {given.run}: there is no folder {run.name} in {run.parent}{near or REMEDY}")
+    path = stage_in_run(run, POLICY, stage_specs()) or run
+    if not any((path / name).exists() for name in ("config.json", "adapter_config.json")):
+        raise AlignError(f"export {given.run}: it holds no policy{REMEDY}")
+    folder = look(str(path), "export", (CAUSAL, SCORE))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise AlignError(f"export: {out} is there already\n  use --to with a new folder")
     if folder.base and not given.merge:
@@ -60,19 +71,8 @@ def export(words: list[str]) -> Path:
     return out
 
 
-def policy_of(path: Path) -> Path:
-    """A stage's folder as it is; of a run's folder the last policy."""
-    if (path / "config.json").exists() or (path / "adapter_config.json").exists():
-        return path
-    specs = stage_specs()
-    order = {name: place for place, (name, spec) in enumerate(specs.items()) if spec.makes == POLICY}
-    made = [card for card in path.glob("*/card.json") if kind_of(card.parent.name) in order]
-    last = max(made, key=lambda card: (card.stat().st_mtime_ns, order[kind_of(card.parent.name)]), default=None)
-    return path if last is None else last.parent
-
-
 def merge(folder: Folder, out: Path, dtype: torch.dtype | None) -> dict[str, float]:
-    """Saves the plain model; by parameter, which share of the update its dtype rounds away.
+    """Save the plain model; return by parameter the share of the update that its dtype rounds away.
 
     Merged in float32, tensor by tensor, and saved in `dtype`, by default the base's own.
     """
@@ -105,7 +105,7 @@ def rounded_away(before: Tensor, after: Tensor, saved: Tensor) -> float | None:
 
 
 def report(lost: dict[str, float], folder: Folder, out: Path) -> None:
-    """Says where the model lies and what was rounded away; all layers stand in export.json."""
+    """Print the model's folder and what was rounded away; write all layers into export.json."""
     (out / "export.json").write_text(json.dumps({"from": folder.path, "rounded_away": lost}, indent=2) + "\n")
     console = Console()
     done = "merged into" if folder.base else "copied to"

@@ -5,15 +5,12 @@ from __future__ import annotations
 import ast
 import textwrap
 from importlib.metadata import EntryPoint
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
-
 from align.cli.errors import unknown_key
-from align.cli.plugins import defaults_of, plug_file, plugs
-from align.cli.schema import all_settings, stage_specs
+from align.cli.plugins import plugs
+from align.cli.schema import all_settings, default_choices, stage_specs
 from align.config.fields import describe, types_of
 from align.config.values import Plug
 from align.errors import AlignError
@@ -35,17 +32,18 @@ examples
 """
 FLAGS = """\
 flags
-  --cfg job [--resolve] [-p actor]   the configuration that the settings make, or one node of it; runs nothing
+  --cfg job [--resolve] [-p actor]   the configuration that the settings make, or one section of it; runs nothing
   -m, --multirun                     a run for each combination: seed=1,2 'ppo.kl_coef=range(0,3)' 'experiment=glob(*)'
   --config-dir DIR                   yaml files of your own (those in ./conf are found without it)
   --info searchpath                  where yaml files are looked for; --hydra-help: all flags
 """
 
 
-def print_help(added: dict[str, EntryPoint], key: str | None = None) -> None:
-    """Print the help, `added` being the commands of plugins; with a key that of a setting or of a section."""
-    if key is not None:
+def print_help(added: dict[str, EntryPoint], keys: list[str]) -> None:
+    """Print the help, `added` being the commands of plugins; with keys that of each, a setting or a section."""
+    for key in keys:
         print_settings(key)
+    if keys:
         return
     print(COMMANDS.replace("{stages}", ", ".join(stage_specs())), end="")
     for name, entry in added.items():
@@ -54,7 +52,7 @@ def print_help(added: dict[str, EntryPoint], key: str | None = None) -> None:
     print(EXAMPLES)
     print("choices (align --cfg job shows all other settings)")
     for keys, names in choices():
-        print(textwrap.fill(f"{keys}= {' '.join(names)}", 110, initial_indent="  ", subsequent_indent=" " * 6))
+        print(textwrap.fill(f"{keys}= {' '.join(names)}", 120, initial_indent="  ", subsequent_indent=" " * 6))
     print()
     print(FLAGS, end="")
 
@@ -70,18 +68,10 @@ def command_help(entry: EntryPoint) -> str:
 def choices() -> list[tuple[str, list[str]]]:
     """List every choice: the text before the `=`, and all names that may stand after it."""
     names: dict[str, list[str]] = {}
-    specs = stage_specs()
     for group, name, _, _ in plugs():
         names.setdefault(group, []).append(name)
     keys: dict[str, list[str]] = {}
-    for stage in specs:
-        node = yaml.safe_load(plug_file("stage", stage).read_text(encoding="utf-8"))
-        for group, _, package in defaults_of("stage", node):
-            if package:
-                keys.setdefault(group, []).append(f"{stage}.{package}")
-    defaults = yaml.safe_load((files("align.conf") / "config.yaml").read_text(encoding="utf-8"))["defaults"]
-    for entry in defaults:
-        key = next(iter(entry)) if isinstance(entry, dict) else entry
+    for key in default_choices(stage_specs()):
         group, _, package = key.partition("@")
         keys.setdefault(group, []).append(package)
     found = []
@@ -111,7 +101,6 @@ def print_settings(key: str) -> None:
     if not found:
         raise AlignError(unknown_key(key))
     for name, (cls, field) in found.items():
-        told = describe(cls, field)
-        facts = [f"default {told.default}", told.allowed, told.unit]
-        print(f"{name}  ({'; '.join(fact for fact in facts if fact)})")
-        print(textwrap.fill(" ".join(told.help.split()), 110, initial_indent="    ", subsequent_indent="    "))
+        facts, text = describe(cls, field)
+        print(f"{name}  ({'; '.join(facts)})")
+        print(textwrap.fill(" ".join(text.split()), 110, initial_indent="    ", subsequent_indent="    "))

@@ -1,7 +1,7 @@
 """The command line: `align [command] [overrides]`. No torch at import.
 
-The first word is a command (default `run`), the rest is Hydra's. What Hydra or align refuses is said in a
-few lines, without a traceback unless HYDRA_FULL_ERROR=1.
+The first word is a command (default `run`), the rest is Hydra's. An error of Hydra's or align's is a few lines, without
+a traceback unless HYDRA_FULL_ERROR=1.
 """
 
 from __future__ import annotations
@@ -79,8 +79,7 @@ def run(words: list[str]) -> dict | None:
     if command == "help" or (command not in added and {"-h", "--help"} & set(words)):
         from align.cli.help import print_help
 
-        keys = [word for word in words if not word.startswith("-")]
-        print_help(plugin_commands(), keys[0] if keys else None)
+        print_help(plugin_commands(), [word for word in words if not word.startswith("-")])
         return None
     if words == ["--version"]:
         print(f"align {version('align')}")
@@ -179,7 +178,7 @@ def _hydra_around(words: list[str]) -> Iterator[None]:
     """The process as Hydra's main needs it: its arguments, a folder that a sweep may litter, errors that come to us."""
     argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     try:
-        with tempfile.TemporaryDirectory() as litter, check_composition(words):
+        with tempfile.TemporaryDirectory() as litter, check_composition():
             os.environ |= {"HYDRA_FULL_ERROR": "1", "ALIGN_SWEEP_FOLDER": litter}
             sys.argv = ["align", *flags_first(words)]
             yield
@@ -195,7 +194,7 @@ def _hydra_around(words: list[str]) -> Iterator[None]:
 def _hydra_main(results: list[dict], failures: list[tuple[str, Exception]], full: bool) -> None:
     """Hydra's main; what a job raises is kept, since Hydra would print it in its own way.
 
-    A sweep says what it starts and what failed at once, and goes on.
+    A sweep prints what it starts and what failed at once, and goes on.
     """
 
     @hydra.main(version_base="1.3", config_path="pkg://align.conf", config_name=ROOT)

@@ -14,6 +14,7 @@ from align.build.plugs import peft
 from align.cli.plugins import plug_file, plugs
 from align.config.values import plug_of
 from align.errors import AlignError
+from align.library_variables import without_network
 from align.peft.adapters import routes_rows
 from align.peft.routes import (
     ADAPTER,
@@ -27,6 +28,7 @@ from align.peft.routes import (
     route,
 )
 from align.peft.stateful import hooks_of, planned
+from align.roles.folder import CAUSAL, inspect, is_hub_name
 from align.stages.pretrain.spec import PretrainOptions
 
 WAYS = {
@@ -44,13 +46,13 @@ def explain(words: list[str]) -> str:
     """The text for a method's name, its settings (r=8) and, as model=FOLDER, the model; else the one pretrain makes."""
     names = sorted(name for group, name, *_ in plugs() if group == "peft" and name != "none")
     models = [word.partition("=")[2] for word in words if word.startswith("model=")]
-    asked = [word for word in words if "=" not in word]
-    if len(asked) != 1 or asked[0] not in names:
-        near = difflib.get_close_matches(asked[0], names, n=1) if asked else []
+    typed = [word for word in words if "=" not in word]
+    if len(typed) != 1 or typed[0] not in names:
+        near = difflib.get_close_matches(typed[0], names, n=1) if typed else []
         hint = f"nearest: {near[0]}" if near else f"one of: {', '.join(names)}"
         raise AlignError(f"align plugins --explain {' '.join(words)}: there is no such method\n  {hint}")
-    shape = AutoConfig.from_pretrained(Path(models[0]).expanduser()) if models else made_by_pretrain()
-    config = method(asked[0], [word for word in words if "=" in word and not word.startswith("model=")])
+    shape = shape_of(models[0]) if models else made_by_pretrain()
+    config = method(typed[0], [word for word in words if "=" in word and not word.startswith("model=")])
     trained, whole = count(config, shape)
     way = route(config)
     lines = {
@@ -59,7 +61,18 @@ def explain(words: list[str]) -> str:
         "one base": one_base(config),
         "next stage": "another method starts on it merged" if mergeable(config) else "the same method alone",
     }
-    return "\n".join([f"peft={asked[0]}", *(f"  {name:11} {text}" for name, text in lines.items())])
+    return "\n".join([f"peft={typed[0]}", *(f"  {name:11} {text}" for name, text in lines.items())])
+
+
+def shape_of(model: str) -> PreTrainedConfig:
+    """The config.json of a model's folder, or of a model on the hub. Raises AlignError where there is none."""
+    if not Path(model).expanduser().exists() and (not is_hub_name(model) or without_network()):
+        raise AlignError(f"model={model}: there is no such folder\n  use model=FOLDER, or a hub name such as org/name")
+    folder = inspect(model, "model", CAUSAL)
+    try:
+        return AutoConfig.from_pretrained(folder.base or folder.path)
+    except (OSError, ValueError) as error:
+        raise AlignError(f"model={model}: {(str(error).splitlines() or ['?'])[0]}\n  use model=FOLDER") from error
 
 
 def method(name: str, settings: list[str]) -> PeftConfig:

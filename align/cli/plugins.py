@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -17,6 +18,8 @@ from align.config import SECTIONS
 from align.errors import AlignError, AlignWarning
 
 HIDDEN = {"local"}
+OWN = "./conf"
+"""The user's own folder among the sources of plugs."""
 
 
 def own_folder() -> Path | None:
@@ -43,7 +46,7 @@ def sources() -> list[tuple[str, Path]]:
     """Sources of plugs, in Hydra's order: the first that has a name wins."""
     own = own_folder()
     align, *installed = _installed()
-    return [align, *([("./conf", own)] if own else []), *installed]
+    return [align, *([(OWN, own)] if own else []), *installed]
 
 
 @cache
@@ -51,6 +54,42 @@ def _installed() -> list[tuple[str, Path]]:
     """The configuration folders of align and of every installed plugin, with who brings them."""
     found = [(f"{e.dist.name} {e.dist.version}", Path(str(files(e.value)))) for e in plugin_folders()]
     return [("align", Path(str(files("align.conf")))), *found]
+
+
+def shown_path(file: str | Path) -> str:
+    """A path as it is short: from the folder one stands in."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Inside, the yaml `name` is read: AlignError with file, line and remedy where it is no yaml of settings."""
+    try:
+        yield
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{shown_path(mark.name)}:{mark.line + 1}" if mark else name
+        remedy = next((text for word, text in REMEDIES.items() if word in str(error.problem)), INDENT)
+        raise AlignError(f"{place}: {error.problem}\n  {remedy}") from error
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise AlignError(f"{name}: {reason}\n  use KEY: VALUE, one a line") from error
+
+
+REMEDIES = {"'\\t'": "use spaces, not a tab, to indent", "duplicate key": "use the key once"}
+"""Remedies by words in what the yaml reader says."""
+INDENT = "use the same indent for all keys of a section, and quotes around a value with ': '"
+"""The remedy for all else."""
+
+
+def read_yaml(file: Path) -> dict:
+    """The settings in a yaml. Raises AlignError where it holds none."""
+    with readable(shown_path(file)):
+        found = yaml.safe_load(file.open(encoding="utf-8")) or {}
+        if not isinstance(found, dict):
+            raise ValueError("it is a list or a value")
+        return found
 
 
 def plugs() -> list[tuple[str, str, str, str]]:
@@ -70,17 +109,18 @@ def plug_file(group: str, name: str) -> Path:
 
 
 def keys_of(group: str) -> dict[str, list[str]]:
-    """The first keys below the choices of a group, and which choices have each."""
+    """The first keys below the choices of a group (of `peft` for `peft@sft.peft`), and which choices have each."""
+    group = group.partition("@")[0]
     found: dict[str, list[str]] = {}
     for one, name, *_ in plugs():
         if one == group:
-            for key in _keys(group, yaml.safe_load(plug_file(group, name).read_text(encoding="utf-8")) or {}):
+            for key in _keys(group, read_yaml(plug_file(group, name))):
                 found.setdefault(key, []).append(name)
     return found
 
 
 def _keys(group: str, node: dict) -> list[str]:
-    """Keys of a plug's yaml, of its schema and of the nodes that its defaults list puts below it."""
+    """Keys of a plug's yaml, of its schema and of the sections that its defaults list puts below it."""
     keys = [key for key in node if key not in ("defaults", "_target_")]
     for home, name, package in defaults_of(group, node):
         if package:

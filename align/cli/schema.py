@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from align import config
-from align.cli.plugins import sources
-from align.config import SECTIONS
-from align.config.fields import FOLLOWS, RARE
+from align.cli.plugins import OWN, defaults_of, plug_file, read_yaml, shown_path, sources
+from align.config import SECTIONS, RunOptions
+from align.config.fields import FOLLOWS, RARE, shown
 from align.config.values import TARGET, plain
 from align.errors import AlignError, AlignWarning
 from align.imports import import_failed_at, locate
@@ -30,7 +31,7 @@ ROOT = "align"
 
 
 def schema(cls: type, target: str) -> DictConfig:
-    """The node that Hydra composes for a section: its usual settings. It is open: rare ones are taken without `+`.
+    """Hydra's schema of a section: its usual settings. It is open: rare ones are taken without `+`.
 
     Names and values are checked when the configuration becomes a plan (`align.config.fields`).
     """
@@ -47,7 +48,7 @@ _REGISTERED: dict[str, type] = {}
 
 
 def register(specs: Mapping[str, StageSpec]) -> None:
-    """Tell Hydra of the sections, of the stages, and of a root configuration that has all these stages."""
+    """Register the sections, the stages and a root configuration with all of them."""
     store = ConfigStore.instance()
     for name, cls in {**SECTIONS, **{name: spec.options for name, spec in specs.items()}}.items():
         if _REGISTERED.get(name) is not cls:
@@ -57,56 +58,87 @@ def register(specs: Mapping[str, StageSpec]) -> None:
 
 
 def root(specs: Mapping[str, StageSpec]) -> dict[str, Any]:
-    """conf/config.yaml with a node for each stage."""
+    """conf/config.yaml with the keys at the top and a section for each stage; plugs take any key without `+`."""
     made = yaml.safe_load((files("align.conf") / "config.yaml").read_text(encoding="utf-8"))
     made["defaults"] = [*({f"stage@{name}": name} for name in specs), *made["defaults"]]
-    return made
+    top = {name: value for name, value in schema(RunOptions, "").items() if name != TARGET}
+    return {**top, **{name: DictConfig({}, flags={"struct": False}) for name in SHARED}, **made}
+
+
+def default_choices(specs: Mapping[str, StageSpec]) -> dict[str, str | None]:
+    """The choice of every group before anything is typed, by what is typed: reward, peft@sft.peft."""
+    found: dict[str, str | None] = {}
+    for entry in root(specs)["defaults"]:
+        key, choice = next(iter(entry.items())) if isinstance(entry, dict) else (entry, None)
+        group, _, package = key.partition("@")
+        if group != "_self_" and " " not in group:
+            found |= _choices(group, choice, package or group)
+    return found
+
+
+def _choices(group: str, choice: str | None, package: str) -> dict[str, str | None]:
+    """A choice, and those that its yaml puts below it."""
+    found = {group if package == group else f"{group}@{package}": choice}
+    inside = defaults_of(group, read_yaml(plug_file(group, choice))) if choice else ()
+    for home, name, below in inside:
+        found |= _choices(home, name, f"{package}.{below}") if below else {}
+    return found
 
 
 def stage_specs() -> dict[str, StageSpec]:
     """Every stage of a folder `stage` on align's search path, by name, in the order in which all would run.
 
-    A stage whose spec cannot be imported is left out, with a warning.
+    An installed stage whose spec cannot be imported is left out, with a warning; one of ./conf raises AlignError.
     """
+    files = [(source, file) for source, folder in sources() for file in sorted((folder / "stage").glob("*.yaml"))]
+    return dict(_specs(tuple((source, file, file.stat().st_mtime_ns) for source, file in files)))
+
+
+@cache
+def _specs(files: tuple[tuple[str, Path, int], ...]) -> dict[str, StageSpec]:
+    """The stages of these yamls, read once as long as they do not change."""
     found: dict[str, StageSpec] = {}
-    for source, folder in sources():
-        for file in sorted((folder / "stage").glob("*.yaml")):
-            try:
-                found.setdefault(file.stem, _spec(file))
-            except AlignError as error:
-                warnings.warn(f"stage {file.stem} of {source} is left out: {error}", AlignWarning, stacklevel=2)
+    for source, file, _ in files:
+        try:
+            found.setdefault(file.stem, _spec(file))
+        except AlignError as error:
+            if source == OWN:
+                raise
+            warnings.warn(f"stage {file.stem} of {source} is left out: {error}", AlignWarning, stacklevel=3)
     return {name: found[name] for name in ordered(list(found), found, {})}
 
 
 def _spec(file: Path) -> StageSpec:
-    name = file.stem
-    line = next((line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith(TARGET)), "")
-    target = line.partition(":")[2].strip()
+    name, target = file.stem, read_yaml(file).get(TARGET)
+    place = f"{shown_path(file)}: {TARGET}={shown(target)}"
+    remedy = f"use {TARGET}: MODULE.SPEC, an align.plan.spec.StageSpec of the name {name}"
+    if not isinstance(target, str):
+        raise AlignError(f"{place}: it names no stage\n  {remedy}")
     try:
-        spec = locate(str(target))
+        spec = locate(target)
     except Exception as error:  # whatever a plugin's own import raises
         reason = (str(error).splitlines() or [""])[0]
         raise AlignError(
-            f"stage.{name}._target_={target}: cannot be imported: {type(error).__name__}: {reason} "
-            f"({import_failed_at(error)})"
+            f"{place}: cannot be imported: {type(error).__name__}: {reason} ({import_failed_at(error)})\n  {remedy}"
         ) from error
     if not isinstance(spec, StageSpec) or spec.name != name:
-        raise AlignError(f"stage.{name}._target_={target}: no align.plan.spec.StageSpec of the name {name}")
+        raise AlignError(f"{place}: it is no stage of this name\n  {remedy}")
     return spec
 
 
 def section_of(node: Mapping[str, Any], name: str, specs: Mapping[str, StageSpec]) -> type | None:
-    """The class of the settings of a node: by its name a stage's, else by its `_target_`; None for a plug of others."""
+    """The class of a section: by its name a stage's, else by its `_target_`; None for a plug of others."""
     if name in specs:
         return specs[name].options
     return config.section_of(node.get(TARGET))
 
 
 def all_settings(specs: Mapping[str, StageSpec]) -> dict[str, tuple[type, str]]:
-    """Every setting of stages and shared sections by dotted key: its class and its name there."""
+    """Every setting of stages and shared sections, and every key at the top, by dotted key: its class and its name."""
     homes = {**{name: spec.options for name, spec in specs.items()}}
     homes |= {cls.SECTION: cls for cls in SECTIONS.values() if cls.SECTION in SHARED}
     found = {f"{home}.{one.name}": (cls, one.name) for home, cls in homes.items() for one in fields(cls)}
+    found |= {one.name: (RunOptions, one.name) for one in fields(RunOptions)}
     for cls in SECTIONS.values():  # of several choices, the first that has it
         for one in fields(cls):
             found.setdefault(f"{cls.SECTION}.{one.name}", (cls, one.name))

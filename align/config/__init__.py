@@ -21,6 +21,7 @@ from align.config.rewards import (
 from align.config.roles import ActorOptions, CriticOptions, ReferenceOptions, ZeroOptions
 from align.config.roles import Zero as Zero
 from align.config.rollout import RolloutOptions, TrackerOptions, WatchOptions
+from align.config.run import RunOptions as RunOptions
 
 
 def none() -> None:

@@ -1,4 +1,4 @@
-"""The words that an option takes, each list once: told before torch is imported, and again where it is used."""
+"""Words that an option takes, each list once, without torch."""
 
 PRECISIONS = ("auto", "fp32", "bf16")
 LINEARS = ("auto", "torch", "onednn")

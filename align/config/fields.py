@@ -16,14 +16,14 @@ import difflib
 import inspect
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from functools import cache
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from align.config.values import Settings, frozen
+from align.config.values import Plug, Settings, frozen
 from align.errors import AlignError
 
 UNSET = "???"
@@ -88,7 +88,7 @@ class Allowed:
             return "a finite number"
         low = f"above {self.low:g}" if self.above else f"from {self.low:g}"
         if self.high < math.inf:
-            return f"{noun} {low} {'and at most' if self.above else 'to'} {self.high:g}"
+            return f"{noun} {low} {'and at most' if self.above else 'to'} {self.high:.10g}"
         return f"{noun} {low}"
 
 
@@ -98,7 +98,8 @@ def number(
     rare: bool = False,
 ) -> Any:  # fmt: skip
     """A field of numbers. `above` is a bound that is left out; `follows` the key whose value it takes in a
-    configuration unless it is given. A `rare` field is taken where it is given, and not composed else."""
+    configuration unless it is given. A `rare` field is taken where it is given, and not composed else. With the
+    default `dataclasses.MISSING` Python has to give a value."""
     allowed = Allowed(
         tuple(words), True, low if above is None else above, high, above is not None, prefix=prefix, listed=listed,
         empty=default == (), unit=unit,
@@ -135,8 +136,7 @@ def section(key: str) -> Callable[[type[T]], type[T]]:
     def made(cls: type[T]) -> type[T]:
         def __post_init__(self: Any) -> None:
             for one in fields(self):
-                found = frozen(getattr(self, one.name), f"{key}.{one.name}")
-                object.__setattr__(self, one.name, checked(cls, one, found, key))
+                object.__setattr__(self, one.name, checked(cls, one, getattr(self, one.name), key))
             if hasattr(self, "check_together"):
                 self.check_together()
 
@@ -147,43 +147,65 @@ def section(key: str) -> Callable[[type[T]], type[T]]:
     return made
 
 
-def check_values(cls: type, values: Mapping[str, Any], key: str) -> None:
-    """Raise AlignError for a setting at `key` that a section's class does not have, or does not take."""
+def checked_settings(cls: type, values: Mapping[str, Any], key: str) -> Settings:
+    """The settings at `key`, as the fields of a section's class have them.
+
+    Raises AlignError for one that the class does not have, or does not take.
+    """
     known = {one.name: one for one in fields(cls)}
-    for name, found in values.items():
+    for name in values:
         if name not in known:
-            near = nearest(name, known) or f"\n  it has {', '.join(known)}"
-            raise AlignError(f"{key}.{name}: there is no such key{near}")
-        checked(cls, known[name], frozen(found, f"{key}.{name}"), key)
+            raise unknown_setting(f"{key}.{name}", values[name], known)
+    return Settings(tuple((name, checked(cls, known[name], found, key)) for name, found in values.items()))
+
+
+def unknown_setting(key: str, found: Any, known: Iterable[str], owner: str = "", instead: str = "") -> AlignError:
+    """The error for a key that is none of those known at its place; `instead` is the remedy where none is near."""
+    home, _, name = key.rpartition(".")
+    given = f"{key}={shown(found)}" if found is None or isinstance(found, str | int | float | tuple | list) else key
+    close = difflib.get_close_matches(ALIASES.get(name, name), known, n=3)
+    names = ", ".join(f"{home}.{one}".lstrip(".") for one in close or list(known)[:MANY])
+    remedy = f"nearest: {names}" if close else instead or f"use one of {names}"
+    problem = f"{owner} has no such argument" if owner else f"{home or 'a configuration'} has no such key"
+    return AlignError(f"{given}: {problem}\n  {remedy}")
 
 
 def checked(cls: type, one: Field, found: Any, key: str) -> Any:
-    """A value of a field, as its type has it. Raise AlignError for a value that the field does not take.
+    """A value of a field, as its type has it. Raise AlignError for a value that the field does not take."""
+    return checked_value(found, f"{key}.{one.name}".lstrip("."), types_of(cls)[one.name], allowed_by(cls, one))
 
-    Values that are still unset, or that refer to another key, are left to their owner.
+
+def checked_value(value: Any, key: str, kinds: tuple[type, ...], allowed: Allowed | None = None) -> Any:
+    """The value at `key`, of one of the kinds, and of those allowed. Raise AlignError for another.
+
+    A number in a text is that number where one is taken: variables of the environment are text. Values that are still
+    unset, or that refer to another key, are left to their owner.
     """
-    if isinstance(found, str) and (found == UNSET or found.startswith("${")):
+    found = frozen(value, key)
+    if object in kinds or (isinstance(found, str) and (found == UNSET or found.startswith("${"))):
         return found
-    kinds, allowed = types_of(cls)[one.name], allowed_by(cls, one)
-    if found is None and type(None) in kinds:
+    if found is None and NoneType in kinds:
         return None
     found = _parsed(found, kinds) if isinstance(found, str) else found
-    right = _of_type(found, kinds) if allowed is None else found is not None and allowed.holds(found)
-    if not right:
-        words = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds if kind in KINDS))
-        words = "settings, a key each" if Settings in kinds else words
-        words = words or f"{'+' * (key == 'reward')}{GROUPS.get(one.name, 'reward')}@{key}.{one.name}={shown(found)}"
+    if not (_of_type(found, kinds) if allowed is None else found is not None and allowed.holds(found)):
         if allowed is not None and isinstance(found, tuple):
             found = next((one for one in found if not allowed.holds(one)), found)
         near = nearest(str(found), allowed.words) if allowed is not None and isinstance(found, str) else ""
-        raise AlignError(f"{key}.{one.name}={shown(found)}: use {allowed or words}{near}")
+        raise AlignError(f"{key}={shown(found)}: use {allowed or _in_words(key, kinds, found)}{near}")
     if isinstance(found, int) and not isinstance(found, bool) and not {int, float} & set(kinds):
         return str(found)
-    return float(found) if isinstance(found, int) and float in kinds and int not in kinds else found
+    return float(found) if isinstance(found, int) and float in kinds and not {int, bool} & set(kinds) else found
+
+
+def _in_words(key: str, kinds: tuple[type, ...], found: Any) -> str:
+    """Values of these kinds in words; where they are plugs, the choice to type."""
+    words = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds if kind in KINDS))
+    home, _, name = key.rpartition(".")
+    return words or f"{'+' * (home == 'reward')}{GROUPS.get(name, 'reward')}@{key}={shown(found)}"
 
 
 def _parsed(text: str, kinds: tuple[type, ...]) -> Any:
-    """The number or truth value in a text where a field takes one: variables of the environment are text."""
+    """The number or truth value in a text where a field takes one."""
     if bool in kinds and text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):
@@ -195,7 +217,14 @@ def _parsed(text: str, kinds: tuple[type, ...]) -> Any:
 
 GROUPS = {"peft": "peft", "zero": "zero", "data": "data", "general": "data"}
 """Groups that the choices of fields come from; of all others it is `reward`."""
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list"}
+KINDS = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list",
+    Settings: "settings, a key each",
+}  # fmt: skip
+ALIASES = {"lr": "learning_rate", "max_steps": "steps", "num_train_epochs": "epochs"}
+"""Settings by the names that other programs use."""
+MANY = 8
+"""Keys that a message lists where none is near."""
 
 
 def allowed_by(cls: type, one: Field) -> Allowed | None:
@@ -213,13 +242,25 @@ def _of_type(found: Any, kinds: tuple[type, ...]) -> bool:
 
 
 @cache
-def types_of(cls: type) -> dict[str, tuple[type, ...]]:
-    """The types that each field of a section takes."""
-    found = {}
-    for name, hint in get_type_hints(cls).items():
-        parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-        found[name] = tuple(get_origin(part) or part for part in parts)
-    return found
+def types_of(target: Callable) -> dict[str, tuple[type, ...]]:
+    """The types that each argument takes: of a section, or of another class or function."""
+    owner = target if is_dataclass(target) or not inspect.isclass(target) else target.__init__
+    return {name: _kinds(hint) for name, hint in get_type_hints(owner).items()}
+
+
+FROZEN = {list: tuple, set: tuple, dict: Settings, Mapping: Settings, Sequence: tuple, Collection: tuple}
+"""Types of annotations, as a plan holds their values."""
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The types of a configuration's values that an annotation takes; `object` where it is about none of them."""
+    origin = get_origin(hint) or hint
+    if origin in (Union, UnionType):
+        return tuple(kind for part in get_args(hint) for kind in _kinds(part))
+    if origin is Literal:
+        return tuple(dict.fromkeys(type(one) for one in get_args(hint)))
+    found = FROZEN.get(origin, origin)
+    return (found,) if found in (bool, int, float, str, NoneType, tuple, Settings, Plug) else (object,)
 
 
 def shown(found: Any) -> str:
@@ -237,25 +278,15 @@ def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
     return f"\n  nearest: {close[0]}" if close else ""
 
 
-@dataclass(frozen=True)
-class Described:
-    """Facts about a setting, for `align --help KEY`."""
-
-    default: str
-    allowed: str
-    unit: str
-    help: str
-
-
-def describe(cls: type, name: str) -> Described:
-    """Default, allowed values, unit and help of a field; the help is the docstring under it."""
+def describe(cls: type, name: str) -> tuple[list[str], str]:
+    """Facts about a field (default, allowed values, unit) and its help, which is the docstring under it."""
     one = next(one for one in fields(cls) if one.name == name)
-    follows = one.metadata.get(FOLLOWS)
-    usual = one.default_factory() if one.default is MISSING else one.default
+    follows, allowed = one.metadata.get(FOLLOWS), allowed_by(cls, one)
+    usual = one.default if one.default_factory is MISSING else one.default_factory()
     default = f"that of {follows}" if follows else "none" if usual == Settings() else shown(usual)
-    default = "required" if usual == UNSET else default
-    allowed = allowed_by(cls, one)
-    return Described(default, str(allowed or ""), allowed.unit if allowed else "", docstring(cls, name))
+    default = "required" if usual in (UNSET, MISSING) else default
+    facts = [f"default {default}", str(allowed or ""), allowed.unit if allowed else ""]
+    return [fact for fact in facts if fact], docstring(cls, name)
 
 
 def docstring(cls: type, name: str) -> str:

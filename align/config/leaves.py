@@ -7,7 +7,7 @@ from typing import Any
 
 
 def leaves(settings: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value by its whole key, which begins with `prefix`; a list is a value, and so is a node without settings.
+    """Every value by its whole key, which begins with `prefix`; a list is a value, and so is an empty section.
 
     >>> dict(leaves({"ppo": {"steps": 3, "data": {}}, "stages": ["ppo"]}))
     {'ppo.steps': 3, 'ppo.data': {}, 'stages': ['ppo']}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from align.config.fields import open_settings, section, value
+from align.config.choices import REWARD_BACKBONES
+from align.config.fields import choice, open_settings, section, value
 from align.config.values import Plug, Settings
 
 
@@ -13,9 +14,9 @@ class RewardModelOptions:
     path: str = "auto"
     """A reward model's folder or hub name; auto: this run's reward model."""
     normalize: bool = True
-    """Shift and scale scores to mean 0 and deviation 1 on the samples that the model's card.json tells of."""
-    backbone: str = "auto"
-    """shared (its adapter and score on the actor's base), own (a model of its own), or auto: shared where it can be."""
+    """Shift and scale scores to mean 0 and deviation 1 on the samples that the model's card.json has."""
+    backbone: str = choice("auto", *REWARD_BACKBONES)
+    """shared (its adapter and score on the actor's base), own (a separate model), or auto: shared where it can be."""
     zero: Plug | None = None
     """As `reference.zero`."""
 
@@ -104,7 +105,7 @@ class RewardLLMJudgeOptions:
     concurrency: int = 16
     """Requests under way at the same time."""
     max_unread: float = 0.5
-    """The run ends when a larger share of a batch's answers holds no grade; else such rows are no opinion, and their
+    """The run ends when a larger share of a batch's answers holds no grade; else these rows are no opinion, and their
     share is logged."""
     timeout: float = 120.0
     """As that of http."""
@@ -171,6 +172,6 @@ class RewardRepetitionOptions:
     TARGET = "align.rewards.penalties.Repetition"
 
     ngram_size: int = 3
-    """Tokens in a row that count as said again."""
+    """Tokens in a row that count as a repetition."""
     max_penalty: float = -1.0
-    """The score of a completion that says the same all the time; the share that it repeats is a share of it."""
+    """The score of a completion that repeats itself all the time; one that repeats a share gets that share of it."""

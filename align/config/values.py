@@ -71,7 +71,7 @@ class Plug:
         return Plug(self.target, settings, self.key)
 
     def plain(self) -> dict[str, Any]:
-        """The node of a configuration: `_target_` and the settings, as dicts and lists."""
+        """A section of a configuration: `_target_` and the settings, as dicts and lists."""
         return {TARGET: self.target, **self.settings.plain()}
 
 
@@ -97,6 +97,6 @@ def plain(value: Value) -> Any:
 
 
 def plug_of(value: Any, key: str) -> Plug | None:
-    """The plug at `key`; None for no node, and for the choice `none`."""
+    """The plug at `key`; None where there is none, and for the choice `none`."""
     found = frozen(value, key)
     return None if found is None or (isinstance(found, Plug) and found.target == NONE) else found

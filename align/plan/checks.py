@@ -3,47 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from align.config.choices import LINEARS, PRECISIONS, SFT_LOSSES
-from align.config.fields import nearest, shown
+from align.config.choices import SFT_LOSSES
+from align.config.fields import Allowed, checked_value, shown
 from align.config.values import Plug, Settings
 from align.errors import AlignError, AlignWarning
 from align.plan.plan import RunPlan, StagePlan
 from align.plan.rewards import ENSEMBLE, every_reward, learned
 from align.plan.spec import AUTO
-
-INSTEAD = {
-    "model": "a folder or a hub name such as org/name", "runs": "a folder, such as runs=runs",
-    "device": "one of auto, cpu, cuda, cuda:1", "precision": f"one of {', '.join(PRECISIONS)}",
-}  # fmt: skip
-
-
-def check_root(values: Mapping[str, Any]) -> None:
-    """Raise AlignError for what is wrong in the keys at the top, which have no class that would check them."""
-    name, seed = values["name"], values["seed"]
-    if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
-        raise AlignError(f"name={shown(name)}: no name\n  use a word, such as name=first")
-    if set("/\\") & set(str(name)) or str(name).startswith("."):
-        raise AlignError(
-            f"name={name}: it names a folder in {values['runs']}\n  use a name without slashes or a leading dot"
-        )
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise AlignError(f"seed={shown(seed)}: use a whole number from 0 to {2**32 - 1}")
-    for key in ("model", "device", "precision", "runs"):
-        value = values[key]
-        if not (isinstance(value, str) and value.strip()) and not (key == "model" and value is None):
-            raise AlignError(f"{key}={shown(value)}: use {INSTEAD[key]}")
-    for key, words in (("precision", PRECISIONS), ("cpu_linear", LINEARS)):
-        check_choice(key, values[key], words)
-
-
-def check_choice(key: str, value: Any, words: tuple[str, ...]) -> None:
-    """Raise AlignError, with the nearest, for a word that is none of the choices."""
-    if value not in words:
-        raise AlignError(f"{key}={shown(value)}: use one of {', '.join(words)}{nearest(str(value), words)}")
 
 
 def check_plan(plan: RunPlan) -> None:
@@ -51,7 +20,8 @@ def check_plan(plan: RunPlan) -> None:
     for stage in plan.stages:
         args = getattr(stage.options, "args", Settings())
         if stage.spec.name in ("sft", "best_of"):
-            check_choice(f"{stage.spec.name}.args.loss_type", args.get("loss_type", SFT_LOSSES[0]), SFT_LOSSES)
+            key = f"{stage.spec.name}.args.loss_type"
+            checked_value(args.get("loss_type", SFT_LOSSES[0]), key, (str,), Allowed(SFT_LOSSES))
         if stage.spec.name == "evaluate":
             warn_of_idle(stage.options)
         for reward in rewards_of(stage):
@@ -83,9 +53,9 @@ def warn_of_idle(evaluate: Any) -> None:
     usual = {one.name: one.default for one in fields(evaluate)}
     idle = [name for name in ("metrics", "pattern", "schema") if getattr(evaluate, name) != usual[name]]
     if idle and not evaluate.shots:
-        said = " and ".join(f"evaluate.{name}={shown(getattr(evaluate, name))}" for name in idle)
+        idle = " and ".join(f"evaluate.{name}={shown(getattr(evaluate, name))}" for name in idle)
         warnings.warn(
-            f"{said}: about completions of held-out questions, and evaluate.shots=[] has none; use evaluate.shots=[0]",
+            f"{idle}: about completions of held-out questions, and evaluate.shots=[] has none; use evaluate.shots=[0]",
             AlignWarning,
             stacklevel=2,
         )

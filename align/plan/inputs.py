@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from align.config import SampledOptions
 from align.config.values import Plug
 from align.errors import AlignError
+from align.plan.order import kind_of
 from align.plan.plan import Input, Origin, StagePlan
 from align.plan.rewards import real
-from align.plan.spec import AUTO, POLICY, REWARD_MODEL, SAMPLES, Made, Need
+from align.plan.spec import AUTO, POLICY, REWARD_MODEL, SAMPLES, Made, Need, StageSpec
 
 
 def is_sampled(data: Plug | None) -> bool:
@@ -46,10 +49,33 @@ def taken(stages: list[StagePlan]) -> dict[str, set[str]]:
     return found
 
 
-def with_inputs(stages: list[StagePlan], model: str | None, runs: str) -> tuple[StagePlan, ...]:
+def stage_in_run(folder: str | Path, makes: str, specs: Mapping[str, StageSpec]) -> Path | None:
+    """The folder of the last stage that makes `makes`, in the folder of a run; None for the folder of anything else."""
+    folder = Path(folder).expanduser()
+    if (folder / "config.json").exists() or (folder / "adapter_config.json").exists():
+        return None
+    order = {name: place for place, (name, spec) in enumerate(specs.items()) if spec.makes == makes}
+    made = [card for card in folder.glob("*/card.json") if kind_of(card.parent.name) in order]
+    last = max(made, key=lambda card: (card.stat().st_mtime_ns, order[kind_of(card.parent.name)]), default=None)
+    return None if last is None else last.parent
+
+
+def check_no_run(inputs: Iterable[Input], specs: Mapping[str, StageSpec]) -> None:
+    """Raise AlignError for the folder of a whole run where that of one of its stages is to be named."""
+    for one in inputs:
+        found = stage_in_run(one.path, one.makes, specs) if one.path else None
+        if found is not None:
+            raise AlignError(
+                f"{one.key}={one.path}: it is a run, not the {one.makes} of a stage\n  use {one.key}={found}"
+            )
+
+
+def with_inputs(
+    stages: list[StagePlan], model: str | None, runs: str, specs: Mapping[str, StageSpec]
+) -> tuple[StagePlan, ...]:
     """The stages, in the order in which they run, with their inputs.
 
-    Raises AlignError for a need without any source, with ways to give one.
+    Raises AlignError for a need without any source, with ways to give one, and for a run's folder.
     """
     done: list[StagePlan] = []
     for stage in stages:
@@ -63,6 +89,7 @@ def with_inputs(stages: list[StagePlan], model: str | None, runs: str) -> tuple[
         for need in needs:
             if need.unlike in inputs and _same(inputs.get(need.name), inputs[need.unlike]):
                 del inputs[need.name]
+        check_no_run(inputs.values(), specs)
         done.append(replace(stage, inputs=tuple(inputs.values()), before=tuple(one.name for one in done)))
     return tuple(done)
 

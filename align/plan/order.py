@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from align.config.fields import nearest
+from align.config.fields import nearest, shown
 from align.errors import AlignError
 from align.plan.spec import ALWAYS, JUDGED, StageSpec
 
@@ -30,19 +30,18 @@ def named_stages(stages: Any, specs: Mapping[str, StageSpec]) -> list[str]:
     given = [stages] if isinstance(stages, str) else stages
     example = f"use some of {', '.join(specs)}, such as stages=[sft,rm]"
     if not isinstance(given, list | tuple) or not given:
-        raise AlignError(f"stages={stages}: {example}")
+        raise AlignError(f"stages={shown(stages)}: {example}")
+    here = f"stages={shown(stages)}"
     for name in given:
         kind = kind_of(str(name))
         if kind in METHODS:
-            raise AlignError(f"stages: there is no stage {name}: {METHODS[kind]}")
+            raise AlignError(f"{here}: there is no stage {name}: {METHODS[kind]}")
         if kind not in specs:
-            raise AlignError(f"stages: there is no stage {name}{nearest(str(name), specs, 0.4)}\n  {example}")
+            raise AlignError(f"{here}: there is no stage {name}{nearest(str(name), specs, 0.4)}\n  {example}")
         if "@" in str(name) and not re.fullmatch(r"[1-9]\d*", str(name).partition("@")[2]):
-            raise AlignError(f"stages: {name}: a second instance has a number behind the @\n  use {kind}@2")
+            raise AlignError(f"{here}: a second instance has a number behind the @\n  use {kind}@2")
         if list(given).count(name) > 1:
-            raise AlignError(
-                f"stages=[{','.join(given)}] names {name} twice\n  use {name} once, or {name}@2 for a second one"
-            )
+            raise AlignError(f"{here} names {name} twice\n  use {name} once, or {name}@2 for a second one")
     return list(given)
 
 

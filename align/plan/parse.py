@@ -8,21 +8,18 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from align.config import ActorOptions, CriticOptions, ReferenceOptions, RolloutOptions, WatchOptions, section_of
-from align.config.fields import UNSET, check_values
+from align.config import SECTIONS, RunOptions, section_of
+from align.config.fields import UNSET, checked_settings, unknown_setting
 from align.config.values import NONE, TARGET, Plug, Settings, plug_of
 from align.errors import AlignError, typed
-from align.plan.checks import check_plan, check_root
+from align.plan.checks import check_plan
 from align.plan.inputs import taken, with_inputs
 from align.plan.order import kind_of, named_stages, ordered, with_evaluation
 from align.plan.plan import RunPlan, Section, Sections, StagePlan
 from align.plan.rewards import models_of
 from align.plan.spec import StageSpec
 
-SECTIONS = {
-    "actor": ActorOptions, "critic": CriticOptions, "reference": ReferenceOptions, "rollout": RolloutOptions,
-    "watch": WatchOptions,
-}  # fmt: skip
+REPLACEABLE = ("actor", "critic", "reference", "rollout", "watch")
 """Sections whose class may be replaced, and which have settings of ours."""
 PLUGS = ("reward", "advantage", "policy_loss")
 """Sections that are a class or a function with its arguments."""
@@ -44,22 +41,17 @@ def parse(values: Mapping[str, Any], specs: Mapping[str, StageSpec]) -> RunPlan:
     They stay so in the settings of plugs, and are read where they are plain settings of ours. Raises AlignError for
     everything that is wrong in the configuration alone.
     """
-    check_root(values)
-    names = named_stages(values["stages"], specs)
-    names = with_evaluation(names, specs, judges(values))
+    run = options_of(RunOptions, {one.name: values[one.name] for one in fields(RunOptions)}, "")
+    names = with_evaluation(named_stages(run.stages, specs), specs, judges(values))
     _check_set(values)
     unordered = [_stage(name, values, specs, set(map(kind_of, names))) for name in names]
     order = ordered(names, specs, taken(unordered))
     by_name = {stage.name: stage for stage in unordered}
-    model = values["model"]
+    runs = f"{run.runs}/{run.name}/latest"
     plan = RunPlan(
-        name=str(read(values["name"])), seed=values["seed"], model=None if model is None else str(read(model)),
-        runs=str(read(values["runs"])), device=values["device"], precision=values["precision"],
-        cpu_linear=values["cpu_linear"], tracker=_plug(values.get("tracker"), "tracker"), stages=(),
-    )  # fmt: skip
-    runs = f"{plan.runs}/{plan.name}/latest"
-    stages = with_inputs([by_name[name] for name in order], plan.model, runs)
-    plan = RunPlan(**{**vars(plan), "stages": stages})
+        **{**vars(run), "stages": with_inputs([by_name[name] for name in order], run.model, runs, specs)},
+        tracker=_plug(values.get("tracker"), "tracker"),
+    )
     check_plan(plan)
     return plan
 
@@ -82,12 +74,14 @@ def read(value: Any) -> Any:
 
 
 def options_of(cls: type, values: Mapping[str, Any], key: str) -> Any:
-    """The settings of a section that are ours, in their class, which checks them."""
-    found = {}
-    for one in fields(cls):
-        if one.name in values:
-            is_plug = "Plug" in str(one.type)
-            found[one.name] = _plug(values[one.name], f"{key}.{one.name}") if is_plug else read(values[one.name])
+    """The settings of a section in their class, which checks them. Raises AlignError for one that it does not have."""
+    kinds, found = {one.name: str(one.type) for one in fields(cls)}, {}
+    for name, value in values.items():
+        if name == TARGET:
+            continue
+        if name not in kinds:
+            raise unknown_setting(f"{key}.{name}", value, kinds)
+        found[name] = _plug(value, f"{key}.{name}") if "Plug" in kinds[name] else read(value)
     return cls(**found)
 
 
@@ -95,7 +89,6 @@ def _stage(name: str, values: Mapping[str, Any], specs: Mapping[str, StageSpec],
     """A stage with its own settings and the sections that it reads."""
     spec = specs[kind_of(name)]
     own = _own(values, spec.name)
-    check_values(spec.options, {key: one for key, one in own.items() if key != TARGET}, spec.name)
     options = options_of(spec.options, own, spec.name)
     found: dict[str, Any] = {}
     others: list[tuple[str, object]] = []
@@ -105,7 +98,7 @@ def _stage(name: str, values: Mapping[str, Any], specs: Mapping[str, StageSpec],
             continue
         if key in PLUGS:
             found[key] = _plug(node, key)
-        elif key in SECTIONS:
+        elif key in REPLACEABLE:
             found[key] = _section(SECTIONS[key], node, key)
         else:
             others.append((key, options_of(specs[key].options, node, key)))
@@ -119,19 +112,18 @@ def _stage(name: str, values: Mapping[str, Any], specs: Mapping[str, StageSpec],
 def _plug(node: Any, key: str) -> Plug | None:
     """A plug; the settings of those that are ours are checked, inside it, too."""
     plug = plug_of(node, key)
-    if plug is not None:
-        _check_plug(plug)
-    return plug
+    return None if plug is None else _checked(plug)
 
 
-def _check_plug(value: Any) -> None:
-    if isinstance(value, Plug):
-        section = section_of(value.target)
-        if section is not None:
-            check_values(section, value.settings, value.key)
-    for inner in value.settings.values() if isinstance(value, Plug) else value.values():
-        if isinstance(inner, Plug | Settings):
-            _check_plug(inner)
+def _checked(value: Any) -> Any:
+    """A value whose plugs have their settings as the sections of ours have them."""
+    if isinstance(value, Settings):
+        return Settings(tuple((name, _checked(inner)) for name, inner in value.items()))
+    if not isinstance(value, Plug):
+        return value
+    section = section_of(value.target)
+    settings = value.settings if section is None else checked_settings(section, value.settings, value.key)
+    return value.given(_checked(settings))
 
 
 def _own(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -142,11 +134,12 @@ def _own(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _section(cls: type, node: Mapping[str, Any], key: str) -> Section:
-    ours = {one.name for one in fields(cls)}
+    """A section with settings of ours, and those of a class of the user's beside them."""
+    target = node.get(TARGET, cls.TARGET)
+    ours = {one.name for one in fields(cls)} if target != cls.TARGET else node
     own = {name: value for name, value in node.items() if name not in ours and name != TARGET}
-    if own and node.get(TARGET, cls.TARGET) == cls.TARGET:
-        check_values(cls, own, key)
-    return Section(node.get(TARGET, cls.TARGET), options_of(cls, node, key), Settings.of(own, key))
+    options = options_of(cls, {name: value for name, value in node.items() if name in ours}, key)
+    return Section(target, options, Settings.of(own, key))
 
 
 def _check_set(values: Mapping[str, Any]) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from align.config import ActorOptions, CriticOptions, ReferenceOptions, RolloutOptions, WatchOptions
-from align.config.values import Plug, Settings, plain
+from align.config.values import Plug, Settings
 from align.plan.spec import StageSpec
 
 T = TypeVar("T")
@@ -115,19 +114,3 @@ class RunPlan:
     def kinds(self, kind: str) -> tuple[StagePlan, ...]:
         """The instances of a kind of stage."""
         return tuple(one for one in self.stages if one.spec.name == kind)
-
-
-def as_json(plan: Any) -> Any:
-    """A plan, or a part of it, as JSON holds it; specs by their name."""
-    if isinstance(plan, StageSpec):
-        return plan.name
-    if isinstance(plan, Settings | Plug):
-        return plain(plan)
-    if is_dataclass(plan):
-        return {one.name: as_json(getattr(plan, one.name)) for one in fields(plan)}
-    return [as_json(one) for one in plan] if isinstance(plan, tuple) else plan
-
-
-def text(plan: Any) -> str:
-    """A plan as one line of JSON: equal plans have equal texts."""
-    return json.dumps(as_json(plan), ensure_ascii=False)

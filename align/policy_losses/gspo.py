@@ -1,25 +1,22 @@
 """The loss of GSPO. Shapes: B completions, T response tokens."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING
 
 import torch
 from torch import Tensor
 
 from align import ops
+from align.config.fields import number, section
 
 
-@dataclass
+@section("policy_loss")
 class GSPO:
     """Group sequence policy optimisation: one ratio a completion, of its mean log-probability a token."""
 
-    clip: float
+    clip: float = number(MISSING, above=0)
     """Largest distance of a completion's ratio below 1 before it is clipped; it moves far less than a token's."""
-    clip_high: float
+    clip_high: float = number(MISSING, above=0)
     """Largest distance of it above 1."""
-
-    def __post_init__(self) -> None:
-        if not self.clip_high > 0:
-            raise ValueError(f"clip_high={self.clip_high}: use a number above 0 (0.0004 in the paper)")
 
     def __call__(self, logp_BT: Tensor, old_logp_BT: Tensor, advantage_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Every token's loss is its completion's in value; the gradient flows through its own log-probability.

@@ -42,7 +42,7 @@ class Actor:
             self.path, key="actor", head=CAUSAL, peft=planned(self.peft, context.steps, "actor"), adapter=self.adapter,
             out=context.out, dtype=context.dtype, kinds=(CAUSAL,),
         )  # fmt: skip
-        context.tell(f"actor: {begun.said}")
+        context.tell(f"actor: {begun.description}")
         return begun
 
 
@@ -166,7 +166,7 @@ class Critic:
         )
         head = self._give_head(plan, score)
         placement.trains(CRITIC, plan, self)
-        context.tell(f"critic: {begun.said}; {head}; its own backbone ({why})")
+        context.tell(f"critic: {begun.description}; {head}; its own backbone ({why})")
 
     def _give_head(self, plan: PlacedBackbone, score_1D: Tensor | None) -> str:
         width = plain(plan.backbone.model).config.hidden_size

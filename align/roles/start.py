@@ -43,7 +43,7 @@ class Start:
 
     model: PreTrainedModel | PeftModel
     base: str
-    said: str
+    description: str
     fresh: bool = False
     """The adapter is new: nothing has trained it yet."""
     quantized_from: str | None = None

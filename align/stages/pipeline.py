@@ -119,8 +119,8 @@ def end_kept(folder: Path, stage: str) -> Iterator[None]:
         line = next(iter(str(error).splitlines()), "")
         write_end(folder, stage, "failed", line if isinstance(error, AlignError) else f"{type(error).__name__}: {line}")
         raise
-    except BaseException as error:  # Ctrl-C
-        write_end(folder, stage, "stopped", type(error).__name__)
+    except BaseException:  # Ctrl-C
+        write_end(folder, stage, "stopped", "interrupted")
         raise
 
 

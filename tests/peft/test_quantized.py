@@ -120,7 +120,7 @@ def test_lora_on_plain_weights_is_merged_and_then_quantised(base, tmp_path):
     train(roles, who=("actor",))
     roles.save(tmp_path / "sft")
     begun = begin(tmp_path / "sft", "qlora", tmp_path / "rm")
-    assert "its base is not nf4" in begun.said and begun.base == str(tmp_path / "rm" / "nf4")
+    assert "its base is not nf4" in begun.description and begun.base == str(tmp_path / "rm" / "nf4")
     with pytest.raises(AlignError, match="its base is not nf4"):
         begin(tmp_path / "sft", "qlora", tmp_path / "rm2", CAUSAL, "continue")
 

@@ -147,7 +147,7 @@ def test_an_adapter_of_the_same_settings_goes_on(sft, lora, tmp_path):
     ids = torch.tensor([[5, 9, 40, 77]])
     with torch.no_grad():
         torch.testing.assert_close(begun.model(ids).logits, there(ids).logits, rtol=0, atol=0)
-    assert "goes on" in begun.said and not begun.fresh
+    assert "goes on" in begun.description and not begun.fresh
 
 
 def test_another_rank_starts_anew_on_the_merged_model(sft, tmp_path):
@@ -158,7 +158,7 @@ def test_another_rank_starts_anew_on_the_merged_model(sft, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(begun.model(ids).logits, base(ids).logits, rtol=0, atol=2e-4)
     assert begun.base == str((tmp_path / "base").resolve()) and begun.fresh
-    assert "r is 8 there, 4 in the settings" in begun.said
+    assert "r is 8 there, 4 in the settings" in begun.description
 
 
 def test_continue_refuses_another_rank_with_both_values(sft, tmp_path):

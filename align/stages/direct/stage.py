@@ -118,7 +118,7 @@ class Direct:
         )  # fmt: skip
         reference = self._reference(inputs, begun.model)
         give_kernel(begun.model, report.say)
-        report.say(f"{begun.said}; {len(rows)} rows, {len(held_out)} held out")
+        report.say(f"{begun.description}; {len(rows)} rows, {len(held_out)} held out")
         with training.dtypes_kept(begun.model):
             trainer = self.method.trainer(
                 begun.model, reference, args, train_dataset=training.dataset(rows),
@@ -130,7 +130,7 @@ class Direct:
         save_model(begun.model, out)
         tokenizer.save_pretrained(out)
         report.write_card(
-            inputs=inputs, start=begun.said, base=begun.base,
+            inputs=inputs, start=begun.description, base=begun.base,
             learning_rate=args.learning_rate, rows=len(rows), left_out=left_out, **facts,
         )  # fmt: skip
 

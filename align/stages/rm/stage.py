@@ -138,7 +138,7 @@ class RM:
         )  # fmt: skip
         give_kernel(begun.model, report.say)
         begun.model.config.pad_token_id = tokenizer.pad_token_id
-        report.say(f"{begun.said}; {len(rows)} {NOUNS[how.kind]}")
+        report.say(f"{begun.description}; {len(rows)} {NOUNS[how.kind]}")
         if prompted(begun.model):
             score_by_mask(begun.model)
         held_out = self._on_the_way(args, lesson.held_out, how)
@@ -149,7 +149,7 @@ class RM:
         save_model(begun.model, out)
         tokenizer.save_pretrained(out)
         report.write_card(
-            inputs=lesson.inputs, start=begun.said, base=begun.base, learning_rate=self.options.learning_rate,
+            inputs=lesson.inputs, start=begun.description, base=begun.base, learning_rate=self.options.learning_rate,
             left_out=lesson.left_out, loss=how.kind, **{NOUNS[how.kind]: len(rows)},
         )  # fmt: skip
         if how.kind in graded.RATED:

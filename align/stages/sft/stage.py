@@ -141,10 +141,10 @@ class SFT:
         training.tell_tasks(first.rows, report)
         sizes = dict.fromkeys(f"{len(task.rows)} rows, {len(task.held_out)} held out" for task in tasks)
         together = f" ({len(tasks)} side by side)" if len(tasks) > 1 else ""
-        report.say(f"{begun.said}{together}; {'; '.join(sizes)}")
+        report.say(f"{begun.description}{together}; {'; '.join(sizes)}")
         with training.dtypes_kept(begun.model):
             trainers = [task.trainer(begun.model, tokenizer) for task in tasks]
-        facts = {"start": begun.said, "base": begun.base}
+        facts = {"start": begun.description, "base": begun.base}
         if len(tasks) == 1:
             facts |= _train_one(trainers[0], first, begun, out, report)
             tokenizer.save_pretrained(out)

@@ -8,8 +8,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import align
 from align.cli.compose import composed, plan_of
-from align.cli.export import policy_of
+from align.cli.schema import stage_specs
 from align.errors import AlignError
+from align.plan.inputs import stage_in_run
+from align.plan.spec import POLICY
 from align.stages.pretrain.spec import PretrainOptions
 from align.stages.pretrain.stage import train_tokenizer
 
@@ -87,4 +89,4 @@ def test_an_export_of_a_run_takes_its_policy(tmp_path):
     for stage in ("sft", "ppo", "average"):
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "card.json").write_text("{}")
-    assert policy_of(tmp_path) == tmp_path / "average"
+    assert stage_in_run(tmp_path, POLICY, stage_specs()) == tmp_path / "average"

@@ -31,6 +31,7 @@ from align.stages.pipeline import write_end as end_run
 __all__ = [
     "ENDED",
     "absent",
+    "all_keys",
     "check",
     "check_folder",
     "compose",
@@ -93,6 +94,11 @@ def check(cfg: DictConfig, seen: set[str]) -> None:
 def check_folder(folder: Path) -> None:
     """Raises AlignError if runs cannot be made in the folder; makes nothing."""
     check_place(folder.parent, folder.name)
+
+
+def all_keys() -> list[str]:
+    """Every setting of align's by its dotted key."""
+    return list(all_settings(specs()))
 
 
 def kinds_of(key: str) -> tuple[type, ...]:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from align.errors import AlignError
 from align.installed import require
+from align_runs.compose import all_keys
 from align_runs.runs import DONE, Run, read
 from align_runs.settings import differing, shown
 from align_runs.stages import is_headline, place
@@ -200,7 +201,9 @@ def resolve(word: str, names: list[str], option: str) -> str:
     ends = [name for name in names if name.endswith(f".{word}")]
     if len(ends) == 1:
         return ends[0]
-    near = ends or nearest(word, names) or names[:20]
+    near = ends or nearest(word, names or all_keys()) or names[:20]
+    if word in near:
+        raise AlignError(f"table {option} {word}: these runs do not differ in it. Leave it out.")
     problem = "several columns end so" if ends else "these runs have no such column"
     remedy = f"Use {', '.join(near[:-1])}{' or ' * (len(near) > 1)}{near[-1]}" if near else "No stage has ended"
     raise AlignError(f"table {option} {word}: {problem}. {remedy}.")

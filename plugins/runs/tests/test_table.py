@@ -204,6 +204,8 @@ def test_files_are_written_by_their_suffix(many, capsys, tmp_path):
         ),
         ("runs/sweep --columns ppo.*", ["--columns ppo.*: these runs have no such column"]),
         ("runs/sweep --sort learning_rat", ["--sort learning_rat", "Use sft.learning_rate"]),
+        ("runs/early --over sed", ["--over sed", "Use seed."]),
+        ("runs/early --over seed", ["--over seed", "do not differ", "Leave it out."]),
         ("runs/sweep --over seeds", ["--over seeds", "Use seed."]),
         ("runs/sweep --group epochs", ["--group epochs", "Use sft.learning_rate or seed."]),
         ("runs/sweep --columns path", ["several columns", "sft.path, sft.data.path or data.path"]),

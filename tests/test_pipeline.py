@@ -17,7 +17,8 @@ from align.stages import pipeline
 
 SMALL = [
     "experiment=tiny", "debug=default", "rollout=hf", "pretrain.data.documents=300", "pretrain.batch_size=4",
-    "sft.data.demonstrations=64", "rm.data.pairs=64", "evaluate.samples=16", "evaluate.show=1",
+    "sft.data.demonstrations=64", "rm.data.pairs=64", "sft.data.held_out=32",
+    "rm.data.held_out=32", "evaluate.samples=16", "evaluate.show=1",
 ]  # fmt: skip
 
 

@@ -15,14 +15,17 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import GroupDefault
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError
 
+from align.cli.choices import GLOBAL, drop_settings_of_others
 from align.cli.errors import coming_with, unknown_below, unresolved
 from align.cli.plugins import OWN, own_folder, plugin_folders, readable, shown_path, sources
-from align.cli.schema import ROOT, SHARED, register, section_of, stage_specs
+from align.cli.schema import ROOT, SHARED, default_choices, register, section_of, stage_specs
 from align.config import RunOptions
 from align.config.fields import shown
 from align.config.values import NONE, TARGET
@@ -33,8 +36,6 @@ from align.plan.plan import RunPlan
 from align.plan.spec import StageSpec
 
 ROOT_KEYS = (*(one.name for one in fields(RunOptions)), "data", "tracker")
-GLOBAL = ("experiment", "debug", "sweep", "local")
-"""Groups whose files set keys of all sections."""
 
 
 class AlignSearchPath(SearchPathPlugin):
@@ -47,6 +48,9 @@ class AlignSearchPath(SearchPathPlugin):
             search_path.append(provider="conf", path=f"file://{own}")
         for entry in plugin_folders():
             search_path.append(provider=entry.name, path=f"pkg://{entry.value}")
+
+
+Plugins.instance().register(AlignSearchPath)
 
 
 @contextmanager
@@ -65,6 +69,8 @@ def check_composition() -> Iterator[None]:
         choices = cfg.hydra.runtime.choices
         check_clashes(choices)
         check_sections(cfg, choices)
+        alone = lambda words: compose(self, ROOT, words, RunMode.RUN)
+        drop_settings_of_others(cfg, typed, alone, lambda: default_choices(specs))
         check_names(cfg, specs, choices)
         prune_sections(cfg, typed, specs)
         prune(cfg, typed, choices)

@@ -21,11 +21,10 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from align.cli.compose import AlignSearchPath, as_yaml, check_composition, plan_of, resolved
+from align.cli.compose import as_yaml, check_composition, plan_of, resolved
 from align.cli.errors import message_of
 from align.cli.schema import ROOT
 from align.errors import AlignError, AlignWarning
@@ -38,8 +37,6 @@ VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-na
 VALUED |= {"--experimental-rerun", "--info", "-i"}
 """Flags of Hydra that take the next word."""
 PYTHONS = warnings.formatwarning
-
-Plugins.instance().register(AlignSearchPath)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -108,6 +108,10 @@ def plug_file(group: str, name: str) -> Path:
     return next(file for _, folder in sources() if (file := folder / group / f"{name}.yaml").exists())
 
 
+def has_plug(group: str, name: str) -> bool:
+    return any((folder / group / f"{name}.yaml").exists() for _, folder in sources())
+
+
 def keys_of(group: str) -> dict[str, list[str]]:
     """The first keys below the choices of a group (of `peft` for `peft@sft.peft`), and which choices have each."""
     group = group.partition("@")[0]

@@ -14,7 +14,8 @@ import align
 
 SMALL = [
     "experiment=tiny", "debug=default", "stages=[sft,rm,ppo]", "rollout=hf", "rollout.max_new_tokens=8",
-    "zero@actor.zero=none", "sft.data.demonstrations=64", "rm.data.pairs=64", "sft.batch_size=8", "rm.batch_size=8",
+    "zero@actor.zero=none", "sft.data.demonstrations=64", "rm.data.pairs=64", "sft.data.held_out=32",
+    "rm.data.held_out=32", "sft.batch_size=8", "rm.batch_size=8",
 ]  # fmt: skip
 
 

@@ -144,7 +144,8 @@ def test_plain_peft_and_later_runs_take_the_adapters(here, base):
 def test_the_stages_after_it_go_on_from_the_best(here, base):
     align.run([
         "experiment=tiny", "debug=default", "stages=[sft,rm]", f"model={base}", "sft.parallel_adapters=2",
-        "rollout.max_new_tokens=8", "sft.data.demonstrations=64", "rm.data.pairs=64", "rm.norm_samples=8", "name=tiny",
+        "rollout.max_new_tokens=8", "sft.data.demonstrations=64", "rm.data.pairs=64", "sft.data.held_out=32",
+    "rm.data.held_out=32", "rm.norm_samples=8", "name=tiny",
     ])  # fmt: skip
     run = Path("runs/tiny/latest").resolve()
     assert card(run / "rm")["start"] == f"goes on with the adapter of {run / 'sft'}"

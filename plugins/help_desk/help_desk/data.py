@@ -50,6 +50,7 @@ class HelpDesk:
         documents: texts to pretrain on.
         noise: share of the training pairs whose label is flipped.
         minimal_pairs: share of the training pairs that differ in the core sentence alone.
+        held_out: rows at most of each held-out part (240 demonstrations, 480 pairs, 200 documents); unset: all.
     """
 
     def __init__(
@@ -59,17 +60,21 @@ class HelpDesk:
         documents: int = 6000,
         noise: float = 0.1,
         minimal_pairs: float = 0.8,
+        held_out: int | None = None,
     ) -> None:
         self.pairs = pairs
         self.demonstrations = demonstrations
         self.documents = documents
         self.noise = noise
         self.minimal_pairs = minimal_pairs
+        self.held_out = held_out
 
     def check(self, purpose: str) -> None:
         assert purpose in PURPOSES, purpose
-        for name in ("pairs", "demonstrations", "documents"):
+        for name in ("pairs", "demonstrations", "documents", "held_out"):
             value = getattr(self, name)
+            if name == "held_out" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise AlignError(f"{purpose}.data.{name}={value} is no number of rows: use 1 or more")
         for name in ("noise", "minimal_pairs"):
@@ -86,7 +91,9 @@ class HelpDesk:
             "pretrain": self._pretrain, "sft": self._sft, "rm": self._rm, "dpo": self._rm, "kto": self._kto,
             "ppo": self._ppo,
         }  # fmt: skip
-        return make[LIKE.get(purpose, purpose)](seed)
+        split = make[LIKE.get(purpose, purpose)](seed)
+        parts = vars(split).items()
+        return Split(**{name: rows if name == "train" else rows[: self.held_out] for name, rows in parts})
 
     def _pretrain(self, seed: int) -> Split:
         random = _random(seed, "documents", "train")

@@ -14,8 +14,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from align.build.first_checks import check_first
-from align.cli.compose import GLOBAL, plan_of
+from align.cli.choices import GLOBAL
 from align.cli.compose import composed as compose
+from align.cli.compose import plan_of
 from align.cli.errors import message_of
 from align.cli.main import run
 from align.cli.plugins import plugs as listed

@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from align.cli.compose import GLOBAL
+from align.cli.choices import GLOBAL
 from align.cli.plugins import plugs
 from align_runs.runs import DONE, Run, numbers
 from align_runs.settings import Kind, differing, flat, plug_name

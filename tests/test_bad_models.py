@@ -31,6 +31,26 @@ CASES = [
     ("tokenizer without EOS", f"{SFT} model=endless", ["endless", "EOS", "eos_token", "tokenizer_config.json"]),
     ("tokenizer without EOS for a reward model", f"{RM} model=endless", ["endless", "EOS"]),
     (
+        "more tokens than rows in the embedding",
+        f"{SFT} model=overfull",
+        ["the tokenizer of overfull has", "an embedding of 40 rows", "resize_token_embeddings"],
+    ),
+    (
+        "classifier of two labels",
+        f"{LEARNED} reward=model reward.path=classifier",
+        ["reward.path", "is a classifier of 2 labels", "num_labels=1", "reward=fn"],
+    ),
+    (
+        "layer that the model has not",
+        f"{SFT} peft@sft.peft=lora sft.peft.target_modules=[q_proj] sft.peft.layers_to_transform=[1,9]",
+        ["sft.peft.layers_to_transform", "no layer 9", "use layers from 0 to"],
+    ),
+    (
+        "pattern of modules that matches none",
+        f"{SFT} peft@sft.peft=lora sft.peft.rank_pattern={{{{q_prj:4}}}}",
+        ["sft.peft.rank_pattern.q_prj", "matches nothing", "q_proj"],
+    ),
+    (
         "reward model with another tokenizer",
         f"{LEARNED} reward=model reward.path=foreign",
         ["reward.path", "foreign", "{base}", "tokenizer"],
@@ -229,6 +249,8 @@ def folders(tmp_path_factory, base, reward_base):
     changed(base, home / "endless", {})
     changed_json(home / "endless" / "tokenizer_config.json", {"eos_token": None})
     foreign(base, reward_base, home / "foreign")
+    changed(base, home / "overfull", {"vocab_size": 40})
+    changed(reward_base, home / "classifier", {"id2label": {"0": "bad", "1": "good"}})
     return home
 
 

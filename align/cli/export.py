@@ -12,6 +12,7 @@ from peft import PeftConfig, PeftModel
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from align.cli.schema import stage_specs
 from align.config.fields import nearest
@@ -88,8 +89,20 @@ def merge(folder: Folder, out: Path, dtype: torch.dtype | None) -> dict[str, flo
             if (share := rounded_away(before[name], tensor, state[name])) is not None:
                 lost[name] = share
         model = wrapped.unload()
+    untie(model, state)
     model.to(dtype).save_pretrained(out, state_dict=state)
     return lost
+
+
+def untie(model: PreTrainedModel, state: dict[str, Tensor]) -> None:
+    """Let a model whose head and embedding are unlike after merging have both, in place."""
+    names = {id(module): name for name, module in model.named_modules()}
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if not model.config.tie_word_embeddings or None in ends:
+        return
+    first, last = (state[f"{names[id(end)]}.weight"] for end in ends)
+    if not torch.equal(first, last):
+        model.config.tie_word_embeddings = False
 
 
 def rounded_away(before: Tensor, after: Tensor, saved: Tensor) -> float | None:

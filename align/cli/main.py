@@ -217,6 +217,7 @@ def run_pipeline(cfg: DictConfig) -> dict:
     from align.build.runtime import Runtime
     from align.stages import pipeline
 
+    check_one_process()
     plan = plan_of(cfg)
     named = [cfg.stages] if isinstance(cfg.stages, str) else list(cfg.stages)
     if line := reordered(named, [stage.name for stage in plan.stages]):
@@ -238,6 +239,16 @@ def run_pipeline(cfg: DictConfig) -> dict:
         make_report,
         as_yaml(cfg),
     )
+
+
+def check_one_process() -> None:
+    """Raise AlignError where a launcher started several processes: each of them would do the whole run."""
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        if (size := os.environ.get(name, "")).isdecimal() and int(size) > 1:
+            raise AlignError(
+                f"{name}={size}: a launcher started {size} processes, and each would do the whole run: align is one "
+                "process for now\n  use align …, without torchrun, accelerate launch, deepspeed or mpirun"
+            )
 
 
 def user_folders() -> list[str]:

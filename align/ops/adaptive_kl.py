@@ -8,7 +8,8 @@ class AdaptiveKL:
     """`value`, the price of a nat, raised while the KL is above its target and lowered while below.
 
     Ziegler et al. 2019 (arXiv 1909.08593), section 2.2; lm-human-preferences `train_policy.py`, with init 0.15,
-    target 6 nats a sequence, horizon 10,000 completions.
+    target 6 nats a sequence, horizon 10,000 completions. A batch of more is taken a horizon at a time, so that the
+    price stays above 0.
 
     Raises ValueError for an init, target or horizon that is not above 0: the coefficient would never move, or jump.
     """
@@ -24,11 +25,12 @@ class AdaptiveKL:
     def update(self, kl: float, n: int) -> float:
         """The coefficient after `n` completions whose mean KL is `kl`, in the target's units (nats a sequence).
 
-        value *= 1 + clip(kl / target - 1, -0.2, 0.2) n / horizon
+        value *= 1 + clip(kl / target - 1, -0.2, 0.2) n / horizon, up to a horizon
 
         >>> AdaptiveKL(init=0.1, target=6.0, horizon=100).update(kl=12.0, n=50)  # far above: 0.2 * 50 / 100
         0.11000000000000001
         """
         error = min(max(kl / self.target - 1, -ERROR), ERROR)
-        self.value *= 1 + error * n / self.horizon
+        horizons, rest = divmod(n / self.horizon, 1)
+        self.value *= (1 + error) ** horizons * (1 + error * rest)
         return self.value

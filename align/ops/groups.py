@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from align.ops.alike import alike
+
 
 @dataclass
 class Groups:
@@ -16,7 +18,7 @@ class Groups:
     index_B: Tensor
     known_B: Tensor
     known_score_B: Tensor
-    """0 where there is no opinion."""
+    """0 where there is no opinion, and in a group whose scores are alike: what rounding leaves is no signal."""
     groups: int
 
     def sum_B(self, x_B: Tensor) -> Tensor:
@@ -37,4 +39,5 @@ def groups_of(score_B: Tensor, group_B: Tensor, needs: str) -> Groups:
         alone = groups_G[size_G < 2][0].item()
         raise ValueError(f"group {alone} has one completion: {needs} needs two or more of each prompt")
     known_B = ~score_B.isnan()
-    return Groups(index_B, known_B, torch.where(known_B, score_B, 0.0), len(groups_G))
+    counts_B = known_B & ~alike(score_B, group_B)
+    return Groups(index_B, known_B, torch.where(counts_B, score_B, 0.0), len(groups_G))

@@ -15,8 +15,8 @@ def grpo(score_B: Tensor, group_B: Tensor) -> Tensor:
     """(score - mean) / (deviation + 1e-6) within each group, float32, shape B.
 
     The deviation is the unbiased one, as in verl, OpenRLHF and slime. A NaN score (no opinion) counts in neither,
-    and its advantage is 0; so is that of a row whose others are all NaN, and of a group of equal scores: sums are
-    in float64, since the rounding error of a float32 mean, divided by itself, would be an advantage.
+    and its advantage is 0; so is that of a row whose others are all NaN, and of a group of scores alike (`alike`). Sums
+    are in float64.
     Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), section 4.1.2.
 
     Raises ValueError for a group of one: it is its own mean.

@@ -16,6 +16,7 @@ from align.engine.plain import NotFinite
 from align.errors import AlignError
 from align.ppo import metrics as ppo_metrics
 from align.ppo.options import PPOOptions
+from align.ppo.results import check_shape
 from align.types import Experience, PolicyLoss, Roles, RolloutEngine, Scores
 
 TRUSTED_GAP = 1e-3
@@ -71,6 +72,7 @@ class MinibatchLoss:
     def _policy(self, logp_BT: Tensor, micro: Experience) -> Tensor:
         mask_BT = micro.rollout.loss_mask_BT
         loss_BT = self.policy_loss(logp_BT, old_logp(micro, self.options), micro.advantage_BT, mask_BT)
+        check_shape("policy_loss", self.policy_loss, "the loss of each token", loss_BT, mask_BT)
         weight_BT = weights(micro, self.options)
         return loss_BT if weight_BT is None else loss_BT * weight_BT
 

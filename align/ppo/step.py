@@ -27,6 +27,7 @@ from align.policy_losses.clip import Clip
 from align.ppo import loss as ppo_loss
 from align.ppo import metrics as ppo_metrics
 from align.ppo.options import PPOOptions
+from align.ppo.results import check_attributes, check_shape
 from align.ppo.rollouts import Row, texts_of, write
 from align.ppo.sampling import ScoredRollout, replace_alike
 from align.report.report import Clock
@@ -65,6 +66,7 @@ class PPO:
         policy_loss: PolicyLoss | None = None,
     ) -> None:
         """`policy_loss` is PPO's clipped one where none is given. Raises AlignError for options that cannot be."""
+        check_attributes(reward, advantage, rollout)
         if unknown := reward.wants - KNOWN_SCORES:
             raise AlignError(f"the reward wants {sorted(unknown)}, and roles give {sorted(KNOWN_SCORES)}")
         self.roles = roles
@@ -145,6 +147,7 @@ class PPO:
         logged: dict[str, float] = {}
         state = RewardState(self.steps_done, scores, log_metric=logged.__setitem__, training=training)
         scored = self.reward(rollout, texts_of(rollout, self.tokenizer), state)
+        check_shape("reward", self.reward, "a score", scored.score_B, rollout.finished_B)
         score_B = scored.score_B.to(rollout.logp_BT.device)
         if self.options.missing_eos_penalty:
             score_B = torch.where(rollout.finished_B, score_B, score_B - self.options.missing_eos_penalty)
@@ -163,6 +166,9 @@ class PPO:
         if options.whiten_rewards:
             reward_BT = ops.whiten(reward_BT, mask_BT, shift_mean=False)
         advantage_BT, return_BT = self.advantage(scored.score_B, reward_BT, old.value_BT, mask_BT, rollout.row_B)
+        check_shape("advantage", self.advantage, "an advantage", advantage_BT, mask_BT)
+        if self.advantage.needs_critic:
+            check_shape("advantage", self.advantage, "a return", return_BT, mask_BT)
         experience = Experience(replace(rollout, loss_mask_BT=mask_BT), old, advantage_BT, return_BT)
         metrics = ppo_metrics.of_rollout(rollout, old, scored, return_BT, mask_BT, kl_coef, estimator)
         metrics |= ppo_metrics.of_weights(ppo_loss.weights(experience, options), mask_BT)

@@ -76,9 +76,16 @@ def _look(path: Path, key: str) -> Folder:
             )
         return Folder(str(path.resolve()), kind, base=base)
     if whole.exists():
-        architecture = (_read(whole, key).get("architectures") or ["?"])[0]
+        config = _read(whole, key)
+        architecture = (config.get("architectures") or ["?"])[0]
         kind = CAUSAL if architecture.endswith(("ForCausalLM", "LMHeadModel")) else OTHER
-        kind = SCORE if architecture.endswith("ForSequenceClassification") else kind
+        if architecture.endswith("ForSequenceClassification"):
+            kind = SCORE
+            if (labels := len(config.get("id2label") or {0: ""})) != 1:
+                raise AlignError(
+                    f"{key}: {path} is a classifier of {labels} labels, and a reward model has one score\n"
+                    "  use a model of one label (num_labels=1), or a function that calls the classifier: reward=fn"
+                )
         return Folder(str(path.resolve()), kind)
     stages = [p.name for p in path.iterdir() if (p / "card.json").exists()]
     hint = f"\n  it is a run: use one of its stages, {key}={path}/{stages[0]}" if stages else ""

@@ -8,8 +8,10 @@ with the earlier adapter merged in float32, saved once as the new base.
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model, get_peft_model_state_dict
@@ -191,6 +193,9 @@ def check_method(folder: Folder, peft: PeftConfig, key: str) -> None:
     names = [name for name, _ in model.named_modules() if name]
     for setting in ("target_modules", "modules_to_save", "feedforward_modules"):
         check_names(getattr(peft, setting, None), names, model, f"{key}.peft.{setting}")
+    check_layers(getattr(peft, "layers_to_transform", None), model, f"{key}.peft.layers_to_transform")
+    for setting in ("rank_pattern", "alpha_pattern"):
+        check_patterns(getattr(peft, setting, None), names, model, f"{key}.peft.{setting}")
     try:
         _tried(model, for_task(peft, folder.kind, folder.path))
     except (ValueError, TypeError) as error:
@@ -211,6 +216,24 @@ def check_names(given: object, names: list[str], model: nn.Module, key: str) -> 
             nearest = f"nearest: {near[0]}; " if near else ""
             raise AlignError(
                 f"{key}: {name} matches nothing in this model\n  {nearest}its linear layers: {linear_names(model)}"
+            )
+
+
+def check_layers(given: int | list[int] | None, model: nn.Module, key: str) -> None:
+    """Raise AlignError for a layer that the model does not have; PEFT passes over one in silence."""
+    layers = getattr(model.config, "num_hidden_layers", None)
+    wanted = [given] if isinstance(given, int) else list(given or ())
+    if layers is not None and (wrong := [one for one in wanted if not 0 <= one < layers]):
+        raise AlignError(f"{key}={given}: the model has no layer {wrong[0]}\n  use layers from 0 to {layers - 1}")
+
+
+def check_patterns(given: dict[str, Any] | None, names: list[str], model: nn.Module, key: str) -> None:
+    """Raise AlignError for a pattern of modules that matches none; PEFT passes over one in silence."""
+    for pattern in given or {}:
+        found = re.compile(rf"(.*\.)?({pattern})$")  # as PEFT 0.21 reads it
+        if not any(found.match(name) for name in names):
+            raise AlignError(
+                f"{key}.{pattern}: it matches nothing in this model\n  its linear layers: {linear_names(model)}"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def load_tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:
             ) from error
         reason = str(error).splitlines()[0]
         raise AlignError(f"{key}: no tokenizer can be loaded from {path}: {reason}") from error
+    check_embedded(tokenizer, path, key)
     if tokenizer.eos_token_id is None:
         raise AlignError(
             f"{key}: the tokenizer of {path} has no EOS token, so no completion could ever end\n"
@@ -40,6 +42,18 @@ def load_tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_embedded(tokenizer: PreTrainedTokenizerBase, path: str, key: str) -> None:
+    """Raise AlignError for a tokenizer with more tokens than the model's embedding has rows."""
+    file = Path(base_home(path)) / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    rows = config.get("vocab_size")
+    if rows is not None and len(tokenizer) > rows:
+        raise AlignError(
+            f"{key}: the tokenizer of {path} has {len(tokenizer)} tokens, and the model an embedding of {rows} rows\n"
+            f"  use model.resize_token_embeddings({len(tokenizer)}) and save the model, or its earlier tokenizer"
+        )
 
 
 def pad_apart_from_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -37,3 +37,10 @@ def test_the_coefficient_moves_towards_the_target_and_stays_above_zero(kls, n):
 def test_numbers_not_above_zero_are_refused(name):
     with pytest.raises(ValueError, match=name):
         ops.AdaptiveKL(**{"init": 0.1, "target": 6.0, "horizon": 100, name: 0.0})
+
+
+def test_a_batch_of_several_horizons_leaves_the_price_above_zero():
+    """8 horizons of 20 % each, one after another; the linear rule gave 0.1 (1 - 0.2 * 8) = -0.06."""
+    adaptive = ops.AdaptiveKL(init=0.1, target=1000.0, horizon=8)
+    assert adaptive.update(0.0, 64) == pytest.approx(0.1 * 0.8**8)
+    assert ops.AdaptiveKL(0.1, 1.0, 8).update(100.0, 20) == pytest.approx(0.1 * 1.2**2 * 1.1)

@@ -13,6 +13,38 @@ from align.types import Scored
 NAN = math.nan
 
 
+def terms(**scores):
+    each = {name: torch.tensor(values) for name, values in scores.items()}
+    return Scored(each["total"], each)
+
+
+def test_an_engine_that_samples_another_policy_is_warned_of_once_by_dtype():
+    gap = {"val/engine_logp_gap_mean": 0.1}
+    signal = Signal(9, 0)
+    (warning,) = signal.see(1, scored(0.0, 1.0), gap)
+    assert "step 1" in warning and "0.1 nats" in warning and "rollout=hf" in warning
+    assert signal.see(2, scored(0.0, 1.0), gap) == []
+    assert Signal(9, 0, torch.bfloat16).see(1, scored(0.0, 1.0), gap) == []
+    assert Signal(9, 0).see(1, scored(0.0, 1.0), {"val/engine_logp_gap_mean": 1e-4}) == []
+
+
+def test_completions_without_a_score_are_counted_once():
+    signal = Signal(9, 0)
+    (warning,) = signal.see(1, scored(0.5, NAN, 1.0, NAN), {})
+    assert "step 1: 2 of 4 completions have no score" in warning and "objective/unscored" in warning
+    assert signal.see(2, scored(0.5, NAN, 1.0, NAN), {}) == []
+
+
+def test_a_term_without_an_opinion_on_any_row_is_named():
+    signal = Signal(9, 0)
+    rows = terms(total=[1.0, 2.0], mute=[NAN, NAN], some=[NAN, 1.0])
+    for step in range(1, SILENT_STEPS):
+        assert signal.see(step, rows, {}) == []
+    (warning,) = signal.see(SILENT_STEPS, rows, {})
+    assert "reward term mute" in warning and f"first {SILENT_STEPS} steps" in warning
+    assert signal.see(SILENT_STEPS + 1, rows, {}) == []
+
+
 def scored(*scores):
     score_B = torch.tensor(scores)
     return Scored(score_B, {"mine": score_B})
@@ -25,13 +57,17 @@ def alike(share, drawn=0):
 def test_equal_scores_are_warned_of_once():
     signal = Signal(9, 0)
     assert signal.see(1, scored(0.0, 1.0), {}) == []
-    (warning,) = signal.see(2, scored(0.5, 0.5, NAN), {})
-    assert "step 2: all 2 completions score 0.5" in warning and "ppo.show_every=1" in warning
+    unscored, warning = signal.see(2, scored(0.5, 0.5, NAN), {})
+    assert (
+        "1 of 3 completions" in unscored
+        and "step 2: all 2 completions score 0.5" in warning
+        and "ppo.show_every=1" in warning
+    )
     assert signal.see(3, scored(0.5, 0.5), alike(1.0)) == []
 
 
 def test_one_score_has_nothing_to_be_equal_to():
-    assert Signal(9, 0).see(1, scored(0.5, NAN), {}) == []
+    assert not any("all" in one for one in Signal(9, 0).see(1, scored(0.5, NAN), {}))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from rich.table import Column, Table
 from transformers import PreTrainedTokenizerBase
 
 from align import ops
-from align.data.encode import fitting_pairs, fitting_prompts, text_of
+from align.data.encode import Prompt, completion_as, fitting_pairs, fitting_prompts, text_of
 from align.data.files import located
 from align.data.formats import as_pairs
 from align.data.source import Source, Split
@@ -79,7 +79,6 @@ class Evaluate:
             if source is not None:
                 source.check(purpose)
         self._general()
-        load_judge(self.options.judge)
         completions.check_metrics(self.options)
         if rows := self._demonstrations():
             rows.prompts(max(self.options.shots), self.seed)
@@ -89,6 +88,7 @@ class Evaluate:
             inspect(inputs[name], "actor.path", CAUSAL)
         if self.data is not None:
             self.longest_prompt([inputs[name] for name in policies_of(inputs)])
+            self._check_judge(self._held_out())
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         names = policies_of(inputs)
@@ -164,12 +164,24 @@ class Evaluate:
 
     def _rows(self, policies: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
         """Held-out prompts, round and round until there are `samples` of them."""
-        rows = self._part(self.data.load("ppo", self.seed))
-        if not rows:
-            raise AlignError("ppo.data: no held-out prompts to evaluate on: use ppo.data.eval_share=0.05")
-        fitting, _ = fitting_prompts(rows, tokenizer, self.longest_prompt(policies), "ppo")
+        fitting, _ = fitting_prompts(self._held_out(), tokenizer, self.longest_prompt(policies), "ppo")
         fitting = [row_of(number, row, ids) for number, row, ids in fitting]
         return [fitting[i % len(fitting)] for i in range(self.options.samples)]
+
+    def _held_out(self) -> list[dict]:
+        """The held-out prompts that decide. Raises AlignError where there are none."""
+        if rows := self._part(self.data.load("ppo", self.seed)):
+            return rows
+        raise AlignError(
+            "ppo.data: it has no held-out prompts to evaluate on\n"
+            "  use ppo.data.eval_share=0.05, or evaluate.judge=null and no stage evaluate"
+        )
+
+    def _check_judge(self, rows: list[dict]) -> None:
+        """Raise AlignError where the judge fails on the first prompt: a rule for other prompts, or other columns."""
+        if judge := load_judge(self.options.judge):
+            prompt = rows[0]["prompt"]
+            self._judged(judge, prompt, completion_as(prompt, " yes"), True)
 
     def _reward_model(self, inputs: dict[str, str]) -> ScoreModule | None:
         if "rm" not in inputs:
@@ -197,18 +209,18 @@ class Evaluate:
 
     def _true(self, judge: Callable, rollout: Rollout, texts: Texts) -> dict[str, float]:
         """Means of the judge's parts over all completions."""
-        parts = []
-        for prompt, completion, finished in zip(
-            texts.prompts, texts.completions, rollout.finished_B.tolist(), strict=True
-        ):
-            try:
-                parts.append(judge(prompt, completion, finished))
-            except Exception as error:  # whatever a user's function raises
-                raise AlignError(
-                    f"evaluate.judge={self.options.judge} fails on the prompt {str(prompt)[:80]!r}: "
-                    f"{type(error).__name__}: {error}\n  use evaluate.judge=null, or a judge of these prompts"
-                ) from error
+        rows = zip(texts.prompts, texts.completions, rollout.finished_B.tolist(), strict=True)
+        parts = [self._judged(judge, *row) for row in rows]
         return {part: round(sum(p[part] for p in parts) / len(parts), 6) for part in parts[0]}
+
+    def _judged(self, judge: Callable, prompt: Prompt, completion: Prompt, finished: bool) -> dict[str, float]:
+        try:
+            return judge(prompt, completion, finished)
+        except Exception as error:  # whatever a user's function raises
+            raise AlignError(
+                f"evaluate.judge={self.options.judge} fails on the prompt {str(prompt)[:80]!r}: "
+                f"{type(error).__name__}: {error}\n  use evaluate.judge=null, or a judge of these prompts"
+            ) from error
 
     def _judge_reward(self, model: ScoreModule, tokenizer: PreTrainedTokenizerBase, pairs: Source) -> dict[str, float]:
         split = pairs.load("rm", self.seed)

@@ -80,7 +80,7 @@ class PPOStage:
         if len(rows) < prompts:
             report.say(f"{len(rows)} prompts for batches of {prompts}: each step goes round them more than once")
         feed = batches(rows, prompts, self.seed)
-        signal = Signal(options.steps, options.dynamic_sampling)
+        signal = Signal(options.steps, options.dynamic_sampling, ppo.roles.actor.model.dtype)
         if examiner.rows:
             report.metrics(0, examiner.see(ppo, report))
         with report.steps(options.steps) as tell:

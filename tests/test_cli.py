@@ -85,6 +85,28 @@ def test_python_raises_what_the_command_line_prints(here):
         align.run(["stages=[]"])
 
 
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_several_processes_of_a_launcher_are_refused(here, capsys, monkeypatch, variable):
+    """Each of them would do the whole run."""
+    monkeypatch.setenv(variable, "2")
+    refused(capsys, TINY, [f"{variable}=2", "2 processes", "without torchrun"])
+    assert not (here / "runs").exists()
+
+
+def test_a_judge_of_other_prompts_is_refused_at_the_start(here, capsys, base):
+    words = "evaluate.judge=help_desk.rule.true_score sft.data.path=demos.jsonl ppo.data.path=prompts.jsonl"
+    refused(
+        capsys, f"stages=sft model={base} {words} data@ppo.data=prompts",
+        ["evaluate.judge=help_desk.rule.true_score fails on the prompt", "evaluate.judge=null"],
+    )  # fmt: skip
+    assert not (here / "runs").exists()
+
+
+def test_an_evaluation_names_the_key_of_its_prompts_at_once(here, capsys, base):
+    words = f"stages=[sft,evaluate] {SFT.partition(' ')[2]} evaluate.judge=help_desk.rule.true_score".format(base=base)
+    refused(capsys, words, ["ppo.data.path", "evaluate takes its prompts from there"])
+
+
 def test_a_run_leaves_its_folder_and_nothing_else(here, capsys, base):
     before = {path.name for path in here.iterdir()}
     said = answer(capsys, ONE_STEP.format(base=base))

@@ -17,7 +17,7 @@ from transformers import (
     Glm4MoeForCausalLM,
 )
 
-from align.cli.export import export, rounded_away
+from align.cli.export import export, rounded_away, untie
 from align.cli.main import main
 from align.cli.schema import stage_specs
 from align.errors import AlignError
@@ -49,6 +49,18 @@ def trained(base_of, tmp_path):
 def logits(model: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(IDS).logits
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_ends_that_differ_after_merging_are_untied(base_of, same):
+    """An adapter on the head and another on the embedding of a tied model move them apart."""
+    model = AutoModelForCausalLM.from_pretrained(base_of("lora"), tie_word_embeddings=True)
+    assert model.config.tie_word_embeddings
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if not same:
+        state["lm_head.weight"] += 1
+    untie(model, state)
+    assert model.config.tie_word_embeddings == same
 
 
 @pytest.mark.parametrize("name", ["lora", "dora", "qlora", "pissa", "ln_tuning", "trainable_tokens"])

@@ -70,7 +70,7 @@ NAMES = [
     ("node taken out", "~critic", ["~critic", "critic=none"]),
     ("plain value for a node", "ppo=3", ["ppo=3", "ppo.KEY=VALUE"]),
     ("group of plugs", "plugins rewrad", ["rewrad", "reward"]),
-    ("unquoted value", "model=a=b", ["model=a=b", "quote"]),
+    ("unquoted value", "model=a=b", ["model=a=b", "use \"model='a=b'\""]),
     ("missing folder of yaml", "--config-dir nowhere seed=1", ["nowhere"]),
     ("section that no stage reads", "stages=[sft] ppo.stepps=3", ["ppo.stepps=3", "nearest: ppo.steps"]),
     ("settings of stages", "'stages={a:1}'", ["stages: it is a list", "use stages=[A,B]"]),

@@ -201,6 +201,13 @@ def test_answers_that_need_no_torch_import_none(arguments, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_locale_that_is_not_utf8_changes_nothing(tmp_path):
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "align", "experiment=tiny", "name='é'", "--cfg", "job", "-p", "name"]
+    done = subprocess.run(command, env={**os.environ, **plain}, cwd=tmp_path, capture_output=True)
+    assert (done.returncode, done.stdout.strip().decode()) == (0, "é"), done.stderr
+
+
 def test_the_module_is_the_command(tmp_path):
     command = [sys.executable, "-m", "align", "experiment=tiny", "--cfg", "job", "-p", "name"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "COLUMNS": "80"})

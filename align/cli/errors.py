@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,10 +62,23 @@ def _unparsed(error: OverrideParseException) -> str:
         opened, closed = map(word.count, pair)
         if opened != closed:
             missing = pair[1] if opened > closed else pair[0]
-            return f"{word} cannot be read: a {missing} is missing\n  use it, or quote text twice: \"key='a, b'\""
-    if word.startswith("'") or word.startswith('"'):
-        return f"{word} cannot be read\n  quote the value, not the key: \"key='a, b'\""
-    return f"{word} cannot be read\n  quote a value with spaces, commas, = or brackets twice: \"key='a, b'\""
+            return f"{word} cannot be read: a {missing} is missing\n  use it, or, for plain text, {quoted(word)}"
+    return f"{word} cannot be read\n  use {quoted(word)}"
+
+
+def quoted(word: str) -> str:
+    """An override whose value is plain text, quoted for Hydra and for the shell.
+
+    >>> print(quoted("actor.path=runs/lr=0.1, a/sft"))
+    "actor.path='runs/lr=0.1, a/sft'"
+    >>> print(quoted("name=it's $HOME"))
+    'name="it'"'"'s $HOME"'
+    """
+    key, _, value = word.strip("'\"").partition("=")
+    mark = '"' if "'" in value else "'"
+    text = f"{key}={mark}{value}{mark}"
+    plain = mark == "'" and not set(text) & set('"$`\\!')
+    return f'"{text}"' if plain else shlex.quote(text)
 
 
 def _hydra(error: BaseException) -> str:

@@ -119,7 +119,9 @@ def rounded_away(before: Tensor, after: Tensor, saved: Tensor) -> float | None:
 
 def report(lost: dict[str, float], folder: Folder, out: Path) -> None:
     """Print the model's folder and what was rounded away; write all layers into export.json."""
-    (out / "export.json").write_text(json.dumps({"from": folder.path, "rounded_away": lost}, indent=2) + "\n")
+    (out / "export.json").write_text(
+        json.dumps({"from": folder.path, "rounded_away": lost}, indent=2) + "\n", encoding="utf-8"
+    )
     console = Console()
     done = "merged into" if folder.base else "copied to"
     dtype = str(inspect(out, "export", folder.kind).config()["dtype"])

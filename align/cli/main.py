@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -41,6 +42,9 @@ PYTHONS = warnings.formatwarning
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script; exits with 1 on bad input."""
+    if arguments is None:
+        in_utf8()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # a run leaves ended.json
     words = sys.argv[1:] if arguments is None else list(arguments)
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     warnings.formatwarning = warning_line
@@ -48,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         run(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
+        print("align: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader, such as `head`, has enough; nothing more may be flushed at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -55,6 +60,13 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         say(error, full)
         sys.exit(1)
+
+
+def in_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding: names, files and tables need it."""
+    if not sys.flags.utf8_mode and sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def warning_line(message: Warning | str, category: type[Warning], *place: Any) -> str:

@@ -90,7 +90,7 @@ def save(ppo: PPO, directory: Path) -> None:
     state: dict[str, Any] = {"steps": ppo.steps_done, "kl_coef": ppo.kl_coef}
     if reward := learned(ppo.reward):
         state["reward"] = reward
-    (directory / STATE_FILE).write_text(json.dumps(state) + "\n")
+    (directory / STATE_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
     for folder in (directory, directory / "critic"):
         if folder.exists():
             ppo.tokenizer.save_pretrained(folder)

@@ -88,7 +88,7 @@ def warnings_of(folder: Path) -> list[str]:
 
 
 def _card(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "card.json").read_text()) if (folder / "card.json").exists() else {}
+    return json.loads((folder / "card.json").read_text(encoding="utf-8")) if (folder / "card.json").exists() else {}
 
 
 def check_same_tokenizer(other: PreTrainedTokenizerBase, policy: PreTrainedTokenizerBase, key: str) -> None:

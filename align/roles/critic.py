@@ -36,7 +36,7 @@ def value_head(score_1D: Tensor | None, path: str, width: int) -> tuple[nn.Linea
     if (folder / HEAD_FILE).exists():
         head.load_state_dict(load_file(folder / HEAD_FILE))
         return head, "its own value head"
-    card = json.loads((folder / "card.json").read_text()) if (folder / "card.json").exists() else {}
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8")) if (folder / "card.json").exists() else {}
     if score_1D is None or "score" not in card:
         return head, "a value head of zeros"
     with torch.no_grad():

@@ -24,12 +24,14 @@ class Folder:
     def config(self) -> dict:
         """config.json of the whole model under it ({} for a model on the hub)."""
         home = Path(self.base or self.path)
-        return json.loads((home / "config.json").read_text()) if (home / "config.json").exists() else {}
+        return json.loads((home / "config.json").read_text(encoding="utf-8")) if (home / "config.json").exists() else {}
 
     def virtual_tokens(self) -> int:
         """Number of virtual tokens that its adapter puts before each prompt."""
         adapter = Path(self.path) / "adapter_config.json"
-        return (json.loads(adapter.read_text()).get("num_virtual_tokens") or 0) if adapter.exists() else 0
+        return (
+            (json.loads(adapter.read_text(encoding="utf-8")).get("num_virtual_tokens") or 0) if adapter.exists() else 0
+        )
 
 
 def inspect(path: str | Path, key: str, want: str) -> Folder:
@@ -94,7 +96,7 @@ def _look(path: Path, key: str) -> Folder:
 
 def _read(file: Path, key: str) -> dict:
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise AlignError(f"{key}: {file} is not valid JSON (line {error.lineno}): {error.msg}") from error
 
@@ -102,7 +104,7 @@ def _read(file: Path, key: str) -> dict:
 def base_home(path: str | Path) -> str:
     """Place of the whole model under `path`: itself, or the base that its adapter names."""
     adapter = Path(path) / "adapter_config.json"
-    return json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.exists() else str(path)
+    return json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter.exists() else str(path)
 
 
 def tokenizer_home(path: str | Path) -> str:

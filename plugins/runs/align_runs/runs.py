@@ -147,14 +147,14 @@ def state(folder: Path, stages: list[str]) -> str:
 
 def _last_step(stage: Path) -> int:
     """The step of the last whole line of metrics.jsonl; 0 where there is none."""
-    whole = (stage / "metrics.jsonl").read_text().rpartition("\n")[0]
+    whole = (stage / "metrics.jsonl").read_text(encoding="utf-8").rpartition("\n")[0]
     return json.loads(whole.rpartition("\n")[2])["step"] if whole else 0
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """The contents of a file; {} where there is none, or half of one by a run that was stopped."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return {}
 
@@ -170,7 +170,7 @@ def _configured(folder: Path, stages: list[str]) -> dict[str, Any]:
         return {}
     file = folder / stages[-1] / "config.yaml"
     try:
-        return yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+        return yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
     except yaml.YAMLError as error:
         raise AlignError(f"table {file}: it is no yaml any more. Mend the file, or leave this run out.") from error
 

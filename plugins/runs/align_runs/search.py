@@ -163,7 +163,7 @@ def evaluations(home: Path, figure: str) -> list[tuple[str, float]]:
     stage, _, last = figure.partition(".")
     names = (last, METRICS.get(last, f"eval/{last}"))
     file = home / "latest" / stage / "metrics.jsonl"
-    text = file.read_text() if file.exists() else ""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
     found: dict[int, tuple[str, float]] = {}
     for line in text.rpartition("\n")[0].splitlines():  # the last line may still be written
         metrics = json.loads(line) if any(f'"{name}"' in line for name in names) else {}

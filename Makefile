@@ -7,8 +7,8 @@ env:
 demo: env
 	.venv/bin/align experiment=tiny
 
-# Two processes; all tests of a file in one of them, since they share an engine.
-PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile
+# Two processes; all tests of a file in one of them, since they share an engine. Slow files first (tests/conftest.py).
+PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: env
 	$(PYTEST) -m "not long"

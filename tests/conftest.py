@@ -10,6 +10,7 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # waiting threads spin: on a busy machine each test takes ten times as long
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,13 @@ from align.stages.pretrain.stage import train_tokenizer
 
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no reason to fail
 settings.load_profile("unhurried")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no process is left with one at the end."""
+    slow = Counter(item.path for item in items if any(map(item.get_closest_marker, ("slow", "vllm"))))
+    items.sort(key=lambda item: -slow[item.path])
+
 
 WORDS = "a red kite flies over the quiet harbour while seven old sailors count their ropes and sing of rain "
 

@@ -164,7 +164,7 @@ SETTINGS = [
     (
         "judge",
         f"{SFT} ppo.data.path=prompts.jsonl evaluate.judge=nowhere.judge",
-        ["evaluate.judge=nowhere.judge", "module.function"],
+        ["evaluate.judge=nowhere.judge", "no module nowhere"],
     ),
     ("GAE without a critic", f"{PPO} critic=none", ["critic=none", "advantage=rloo"]),
     ("RLOO with one sample", f"{PPO} advantage=rloo critic=none", ["rollout.samples_per_prompt=1", "2 or more"]),

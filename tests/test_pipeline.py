@@ -163,6 +163,6 @@ def test_what_is_auto_comes_from_the_newest_stage_that_made_it():
 
 
 def test_a_run_that_is_interrupted_says_so(tmp_path):
-    with pytest.raises(KeyboardInterrupt), pipeline.end_told(tmp_path, "sft"):
+    with pytest.raises(KeyboardInterrupt), pipeline.end_kept(tmp_path, "sft"):
         raise KeyboardInterrupt
     assert json.loads((tmp_path / "ended.json").read_text()) == {"stage": "sft", "how": "stopped", "why": "interrupted"}

@@ -73,15 +73,22 @@ def arguments(plug: Plug, target: Callable) -> dict[str, Any]:
     except (NameError, TypeError):  # annotations that exist for type checkers alone, or none
         kinds = {}
     known = parameters(target)
+    check_names(plug, target)
     ranges = {one.name: allowed_by(target, one) for one in fields(target)} if is_dataclass(target) else {}
     for name, value in values.items():
-        if known is not None and name not in known and not (name.startswith("_") and name.endswith("_")):
-            owner = f"{target.__module__}.{target.__qualname__}"
-            raise unknown_setting(f"{plug.key}.{name}", value, known, owner)
         usual = known[name].default if known and name in known else None
         if name in kinds and not (value is None and usual is None):
             values[name] = plain(checked_value(value, f"{plug.key}.{name}", kinds[name], ranges.get(name)))
     return values
+
+
+def check_names(plug: Plug, target: Callable) -> None:
+    """Raise AlignError for a setting that the target's signature does not have."""
+    known = parameters(target)
+    for name, value in plug.settings.items():
+        if known is not None and name not in known and not (name.startswith("_") and name.endswith("_")):
+            owner = f"{target.__module__}.{target.__qualname__}"
+            raise unknown_setting(f"{plug.key}.{name}", plain(value), known, owner)
 
 
 def refusal(plug: Plug, cause: BaseException) -> AlignError:

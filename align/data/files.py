@@ -26,7 +26,7 @@ class FileData:
     def __init__(
         self,
         format: str,
-        path: str | None,
+        path: str | list[str] | None,
         split: str = "train",
         eval_path: str | None = None,
         eval_share: float = 0.05,

@@ -102,17 +102,17 @@ def test_the_same_method_goes_on_and_another_starts_on_the_merged_plain_weights(
     with torch.no_grad():
         logits = policy(IDS).logits
         went_on = begin(tmp_path / "sft", "qlora", tmp_path / "a")
-        assert "on its nf4 base" in went_on.said and went_on.base == str(tmp_path / "nf4")
+        assert "on its nf4 base" in went_on.description and went_on.base == str(tmp_path / "nf4")
         torch.testing.assert_close(went_on.model(IDS).logits, logits, rtol=0, atol=1e-5)
         other = begin(tmp_path / "sft", "dora", tmp_path / "b")
-        assert not is_quantized(other.model) and "merged" in other.said
+        assert not is_quantized(other.model) and "merged" in other.description
         torch.testing.assert_close(other.model(IDS).logits, logits, rtol=0, atol=1e-4)
         merged, _ = load_merged(inspect(tmp_path / "sft", "path", CAUSAL), CAUSAL, torch.float32)
         merged.save_pretrained(tmp_path / "merged")
         again = load_plain(str(tmp_path / "merged"), CAUSAL, torch.float32)
         torch.testing.assert_close(again(IDS).logits, logits, rtol=0, atol=1e-4)
     scored = begin(tmp_path / "sft", "qlora", tmp_path / "c", SCORE)
-    assert "goes on" in scored.said and scored.model.score.modules_to_save["default"].weight.requires_grad
+    assert "goes on" in scored.description and scored.model.score.modules_to_save["default"].weight.requires_grad
 
 
 def test_lora_on_plain_weights_is_merged_and_then_quantised(base, tmp_path):

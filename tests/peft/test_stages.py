@@ -12,6 +12,8 @@ from methods import METHODS, SETTINGS
 
 import align
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "experiment=tiny", "debug=default", "stages=[sft,rm,ppo]", "rollout=hf", "rollout.max_new_tokens=8",
     "zero@actor.zero=none", "sft.data.demonstrations=64", "rm.data.pairs=64", "sft.data.held_out=32",

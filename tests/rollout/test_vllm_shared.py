@@ -95,7 +95,7 @@ def trained(policy: TrainedPolicy) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("tying", ["tied", "untied"])
 @pytest.mark.parametrize(("method", "zero"), [("lora", None), ("lora", 2), ("full", None), ("full", 2)])
-def test_the_engine_serves_the_policy_after_each_of_20_updates(folders, tying, method, zero, tmp_path):
+def test_the_engine_serves_the_policy_after_each_of_6_updates(folders, tying, method, zero, tmp_path):
     """Training is bit for bit that on separate weights; a new engine in between stands on them, too."""
     from align.rollout.vllm.rollout import VLLMRollout
 
@@ -108,8 +108,8 @@ def test_the_engine_serves_the_policy_after_each_of_20_updates(folders, tying, m
         assert engine.shared and torch.equal(plain(policy.model)(probe).logits, before), "logits to the bit"
         engine.attach(policy)
         first = engine.generate(PROMPTS, KEYS, SAMPLED)
-        for step in range(20):
-            if step == 10:
+        for step in range(6):
+            if step == 3:
                 engine.close()
                 engine = VLLMRollout(folders[tying], policy, 32, batch_size=4, kv_cache_mib=8, share_weights=True)
             update(policy, step)

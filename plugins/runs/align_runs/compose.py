@@ -14,15 +14,17 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from align.build.first_checks import check_first
+from align.build.plugs import check_names, target_of
 from align.cli.choices import GLOBAL
-from align.cli.compose import composed as compose
-from align.cli.compose import plan_of
+from align.cli.compose import composed, plan_of
 from align.cli.errors import message_of
 from align.cli.main import run
+from align.cli.plugins import keys_of
 from align.cli.plugins import plugs as listed
 from align.cli.schema import ROOT, all_settings, register, stage_specs
+from align.config import section_of
 from align.config.fields import types_of
-from align.config.values import NONE
+from align.config.values import NONE, TARGET, plug_of
 from align.library_variables import on_cpu, prepare
 from align.plan.checks import rewards_of
 from align.plan.spec import StageSpec
@@ -46,6 +48,25 @@ __all__ = [
     "specs",
     "stages_of_run",
 ]  # fmt: skip
+
+
+def compose(words: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+    """As `align.cli.compose.composed`; raises AlignError for a setting that the chosen plug does not have, too.
+
+    A class is imported for settings alone that the plug's yaml does not list.
+    """
+    cfg, choices = composed(words)
+    for key, choice in choices.items():
+        group, _, place = key.partition("@")
+        node = OmegaConf.select(cfg, place or group) if group not in GLOBAL else None
+        target = node.get(TARGET) if isinstance(node, DictConfig) else None
+        if group == "stage" or target in (None, NONE) or section_of(target) is not None:
+            continue
+        listed = [name for name, having in keys_of(group).items() if choice in having]
+        if set(node) - {TARGET, *listed}:
+            plug = plug_of(OmegaConf.to_container(node, resolve=False), place or group)
+            check_names(plug, target_of(plug))
+    return cfg, choices
 
 
 @cache

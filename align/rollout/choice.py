@@ -26,6 +26,14 @@ def unserved(model: dict[str, Any], on_cpu: bool) -> str:
     return ""
 
 
+def unserved_class(model: dict[str, Any]) -> str:
+    """Reason why vLLM's class for this model cannot stand beside a trainer; '' where it can. Imports vLLM."""
+    from align.rollout.vllm.engine import by_transformers
+
+    name = (model.get("architectures") or [""])[0]
+    return f"vLLM (0.32) serves {name} by the trainer's own class, which it changes" if by_transformers(name) else ""
+
+
 def head_size(model: dict[str, Any]) -> int | None:
     """Size of an attention head by config.json; None where it does not say."""
     hidden = model.get("hidden_size", model.get("n_embd"))
@@ -42,7 +50,7 @@ def check_rollout(engine: str, model: dict[str, Any], on_cpu: bool) -> None:
     if engine != "vllm":
         return
     require("vllm", "rollout=vllm", "rollout=hf")
-    if reason := unserved(model, on_cpu):
+    if reason := unserved(model, on_cpu) or unserved_class(model):
         raise AlignError(f"rollout=vllm: {reason}\n  use rollout=hf")
 
 
@@ -63,19 +71,16 @@ def choose(
     check_rollout(options.engine, model, on_cpu)
     method = policy.model.peft_config["default"] if policy.has_adapter else None
     by_method = check_servable(method, options.engine, options.fallback)
-    reason = "rollout=hf" if options.engine == "hf" else unserved(model, on_cpu) or by_method
+    reason = "rollout=hf" if options.engine == "hf" else unserved(model, on_cpu) or by_method or unserved_class(model)
     engine = None
     if not reason:
-        from align.rollout.vllm.engine import DoesNotStart
-        from align.rollout.vllm.rollout import VLLMRollout
-
-        share = {"auto": None, "true": True, "false": False}[str(options.share_weights).lower()]
+        must = options.engine != "auto" or options.fallback == "error"
         try:
-            engine = VLLMRollout(base, policy, longest, options.batch_size, options.kv_cache_mib, share)
-        except DoesNotStart as refusal:
-            if options.engine != "auto" or options.fallback == "error":
+            engine = start_vllm(options, policy, base, longest, proven=not must)
+        except AlignError as refusal:
+            if must:
                 raise
-            reason = f"vLLM does not start on this model: {refusal.reason}"
+            reason = f"vLLM does not serve this model: {getattr(refusal, 'reason', '') or str(refusal).splitlines()[0]}"
     if engine:
         handed = f"{HANDED.get(engine.mode, 'all weights are')} handed over after each step"
         if engine.shared:
@@ -89,3 +94,21 @@ def choose(
     cost = "" if options.engine == "hf" else f" ({COST})"
     tell(f"rollouts by transformers: {reason}{cost}")
     return HFRollout(tokenizer.pad_token_id, options.batch_size)
+
+
+def start_vllm(options: RolloutOptions, policy: Any, base: str, longest: int, proven: bool) -> Any:
+    """vLLM on `policy`; `proven`: it has served the policy once, so that nothing refuses it later.
+
+    Raises AlignError for what vLLM refuses, and leaves no engine then.
+    """
+    from align.rollout.vllm.rollout import VLLMRollout
+
+    share = {"auto": None, "true": True, "false": False}[str(options.share_weights).lower()]
+    engine = VLLMRollout(base, policy, longest, options.batch_size, options.kv_cache_mib, share)
+    if proven:
+        try:
+            engine.attach(policy)
+        except AlignError:
+            engine.close()
+            raise
+    return engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from peft import LoraConfig
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from align.config import RolloutOptions
 from align.errors import AlignError
@@ -61,6 +61,16 @@ def test_asking_for_vllm_where_it_cannot_serve_is_refused(with_vllm):
         auto.check_rollout("vllm", small, on_cpu=True)
 
 
+@pytest.mark.vllm
+def test_a_class_that_vllm_takes_from_the_trainer_is_not_served():
+    """It decorates the class, and the trainer's own model of it fails then."""
+    pytest.importorskip("vllm")
+    assert "serves GPTNeoXForCausalLM by the trainer's own class" in auto.unserved_class(
+        {"architectures": ["GPTNeoXForCausalLM"]}
+    )
+    assert auto.unserved_class({"architectures": ["LlamaForCausalLM"]}) == ""
+
+
 @pytest.mark.parametrize("engine", ["auto", "hf"])
 def test_auto_and_hf_are_never_refused(engine):
     auto.check_rollout(engine, {"n_embd": 10, "n_head": 5}, on_cpu=True)
@@ -88,7 +98,21 @@ def test_where_vllm_does_not_start_auto_goes_on_with_transformers(tmp_path, toke
         )
 
     assert choose().name == "hf"
-    assert said[0].startswith("rollouts by transformers: vLLM does not start on this model: BloomForCausalLM does not")
+    assert said[0].startswith("rollouts by transformers: vLLM does not serve this model: BloomForCausalLM does not")
     for refusing in ({"engine": "vllm"}, {"fallback": "error"}):
         with pytest.raises(AlignError, match=r"BloomForCausalLM does not support LoRA.*\n  use rollout=hf"):
             choose(**refusing)
+
+
+@pytest.mark.vllm
+def test_where_the_weights_do_not_fit_auto_goes_on_with_transformers(tmp_path, tokenizer):
+    """GPT-2 keeps its weights the other way round."""
+    pytest.importorskip("vllm")
+    architecture = GPT2Config(vocab_size=len(tokenizer), n_embd=64, n_layer=1, n_head=2, n_positions=64)
+    GPT2LMHeadModel(architecture).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    policy = load_roles(str(tmp_path), None, learning_rate=1e-2, steps=1)[0].actor
+    said = []
+    options = RolloutOptions(engine="auto")
+    assert auto.choose(options, policy, str(tmp_path), tokenizer, 32, said.append).name == "hf"
+    assert "vLLM does not serve this model: " in said[0]

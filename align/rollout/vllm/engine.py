@@ -57,7 +57,7 @@ class DoesNotStart(AlignError):
 
     @property
     def reason(self) -> str:
-        return str(self.__cause__).splitlines()[0]
+        return (str(self.__cause__).splitlines() or [type(self.__cause__).__name__])[0]
 
 
 def start_engine(settings: Settings, dtype: torch.dtype, rank: int, own_weights: bool, on_cpu: bool) -> Engine:
@@ -96,7 +96,7 @@ def start_engine(settings: Settings, dtype: torch.dtype, rank: int, own_weights:
                 **lora,
                 **place,
             )
-        except ValueError as error:
+        except Exception as error:  # whatever vLLM's model, kernels or network raise
             raise DoesNotStart(
                 f"rollout=vllm: vLLM does not start on {settings.base}: {error}\n  use rollout=hf"
             ) from error
@@ -104,6 +104,13 @@ def start_engine(settings: Settings, dtype: torch.dtype, rank: int, own_weights:
     client._finalizer.detach()  # it would destroy the process group whenever the engine is collected
     core = client.engine_core
     return Engine(llm, core, core.model_executor.driver_worker.worker.model_runner.model, vllm.SamplingParams)
+
+
+def by_transformers(architecture: str) -> bool:
+    """Return True where vLLM serves an architecture by transformers' class, which it decorates in this process."""
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    return getattr(ModelRegistry.models.get(architecture), "module_name", "").endswith(".transformers")
 
 
 def shut_down(core: Any) -> None:

@@ -26,7 +26,7 @@ from align.data.encode import Prompt, text_of
 from align.errors import AlignError, typed
 from align.rewards.format import compiled, patience
 from align.rewards.function import WITHHELD, row_name
-from align.rewards.server import Response, Server
+from align.rewards.server import Response, Server, Unreadable
 from align.types import RewardState, Rollout, Scored, Texts
 
 PLACE = "/chat/completions"
@@ -44,6 +44,8 @@ class Verdict:
 
     words: str
     grade: float | None
+    readable: bool = True
+    """False where no try gave a chat server's response; `words` says why."""
 
 
 class LLMJudge:
@@ -116,8 +118,8 @@ class LLMJudge:
     def __call__(self, rollout: Rollout, texts: Texts, state: RewardState) -> Scored:
         """score_B, float32, on the rollout's device; logs the share without a grade, `unread`, and the judge's words.
 
-        Raises AlignError where the server stays away or refuses, where its response is not a chat server's,
-        and where more than max_unread of the replies hold no grade.
+        A response that is not a chat server's is asked for again, and has no grade where no try can be read. Raises
+        AlignError where the server stays away or refuses, and where more than max_unread of the replies hold no grade.
         """
         columns = {name: values for name, values in rollout.columns.items() if name not in WITHHELD}
         questions = [
@@ -128,7 +130,11 @@ class LLMJudge:
             for row, (prompt, completion) in enumerate(zip(texts.prompts, texts.completions, strict=True))
         ]  # fmt: skip
         once = list(dict.fromkeys(questions))
-        found = self.server.ask([self._body(question) for question in once], self._verdict, self.concurrency)
+        bodies, lost = (
+            [self._body(question) for question in once],
+            lambda message: Verdict(message, None, readable=False),
+        )
+        found = self.server.ask(bodies, self._verdict, self.concurrency, lost)
         verdict_of = dict(zip(once, found, strict=True))
         verdicts = [verdict_of[question] for question in questions]
         self._check_read(verdicts, rollout)
@@ -144,7 +150,10 @@ class LLMJudge:
     def _verdict(self, response: Response) -> Verdict:
         if response.status in REFUSED:
             return Verdict(f"status {response.status}: {response.beginning()}", None)
-        words, cut = _choice(self.server, response)
+        try:
+            words, cut = _choice(self.server, response)
+        except AlignError as error:
+            raise Unreadable(str(error)) if response.status == 200 else error from None
         if cut and not self.grade.pattern:
             return Verdict(f"{words} (cut off at max_tokens)", None)
         return Verdict(words, self.grade.of(words))
@@ -155,6 +164,8 @@ class LLMJudge:
         if sum(self.latest) <= self.max_unread * len(self.latest) or not any(unread):
             return
         row = unread.index(True)
+        if not verdicts[row].readable:
+            raise AlignError(f"{verdicts[row].words}\n  use another url or model, or more max_unread or retries")
         low, high = self.question.ends.values()
         raise AlignError(
             f"{self.server.here}: {sum(self.latest)} of {len(self.latest)} replies hold no number from {low} to "

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -52,6 +53,13 @@ class Response:
         return repr(text) if text else "nothing"
 
 
+class Unreadable(AlignError):
+    """A response that is not what such a server sends; another try may be."""
+
+
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
 class Server:
     """Server to which a reward named `name` posts JSON.
 
@@ -86,16 +94,28 @@ class Server:
 
         wait(knocking())
 
-    def ask(self, bodies: list[bytes], read: Callable[[Response], Read], at_once: int = 1) -> list[Read]:
+    def ask(
+        self, bodies: list[bytes], read: Callable[[Response], Read], at_once: int = 1,
+        unreadable: Callable[[str], Read] | None = None,
+    ) -> list[Read]:  # fmt: skip
         """Results of `read` on the response to each body, in their order; `at_once` requests are under way together.
 
-        Raises AlignError where the server stays away or responds with more than LARGEST bytes, and what `read` raises
-        of a response; the other requests are given up then.
+        A response of which `read` raises Unreadable is asked for again; where none of the tries can be read,
+        `unreadable(message)` is the result. Raises AlignError where the server stays away or responds with more than
+        LARGEST bytes, and what `read` raises of a response; the other requests are given up then.
         """
+
+        async def tried(client: httpx2.AsyncClient, body: bytes) -> Read:
+            return read(await self._post(client, body))
 
         async def one(client: httpx2.AsyncClient, body: bytes, place: asyncio.Semaphore) -> Read:
             async with place:
-                return read(await self._tried(lambda: self._post(client, body), self.retries))
+                try:
+                    return await self._tried(lambda: tried(client, body), self.retries)
+                except Unreadable as error:
+                    if unreadable is None:
+                        raise
+                    return unreadable(str(error))
 
         async def asking() -> list[Read]:
             place = asyncio.Semaphore(at_once)
@@ -122,15 +142,16 @@ class Server:
     def _client(self, at_once: int) -> httpx2.AsyncClient:
         # Its own timeouts are for a read each, which a server that sends a byte at a time never fails.
         limits = httpx2.Limits(max_connections=at_once, max_keepalive_connections=at_once)
-        return httpx2.AsyncClient(headers=self.headers, timeout=None, limits=limits)
+        local = urlsplit(self.url).hostname in LOCAL  # which the environment's proxy cannot reach
+        return httpx2.AsyncClient(headers=self.headers, timeout=None, limits=limits, trust_env=not local)
 
     async def _tried(self, request: Callable[[], Awaitable[Read]], retries: int) -> Read:
         """Result of a request, the whole of it in `timeout` seconds, at the first try that is not in vain."""
-        least = 0.0
+        least, garbled = 0.0, None
         for attempt in range(retries + 1):
             if attempt:
                 await asyncio.sleep(max(min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE), min(least, LONGEST_WAIT)))
-            least = 0.0
+            least, garbled = 0.0, None
             try:
                 return await asyncio.wait_for(request(), self.timeout)
             except asyncio.TimeoutError:  # before Python 3.11 another class than TimeoutError
@@ -138,6 +159,10 @@ class Server:
             except (Away, httpx2.TransportError) as error:
                 why = str(error) or type(error).__name__
                 least = error.pause if isinstance(error, Away) else 0.0
+            except Unreadable as error:
+                garbled = error
+        if garbled is not None:
+            raise garbled
         tries = f"{retries + 1} tries" if retries else "one try"
         raise AlignError(
             f"{self.here} stayed away for {tries}, the last time: {why}\n"

@@ -235,6 +235,29 @@ def test_what_is_no_chat_server_ends_the_run(answer, said):
     assert said in message and len(message) < 500
 
 
+@pytest.mark.parametrize("odd", ["oops", '{"choices": []}', '{"error": {"message": "overloaded"}}'])
+def test_a_reply_that_cannot_be_read_is_asked_for_again(odd, monkeypatch):
+    monkeypatch.setattr("align.rewards.server.PAUSE", 0.0)
+    with serving(saying(odd, chat("Score: 5"))) as server:
+        assert score(judge(server, retries=1), "a").score_B.tolist() == pytest.approx([4 / 9])
+        assert len(server.seen) == 2
+
+
+def test_a_reply_that_stays_unreadable_is_no_opinion_and_the_others_stand(monkeypatch):
+    monkeypatch.setattr("align.rewards.server.PAUSE", 0.0)
+    odd = lambda handler, body: handler.say(200, "oops" if "say b\n" in question(body) else chat("Score: 5"))
+    with serving(odd) as server:
+        got = score(judge(server, retries=1, max_unread=0.5), "abc").score_B.tolist()
+    assert got[0] == got[2] == pytest.approx(4 / 9) and math.isnan(got[1])
+
+
+def test_a_server_on_this_machine_is_not_asked_through_a_proxy(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with serving(by_length) as server:
+        assert score(judge(server), ["abcd"]).score_B.tolist() == pytest.approx([3 / 9])
+
+
 def test_an_early_question_finds_what_is_wrong_with_the_request():
     for answer in ((401, "who are you?"), (404, "no model NAME"), (400, "no field seeed"), '{"scores": [1]}'):
         with serving(saying(answer)) as server:

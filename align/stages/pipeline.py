@@ -83,7 +83,8 @@ def run(
     for stage, step in steps:
         step.check(stage.known())
     from align.engine.linear import kernel_facts
-    from align.stages.later import check_later  # both bring in torch, as the stages have by now
+    from align.report.model_card import write_model_card
+    from align.stages.later import check_later  # they bring in torch, as the stages have by now
 
     check_later(steps)
     folder = new_folder(*home)
@@ -100,6 +101,7 @@ def run(
                 step.run(inputs, out, stage_report)
                 hashes = fingerprints(inputs, stage_report.card.get("base"))
                 stage_report.write_card(hashes=hashes, cpu_linear=kernel_facts())
+                write_model_card(out, stage_report.card)
             made[stage.name] = str(out.resolve())
             cards[stage.name] = stage_report.card
     finally:

@@ -1,5 +1,7 @@
 """A pad token that is EOS, or none at all: EOS is still learned by SFT, and scored by the reward model."""
 
+import dataclasses
+import json
 import random
 from pathlib import Path
 
@@ -11,7 +13,10 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from align.data.encode import prompt_ids, whole_ids
 from align.data.source import Split
+from align.report.model_card import write_model_card
 from align.report.report import Report
+from align.roles.folder import SCORE, inspect
+from align.roles.loading import load_frozen
 from align.roles.modules import ScoreModule
 from align.stages.rm.quality import score_ids
 from align.stages.rm.spec import RMOptions
@@ -141,3 +146,25 @@ def test_the_reward_model_scores_at_eos_where_the_trainer_does(model, tmp_path):
     without_B = score_ids(ScoreModule(scorer), [ids[:-1] for ids in chosen + rejected], CPU)
     assert (ours_B - without_B).abs().min() > 1e-3
     assert (ours_B[: len(rows)] > ours_B[len(rows) :]).float().mean() > 0.9
+
+
+@pytest.mark.slow
+def test_an_adapters_card_loads_a_model_that_scores_alike(model, lora, tmp_path):
+    """Also where the base takes EOS for padding: float32, alone and padded on either side."""
+    rows = pairs()
+    options = RMOptions(learning_rate=2e-3, batch_size=8, max_length=32, norm_samples=0, args={"max_steps": 3})
+    adapter = dataclasses.replace(lora, task_type="SEQ_CLS")
+    out = trained(RM(options, Rows(rows[:24], rows[24:]), adapter, 8, 0, CPU, torch.float32), model, tmp_path / "rm")
+    write_model_card(out, {**json.loads((out / "card.json").read_text()), "stage": "rm"})
+    scope: dict = {}
+    exec((out / "README.md").read_text().partition("```python\n")[2].partition("```")[0], scope)
+    tokenizer, theirs = scope["tokenizer"], scope["model"].eval()
+    ids = whole_ids(rows[:6], "rejected", tokenizer) + whole_ids(rows[:6], "chosen", tokenizer)
+    ours_B = score_ids(ScoreModule(load_frozen(inspect(out, "path", SCORE))), ids, CPU)
+    with torch.no_grad():
+        alone_B = torch.cat([theirs(input_ids=torch.tensor([one])).logits[0] for one in ids])
+        torch.testing.assert_close(alone_B, ours_B, atol=1e-5, rtol=1e-5)
+        for side in ("left", "right"):
+            batch = tokenizer.pad({"input_ids": ids}, padding_side=side, return_tensors="pt")
+            padded_B = theirs(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
+            torch.testing.assert_close(padded_B, ours_B, atol=1e-5, rtol=1e-5)

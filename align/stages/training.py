@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -15,6 +16,7 @@ import datasets
 import torch
 from peft import PeftConfig, PeftModel
 from peft.optimizers import create_loraplus_optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -94,6 +96,31 @@ def dtypes_kept(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     yield
     for parameter, data in before:
         parameter.data = data
+
+
+def warm_up_from_the_first_step(trainer: Trainer) -> None:
+    """Let the trainer's warm-up begin above 0, as PPO's does: transformers (5.19) gives the first step the rate 0.
+
+    Step `n` (from 0) of `w` takes the place (n + 1) / (w + 1) of the way up; later steps are transformers' own.
+    """
+    plain_scheduler = trainer.create_scheduler
+
+    def create_scheduler(num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        scheduler = plain_scheduler(num_training_steps, optimizer)
+        steps = trainer.args.get_warmup_steps(num_training_steps)
+        if isinstance(scheduler, LambdaLR) and steps and scheduler.lr_lambdas[0](0) == 0:
+            scheduler.lr_lambdas = [partial(_warmed, rate, steps) for rate in scheduler.lr_lambdas]
+            first = [peak * rate(0) for peak, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+            for group, rate in zip(scheduler.optimizer.param_groups, first, strict=True):
+                group["lr"] = rate
+            scheduler._last_lr = first
+        return scheduler
+
+    trainer.create_scheduler = create_scheduler
+
+
+def _warmed(rate: Callable[[float], float], steps: int, step: int) -> float:
+    return rate((step + 1) * steps / (steps + 1) if step < steps else step)
 
 
 class Callback(TrainerCallback):
@@ -177,6 +204,7 @@ def train(trainer: Trainer, report: StageReport) -> None:
     """Train, with the stage's progress bar and metrics in the place of TRL's own."""
     trainer.remove_callback(PrinterCallback)
     args = trainer.args
+    warm_up_from_the_first_step(trainer)
     add_extra_loss(trainer)
     if isinstance(trainer, RewardTrainer | DPOTrainer):
         weigh_pairs(trainer)

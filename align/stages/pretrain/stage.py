@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from align.data.source import Source
 from align.engine.linear import give_kernel
+from align.engine.plain import Schedule
 from align.errors import AlignError
 from align.plan.plan import StagePlan
 from align.plan.runtime import Runtime
@@ -66,7 +67,7 @@ class Pretrain:
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=options.weight_decay
         )
-        schedule = get_cosine_schedule_with_warmup(optimizer, round(options.steps * WARMUP), options.steps)
+        schedule = Schedule(options.learning_rate, "cosine", round(options.steps * WARMUP))
         generator = torch.Generator().manual_seed(self.seed)
         offsets = torch.arange(options.max_length)
         model.train()
@@ -74,13 +75,13 @@ class Pretrain:
             for step in range(1, options.steps + 1):
                 first = torch.randint(len(train) - options.max_length, (options.batch_size, 1), generator=generator)
                 ids = train[first + offsets].to(self.device)
+                rate = optimizer.param_groups[0]["lr"] = schedule.rate(step - 1, options.steps)
                 loss = model(input_ids=ids, labels=ids).loss
                 loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
-                schedule.step()
                 optimizer.zero_grad()
-                report.metrics(step, {"loss": loss.item(), "grad_norm": float(norm), "lr": schedule.get_last_lr()[0]})
+                report.metrics(step, {"loss": loss.item(), "grad_norm": float(norm), "lr": rate})
                 tell(step, f"loss {loss.item():.3f}")
         model.eval()
 

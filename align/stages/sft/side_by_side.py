@@ -27,7 +27,7 @@ from align.report.report import StageReport
 from align.roles.folder import CAUSAL
 from align.roles.loading import for_task
 from align.stages.sft.spec import SFTOptions
-from align.stages.training import loraplus, remove_if_empty, steps_of_batches
+from align.stages.training import loraplus, remove_if_empty, steps_of_batches, warm_up_from_the_first_step
 
 SEEDS = 2**32
 ARGS = {
@@ -201,6 +201,7 @@ def learner(
             f"  use {key}.args.router_aux_loss_coef=0, or {key}.parallel_adapters=1"
         )
     trainer.remove_callback(PrinterCallback)
+    warm_up_from_the_first_step(trainer)
     torch.manual_seed(trainer.args.seed)  # accelerate's sampler takes it for its own
     loader = trainer.get_train_dataloader()
     steps = steps_of_batches(trainer.args, len(loader))

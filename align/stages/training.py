@@ -36,6 +36,7 @@ from align.roles.folder import CAUSAL
 from align.roles.loading import look
 from align.roles.start import check_adapter
 from align.roles.tokenizer import load_tokenizer
+from align.stages.finite import Guard, guard_trainer
 
 
 def arguments(
@@ -57,6 +58,7 @@ def arguments(
         "use_cpu": device.type == "cpu",
         "gradient_checkpointing": device.type != "cpu",
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -126,20 +128,21 @@ def _warmed(rate: Callable[[float], float], steps: int, step: int) -> float:
 class Callback(TrainerCallback):
     """Hand the trainer's logs to the stage's report, and each optimizer step, with its gradients, to the method."""
 
-    def __init__(self, report: StageReport, tell: Callable[[int, str], None], model: Any) -> None:
+    def __init__(self, report: StageReport, tell: Callable[[int, str], None], guard: Guard) -> None:
         self.report = report
         self.tell = tell
-        self.model = model
+        self.guard = guard
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: dict | None = None, **more: Any) -> None:
         values = {name: value for name, value in (logs or {}).items() if name != "epoch"}
         self.report.metrics(state.global_step, values)
+        self.guard.figures(values, state.global_step)
         if "loss" in values:
             accuracy = f"  accuracy {float(values['accuracy']):.3f}" if "accuracy" in values else ""
             self.tell(state.global_step, f"loss {float(values['loss']):.3f}{accuracy}")
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: Any, **more: Any) -> None:
-        on_step(self.model, "default", state.global_step + 1)
+        on_step(self.guard.model, "default", state.global_step + 1)
 
 
 def add_extra_loss(trainer: Trainer) -> None:
@@ -208,11 +211,20 @@ def train(trainer: Trainer, report: StageReport) -> None:
     add_extra_loss(trainer)
     if isinstance(trainer, RewardTrainer | DPOTrainer):
         weigh_pairs(trainer)
+    guard = guard_of(trainer.model, report)
+    guard_trainer(trainer, guard)
     with report.steps(steps_of_batches(args, len(trainer.get_train_dataloader()))) as tell:
-        trainer.add_callback(Callback(report, tell, trainer.model))
+        trainer.add_callback(Callback(report, tell, guard))
         trainer.train()
+    guard.weights(trainer.state.global_step)
     trainer.model.eval()
     remove_if_empty(Path(args.output_dir))
+
+
+def guard_of(model: Any, report: StageReport) -> Guard:
+    """The checks of a stage's training."""
+    stage = report.name.split("/")[0]  # a member of several reports as rm/member_1
+    return Guard(stage, model, f"a lower {stage}.learning_rate")
 
 
 def remove_if_empty(folder: Path) -> None:

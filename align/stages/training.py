@@ -82,12 +82,17 @@ def arguments(
 
 
 def loraplus(model: PeftModel, args: TrainingArguments, ratio: float | None) -> torch.optim.Optimizer | None:
-    """AdamW by LoRA+, with the arguments' settings; None, for the trainer's own, where no ratio is given."""
+    """The trainer's optimizer with LoRA+'s rates; None, for its own, where no ratio is given.
+
+    LoRA's B learns at `ratio` times the rate. LoRA on an embedding learns at the rate itself, as in PPO.
+    """
     if ratio is None:
         return None
+    optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    settings = {name: value for name, value in settings.items() if name not in ("lr", "fused")}
     return create_loraplus_optimizer(
-        model, torch.optim.AdamW, lr=args.learning_rate, loraplus_lr_ratio=ratio,
-        betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon, weight_decay=args.weight_decay,
+        model, optimizer, lr=args.learning_rate, loraplus_lr_ratio=ratio, loraplus_lr_embedding=args.learning_rate,
+        loraplus_weight_decay=args.weight_decay, **settings,
     )  # fmt: skip
 
 

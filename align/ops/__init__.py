@@ -10,6 +10,7 @@ from align.ops.alike import alike
 from align.ops.dpo_loss import dpo_loss
 from align.ops.dr_grpo import dr_grpo
 from align.ops.entropy import entropy
+from align.ops.finite import first_not_finite
 from align.ops.gae import gae
 from align.ops.grpo import grpo
 from align.ops.head_logprobs import head_logprobs
@@ -36,6 +37,7 @@ __all__ = [
     "dpo_loss",
     "dr_grpo",
     "entropy",
+    "first_not_finite",
     "gae",
     "grpo",
     "head_logprobs",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from align import ops
+from align.errors import AlignError
 from align.ppo.rollouts import Row, texts_of, write
 from align.ppo.step import PPO
 from align.ppo.watch import Watch
+from align.report.json_text import json_text
 from align.report.report import StageReport
 from align.rewards.parts import learned
 from align.types import Rollout, Scored, Scores
@@ -75,6 +76,7 @@ def evaluate(ppo: PPO, rows: list[Row], seed: int, watch: Watch | None = None) -
     """Reward, KL, length and endings on held-out prompts, always with the same randomness; what a watch sees there."""
     rollout = write(ppo.engine, rows, ppo.sampling, seed=seed, purpose="eval").to(ppo.roles.device)
     scores = ppo.roles.score(rollout, {"logp", "ref_logp"} | ppo.reward.wants)
+    ppo.check_finite(rollout, scores)
     scored, _ = ppo.score_texts(rollout, scores)
     result = judge_rollout(rollout, scores, scored)
     result["objective"] = result["score"] - ppo.options.kl_coef * result["kl"]
@@ -86,11 +88,16 @@ def evaluate(ppo: PPO, rows: list[Row], seed: int, watch: Watch | None = None) -
 def save(ppo: PPO, directory: Path) -> None:
     """Roles and tokenizer, in folders that transformers and PEFT load; steps done, kl_coef, which may be steered, and
     what the reward has learned."""
+    if name := ops.first_not_finite(ppo.roles.actor.tensors()):
+        raise AlignError(
+            f"PPO step {ppo.steps_done}: the weights of the actor in {name} are not finite; nothing is saved\n"
+            "  use a lower actor.learning_rate or ppo.max_grad_norm"
+        )
     ppo.roles.save(directory)
     state: dict[str, Any] = {"steps": ppo.steps_done, "kl_coef": ppo.kl_coef}
     if reward := learned(ppo.reward):
         state["reward"] = reward
-    (directory / STATE_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+    (directory / STATE_FILE).write_text(json_text(state) + "\n", encoding="utf-8")
     for folder in (directory, directory / "critic"):
         if folder.exists():
             ppo.tokenizer.save_pretrained(folder)

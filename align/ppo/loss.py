@@ -17,7 +17,7 @@ from align.errors import AlignError
 from align.ppo import metrics as ppo_metrics
 from align.ppo.options import PPOOptions
 from align.ppo.results import check_shape
-from align.types import Experience, PolicyLoss, Roles, RolloutEngine, Scores
+from align.types import Experience, PolicyLoss, Roles, Rollout, RolloutEngine, Scores
 
 TRUSTED_GAP = 1e-3
 """Log-probabilities of engine and trainer that never differ by as much are the same: float32 rounds to below 1e-4."""
@@ -109,6 +109,19 @@ def where_not_finite(
         finally:
             roles.clear()
     return losses.place
+
+
+def not_finite(rollout: Rollout, scores: Scores, engine: str) -> str:
+    """The first kind of figures with one that is not finite on a real token, in words; '' where all are finite."""
+    found = {
+        f"log-probabilities of the actor (rollout={engine})": rollout.logp_BT,
+        "log-probabilities of the actor": scores.logp_BT,
+        "log-probabilities of the reference": scores.ref_logp_BT,
+        "values of the critic": scores.value_BT,
+    }
+    mask_BT = rollout.response_mask_BT
+    bad = (name for name, one_BT in found.items() if one_BT is not None and not one_BT[mask_BT].isfinite().all())
+    return next(bad, "")
 
 
 def kl_estimator(options: PPOOptions) -> str:

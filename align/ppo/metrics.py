@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from align import ops
+from align.errors import AlignError
 from align.ppo.options import PPOOptions
 from align.types import Experience, Rollout, Scored, Scores
 
@@ -120,6 +123,15 @@ def of_update(new: Scores, micro: Experience, old_logp_BT: Tensor, options: PPOO
             moved = (new.value_BT - micro.old.value_BT)[mask_BT].abs()
             metrics["val/clipfrac_avg"] = (moved > options.value_clip).float().mean()
     return {name: float(value) for name, value in metrics.items()}
+
+
+def check(metrics: dict[str, float], step: int) -> None:
+    """Raise AlignError for the first figure of step `step` that is not finite."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise AlignError(
+                f"PPO step {step}: {name} is {value}\n  use a lower actor.learning_rate or ppo.max_grad_norm"
+            )
 
 
 def explained_variance(value: Tensor, return_: Tensor) -> float:

@@ -112,6 +112,7 @@ class PPO:
             self.kl_coef = self.adaptive_kl.update(metrics["objective/kl"], len(rollout))
         self.steps_done += 1
         self.last = rollout, scored
+        ppo_metrics.check(metrics, self.steps_done)
         rates = self.roles.rates()
         metrics |= {"lr" if role == "actor" else f"lr/{role}": rate for role, rate in rates.items()}
         return {**metrics, **sampled.logged, **self.clock.seconds(sampled.tokens)}
@@ -126,6 +127,7 @@ class PPO:
         self._check_version(rollout)
         with self.clock("score"):
             scores = self.roles.score(rollout, self._wanted())
+        self.check_finite(rollout, scores)
         with self.clock("reward"):
             scored, logged = self.score_texts(rollout, scores, training=True)
         return ScoredRollout(rollout, scores, scored, logged, int(rollout.response_mask_BT.sum()))
@@ -139,6 +141,13 @@ class PPO:
                 f"which is at {trains}"
             )
 
+    def check_finite(self, rollout: Rollout, scores: Scores) -> None:
+        """Log-probabilities and values are numbers: where a model has diverged, or was loaded so, it is named."""
+        if who := ppo_loss.not_finite(rollout, scores, self.engine.name):
+            instead = "use a lower {0}.learning_rate" if self.steps_done else "use a model whose weights are finite"
+            instead = instead.format("critic" if "critic" in who else "actor")
+            raise AlignError(f"PPO step {self.steps_done + 1}: {who} are not finite; nothing was trained\n  {instead}")
+
     def score_texts(self, rollout: Rollout, scores: Scores, training: bool = False) -> tuple[Scored, dict[str, float]]:
         """Scores of the completions, those that did not end dealt with; what the rewards log.
 
@@ -149,6 +158,12 @@ class PPO:
         scored = self.reward(rollout, texts_of(rollout, self.tokenizer), state)
         check_shape("reward", self.reward, "a score", scored.score_B, rollout.finished_B)
         score_B = scored.score_B.to(rollout.logp_BT.device)
+        if score_B.isinf().any() and self.options.score_clip is None:
+            row = int(score_B.isinf().nonzero()[0])
+            raise AlignError(
+                f"PPO step {self.steps_done + 1}: the reward scores row {row} of the batch {float(score_B[row])}\n"
+                "  look at what the reward gives, or use ppo.score_clip=10"
+            )
         if self.options.missing_eos_penalty:
             score_B = torch.where(rollout.finished_B, score_B, score_B - self.options.missing_eos_penalty)
         if self.options.missing_eos_score is not None:

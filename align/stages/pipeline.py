@@ -6,7 +6,6 @@ No torch at import: what can be known early is known before anything loads.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 
 from align.errors import AlignError
 from align.plan.plan import RunPlan, StagePlan
+from align.report.json_text import json_text
 from align.stages.fingerprint import fingerprints
 
 ENDED = "ended.json"
@@ -107,7 +107,7 @@ def run(
     finally:
         report.close()
     summary = summarise(cards, report.seconds, folder)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    (folder / "summary.json").write_text(json_text(summary, indent=2) + "\n", encoding="utf-8")
     report.finish(summary)
     return summary
 
@@ -127,7 +127,7 @@ def end_kept(folder: Path, stage: str) -> Iterator[None]:
 
 
 def write_end(folder: Path, stage: str, how: str, why: str) -> None:
-    (folder / ENDED).write_text(json.dumps({"stage": stage, "how": how, "why": why}) + "\n")
+    (folder / ENDED).write_text(json_text({"stage": stage, "how": how, "why": why}) + "\n")
 
 
 def summarise(cards: dict[str, dict], seconds: dict[str, float], folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -15,6 +16,7 @@ import datasets
 import torch
 from peft import PeftConfig, PeftModel
 from peft.optimizers import create_loraplus_optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -34,6 +36,7 @@ from align.roles.folder import CAUSAL
 from align.roles.loading import look
 from align.roles.start import check_adapter
 from align.roles.tokenizer import load_tokenizer
+from align.stages.finite import Guard, guard_trainer
 
 
 def arguments(
@@ -55,6 +58,7 @@ def arguments(
         "use_cpu": device.type == "cpu",
         "gradient_checkpointing": device.type != "cpu",
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -78,12 +82,17 @@ def arguments(
 
 
 def loraplus(model: PeftModel, args: TrainingArguments, ratio: float | None) -> torch.optim.Optimizer | None:
-    """AdamW by LoRA+, with the arguments' settings; None, for the trainer's own, where no ratio is given."""
+    """The trainer's optimizer with LoRA+'s rates; None, for its own, where no ratio is given.
+
+    LoRA's B learns at `ratio` times the rate. LoRA on an embedding learns at the rate itself, as in PPO.
+    """
     if ratio is None:
         return None
+    optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    settings = {name: value for name, value in settings.items() if name not in ("lr", "fused")}
     return create_loraplus_optimizer(
-        model, torch.optim.AdamW, lr=args.learning_rate, loraplus_lr_ratio=ratio,
-        betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon, weight_decay=args.weight_decay,
+        model, optimizer, lr=args.learning_rate, loraplus_lr_ratio=ratio, loraplus_lr_embedding=args.learning_rate,
+        loraplus_weight_decay=args.weight_decay, **settings,
     )  # fmt: skip
 
 
@@ -96,23 +105,49 @@ def dtypes_kept(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         parameter.data = data
 
 
+def warm_up_from_the_first_step(trainer: Trainer) -> None:
+    """Let the trainer's warm-up begin above 0, as PPO's does: transformers (5.19) gives the first step the rate 0.
+
+    Step `n` (from 0) of `w` takes the place (n + 1) / (w + 1) of the way up; later steps are transformers' own.
+    """
+    plain_scheduler = trainer.create_scheduler
+
+    def create_scheduler(num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        scheduler = plain_scheduler(num_training_steps, optimizer)
+        steps = trainer.args.get_warmup_steps(num_training_steps)
+        if isinstance(scheduler, LambdaLR) and steps and scheduler.lr_lambdas[0](0) == 0:
+            scheduler.lr_lambdas = [partial(_warmed, rate, steps) for rate in scheduler.lr_lambdas]
+            first = [peak * rate(0) for peak, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+            for group, rate in zip(scheduler.optimizer.param_groups, first, strict=True):
+                group["lr"] = rate
+            scheduler._last_lr = first
+        return scheduler
+
+    trainer.create_scheduler = create_scheduler
+
+
+def _warmed(rate: Callable[[float], float], steps: int, step: int) -> float:
+    return rate((step + 1) * steps / (steps + 1) if step < steps else step)
+
+
 class Callback(TrainerCallback):
     """Hand the trainer's logs to the stage's report, and each optimizer step, with its gradients, to the method."""
 
-    def __init__(self, report: StageReport, tell: Callable[[int, str], None], model: Any) -> None:
+    def __init__(self, report: StageReport, tell: Callable[[int, str], None], guard: Guard) -> None:
         self.report = report
         self.tell = tell
-        self.model = model
+        self.guard = guard
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: dict | None = None, **more: Any) -> None:
         values = {name: value for name, value in (logs or {}).items() if name != "epoch"}
         self.report.metrics(state.global_step, values)
+        self.guard.figures(values, state.global_step)
         if "loss" in values:
             accuracy = f"  accuracy {float(values['accuracy']):.3f}" if "accuracy" in values else ""
             self.tell(state.global_step, f"loss {float(values['loss']):.3f}{accuracy}")
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: Any, **more: Any) -> None:
-        on_step(self.model, "default", state.global_step + 1)
+        on_step(self.guard.model, "default", state.global_step + 1)
 
 
 def add_extra_loss(trainer: Trainer) -> None:
@@ -177,14 +212,24 @@ def train(trainer: Trainer, report: StageReport) -> None:
     """Train, with the stage's progress bar and metrics in the place of TRL's own."""
     trainer.remove_callback(PrinterCallback)
     args = trainer.args
+    warm_up_from_the_first_step(trainer)
     add_extra_loss(trainer)
     if isinstance(trainer, RewardTrainer | DPOTrainer):
         weigh_pairs(trainer)
+    guard = guard_of(trainer.model, report)
+    guard_trainer(trainer, guard)
     with report.steps(steps_of_batches(args, len(trainer.get_train_dataloader()))) as tell:
-        trainer.add_callback(Callback(report, tell, trainer.model))
+        trainer.add_callback(Callback(report, tell, guard))
         trainer.train()
+    guard.weights(trainer.state.global_step)
     trainer.model.eval()
     remove_if_empty(Path(args.output_dir))
+
+
+def guard_of(model: Any, report: StageReport) -> Guard:
+    """The checks of a stage's training."""
+    stage = report.name.split("/")[0]  # a member of several reports as rm/member_1
+    return Guard(stage, model, f"a lower {stage}.learning_rate")
 
 
 def remove_if_empty(folder: Path) -> None:

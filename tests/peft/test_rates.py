@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from methods import method
+from peft import LoraConfig
 from sharing import train
 from transformers import TrainingArguments
 
@@ -107,3 +108,34 @@ def test_in_trls_stages_it_is_pefts(base, tmp_path):
     assert len(rates) == 28
     assert all(lr == pytest.approx(32e-4 if ".lora_B." in n else 2e-4) for n, lr in rates.items())
     assert loraplus(begun.model, args, None) is None
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_in_trls_stages_loraplus_decays_weights_and_embeddings_learn(base, tmp_path, decay):
+    """AdamW's first step by hand: w (1 - rate decay) - rate sign(gradient); float32, an epsilon of 1e-8."""
+    from align.stages.training import loraplus
+
+    lora = LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"], init_lora_weights=False)
+    begun = start(base, key="sft", head="causal", peft=lora, adapter="auto", out=tmp_path, dtype=torch.float32)
+    args = TrainingArguments(output_dir=str(tmp_path), learning_rate=1e-2, weight_decay=decay, use_cpu=True)
+    optimizer = loraplus(begun.model, args, 4.0)
+    trained = {name: p for name, p in begun.model.named_parameters() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    for p in trained.values():
+        p.grad = torch.full_like(p, -2.0)
+    optimizer.step()
+    assert sum("lora_embedding" in name for name in trained) == 2
+    for name, p in trained.items():
+        rate = 4e-2 if ".lora_B." in name else 1e-2
+        assert torch.allclose(p, before[name] * (1 - rate * decay) + rate, atol=1e-6), name
+
+
+def test_in_trls_stages_loraplus_keeps_the_optimizer_that_is_named(base, tmp_path):
+    from align.stages.training import loraplus
+
+    begun = start(
+        base, key="sft", head="causal", peft=method("lora"), adapter="auto", out=tmp_path, dtype=torch.float32
+    )
+    args = TrainingArguments(output_dir=str(tmp_path), optim="sgd", optim_args="momentum=0.5", use_cpu=True)
+    optimizer = loraplus(begun.model, args, 16.0)
+    assert type(optimizer) is torch.optim.SGD and optimizer.defaults["momentum"] == 0.5

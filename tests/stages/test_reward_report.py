@@ -149,13 +149,14 @@ def test_a_trained_model_has_its_report_and_ppo_says_its_warnings(reward_base, t
     assert told[0] == f"reward: warning about {out}: right by length alone: …"
 
 
-def test_scores_that_are_not_finite_are_warned_of(tokenizer, tmp_path):
+def test_scores_that_are_not_finite_end_the_stage(tokenizer, tmp_path):
     pairs = [{"prompt": "p", "chosen": " kite", "rejected": " rain"}]
     stage = RM(RMOptions(), None, None, 8, 0, CPU, torch.float32)
     with Report().stage("rm", tmp_path) as report:
         module = lambda ids_BN, mask_BN: torch.full((len(ids_BN),), math.nan)
-        found = stage.assess(module, Split([], pairs), pairs, tokenizer, tmp_path, report)
-    assert "not finite" in found["report"]["warnings"][0] and not (tmp_path / "report.png").exists()
+        with pytest.raises(AlignError, match=r"held-out pairs are not finite(.|\n)*use a lower rm\.learning_rate"):
+            stage.assess(module, Split([], pairs), pairs, tokenizer, tmp_path, report)
+    assert not (tmp_path / "report.png").exists()
 
 
 def test_a_column_to_report_by_must_be_there_and_be_the_reward_models(tmp_path):

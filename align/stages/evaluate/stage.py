@@ -11,7 +11,7 @@ what they wrote.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from align.plan.plan import StagePlan
 from align.plan.rewards import MODEL, takes_this_runs_model
 from align.plan.runtime import Runtime
 from align.ppo.rollouts import Row, row_of, texts_of
+from align.report.json_text import json_text
 from align.report.report import StageReport
 from align.roles.alone import load_policy
 from align.roles.folder import CAUSAL, SCORE, inspect
@@ -122,6 +123,7 @@ class Evaluate:
                 reference = policy
         for name, figures in results.items():
             report.metrics(0, {f"{name}/{key}": value for key, value in figures.items()})
+            check_finite(name, figures)
         results = {name: figures for name, figures in results.items() if figures}
         facts = {"policies": results, "samples": self.options.samples, "split": self.options.split}
         if model is not None and self.pairs is not None:
@@ -275,6 +277,15 @@ def _own_reward(stage: StagePlan, runtime: Runtime) -> Callable[..., Any]:
     return make_own
 
 
+def check_finite(policy: str, figures: dict[str, float]) -> None:
+    """Raise AlignError for a figure of a policy that is not finite; a score is not where no completion has one."""
+    for name, value in figures.items():
+        if name != "score" and not math.isfinite(value):
+            raise AlignError(
+                f"evaluate: {name} of {policy} is {value}\n  use policies and a reward model whose weights are finite"
+            )
+
+
 def policies_of(inputs: dict[str, str]) -> list[str]:
     """The names of the policies among the inputs."""
     return [name for name in inputs if name not in NO_POLICY]
@@ -345,4 +356,4 @@ def write_completions(file: Path, policy: str, texts: Texts, finished: list[bool
     with file.open("a", encoding="utf-8") as stream:
         for prompt, completion, ended in zip(texts.prompts, texts.completions, finished, strict=True):
             line = {"policy": policy, "prompt": prompt, "completion": completion, "finished": ended}
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            stream.write(json_text(line, ensure_ascii=False) + "\n")

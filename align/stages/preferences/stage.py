@@ -38,6 +38,7 @@ from align.errors import AlignError
 from align.plan.plan import StagePlan
 from align.plan.runtime import Runtime
 from align.ppo.rollouts import Row, row_of, spread, texts_of, write
+from align.report.json_text import json_text
 from align.report.report import StageReport
 from align.rewards.model import check_same_tokenizer
 from align.roles.alone import load_policy
@@ -275,7 +276,7 @@ def written(path: Path, part: str, rows: list[Row], policies: list[str], found: 
         else:
             left_out[lack(judged)] += 1
     if lines:  # an empty file is no data set
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        path.write_text("".join(json_text(line, ensure_ascii=False) + "\n" for line in lines))
     return {
         "prompts": len(lines), "completions": sum(len(line["completions"]) for line in lines), "left_out": left_out,
     }  # fmt: skip
@@ -373,7 +374,7 @@ class CompletionsFile:
         return [one for one in self.found.values() if one.policy == policy]
 
     def _write(self, lines: list[dict]) -> None:
-        self.stream.write("".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines))
+        self.stream.write("".join(json_text(line, ensure_ascii=False, default=str) + "\n" for line in lines))
         self.stream.flush()
 
 

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from align.data.source import Source
 from align.engine.linear import give_kernel
+from align.engine.plain import Schedule
 from align.errors import AlignError
 from align.plan.plan import StagePlan
 from align.plan.runtime import Runtime
 from align.report.report import StageReport
 from align.stages.pretrain.spec import PretrainOptions
+from align.stages.training import guard_of
 
 EOS, PAD, USER, ASSISTANT = "<eos>", "<pad>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
@@ -28,6 +30,7 @@ CHAT_TEMPLATE = (
     "{% elif m['role'] == 'assistant' %} {{ m['content'] }}<eos>{% endif %}{% endfor %}"
 )
 WARMUP = 0.05
+NOTHING_HELD_OUT = "no held-out loss: pretrain.data holds out less than a row of pretrain.max_length"
 
 
 @dataclass
@@ -56,7 +59,7 @@ class Pretrain:
         report.say(f"{parameters:,} parameters, {len(train):,} tokens, {len(tokenizer)} words in the vocabulary")
         self._train(model, train, held_out, report)
         loss = held_out_loss(model, held_out, self.options.max_length)
-        report.say(f"held-out loss {loss:.3f} nats a token")
+        report.say(NOTHING_HELD_OUT if loss is None else f"held-out loss {loss:.3f} nats a token")
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
         report.write_card(parameters=parameters, tokens=len(train), eval_loss=loss)
@@ -66,22 +69,26 @@ class Pretrain:
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=options.weight_decay
         )
-        schedule = get_cosine_schedule_with_warmup(optimizer, round(options.steps * WARMUP), options.steps)
+        schedule = Schedule(options.learning_rate, "cosine", round(options.steps * WARMUP))
         generator = torch.Generator().manual_seed(self.seed)
         offsets = torch.arange(options.max_length)
         model.train()
+        guard = guard_of(model, report)
         with report.steps(options.steps) as tell:
             for step in range(1, options.steps + 1):
                 first = torch.randint(len(train) - options.max_length, (options.batch_size, 1), generator=generator)
                 ids = train[first + offsets].to(self.device)
+                rate = optimizer.param_groups[0]["lr"] = schedule.rate(step - 1, options.steps)
                 loss = model(input_ids=ids, labels=ids).loss
+                guard.loss(loss, step)
                 loss.backward()
+                guard.gradients(step)
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
-                schedule.step()
                 optimizer.zero_grad()
-                report.metrics(step, {"loss": loss.item(), "grad_norm": float(norm), "lr": schedule.get_last_lr()[0]})
+                report.metrics(step, {"loss": loss.item(), "grad_norm": float(norm), "lr": rate})
                 tell(step, f"loss {loss.item():.3f}")
+        guard.weights(options.steps)
         model.eval()
 
 
@@ -111,11 +118,13 @@ def train_tokenizer(texts: list[str], options: PretrainOptions) -> PreTrainedTok
 
 
 @torch.no_grad()
-def held_out_loss(model: LlamaForCausalLM, stream: torch.Tensor, length: int) -> float:
-    """Mean negative log-likelihood in nats a token over whole rows of the held-out stream."""
+def held_out_loss(model: LlamaForCausalLM, stream: torch.Tensor, length: int) -> float | None:
+    """Mean negative log-likelihood in nats a token over whole rows of the held-out stream; None where it has none."""
     rows = stream[: len(stream) // length * length].view(-1, length).to(model.device)
+    if not len(rows):
+        return None
     losses = [float(model(input_ids=part, labels=part).loss) * len(part) for part in rows.split(64)]
-    return sum(losses) / len(rows) if len(rows) else float("nan")
+    return sum(losses) / len(rows)
 
 
 def _stream(rows: list[dict], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:

@@ -58,7 +58,7 @@ from align.types import Reward, RewardState, Rollout
 PLOT = "report.png"
 KINDS = (CAUSAL, SCORE)
 """Models that a reward model starts from."""
-NOT_FINITE = "scores of held-out pairs are not finite: training has diverged"
+NOT_FINITE = "rm: scores of held-out pairs are not finite after the last step\n  use a lower rm.learning_rate"
 NOUNS = {"pairs": "pairs", "plackett_luce": "rankings", "squared_error": "ratings", "ordinal": "ratings"}
 
 
@@ -206,8 +206,7 @@ class RM:
             return rated
         scores = quality.score_pairs(module, held_out, tokenizer, self.device)
         if not scores.margin_B.isfinite().all():
-            report.say(f"warning: {NOT_FINITE}")
-            return {**rated, "report": {"pairs": len(held_out), "warnings": [NOT_FINITE]}}
+            raise AlignError(NOT_FINITE)
         groups = [row[GROUP] for row in held_out] if GROUP in held_out[0] else None
         swaps = split.eval_swaps or quality.swapped(held_out)
         swap = quality.score_pairs(module, swaps, tokenizer, self.device) if swaps else None

@@ -26,8 +26,9 @@ from align.peft.stateful import NONE, hooks_of
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL
 from align.roles.loading import for_task
+from align.stages.finite import Guard
 from align.stages.sft.spec import SFTOptions
-from align.stages.training import loraplus, remove_if_empty, steps_of_batches
+from align.stages.training import guard_of, loraplus, remove_if_empty, steps_of_batches, warm_up_from_the_first_step
 
 SEEDS = 2**32
 ARGS = {
@@ -201,6 +202,7 @@ def learner(
             f"  use {key}.args.router_aux_loss_coef=0, or {key}.parallel_adapters=1"
         )
     trainer.remove_callback(PrinterCallback)
+    warm_up_from_the_first_step(trainer)
     torch.manual_seed(trainer.args.seed)  # accelerate's sampler takes it for its own
     loader = trainer.get_train_dataloader()
     steps = steps_of_batches(trainer.args, len(loader))
@@ -236,24 +238,29 @@ def train_together(model: PeftModel, learners: list[Learner], report: StageRepor
     if learners[0].trainer.args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    total = max(one.steps for one in learners)
+    total, guard = max(one.steps for one in learners), guard_of(model, report)
     with report.steps(total) as tell:
         for step in range(1, total + 1):
-            found = _step(model, [one for one in learners if step <= one.steps])
-            report.metrics(step, {f"{name}/{key}": v for name, values in found.items() for key, v in values.items()})
+            found = _step(model, [one for one in learners if step <= one.steps], step, guard)
+            figures = {f"{name}/{key}": v for name, values in found.items() for key, v in values.items()}
+            report.metrics(step, figures)
+            guard.figures(figures, step)
             tell(step, "loss " + " ".join(f"{values['loss']:.3f}" for values in found.values()))
+    guard.weights(total)
     model.eval()
     remove_if_empty(Path(learners[0].trainer.args.output_dir))
 
 
-def _step(model: PeftModel, learners: list[Learner]) -> dict[str, dict[str, float]]:
+def _step(model: PeftModel, learners: list[Learner], step: int, guard: Guard) -> dict[str, dict[str, float]]:
     """One optimizer step of each; its figures by the adapter's name."""
     taken = [next(one.batches) for one in learners]
     figures = {one.name: torch.zeros(3) for one in learners}
     for micro in itertools.zip_longest(*taken):
         there = [(one, *part) for one, part in zip(learners, micro, strict=True) if part is not None]
         for (one, _, _), values in zip(there, _pass(model, there), strict=True):
+            guard.loss(values[0], step, f" of {one.name}")
             figures[one.name] += values
+    guard.gradients(step)
     found = {}
     for one in learners:
         loss, right, labelled = figures[one.name].tolist()

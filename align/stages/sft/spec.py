@@ -28,9 +28,9 @@ class SFTOptions:
     learning_rate: float | str | tuple[float | str, ...] = number(
         "lora:2e-4", above=0, high=1, prefix=FOR_LORA, listed=True
     )
-    """Peak rate: 5 % warm-up, then a cosine to 0. `lora:2e-4` is 2e-4 for LoRA and another method's own multiple of it,
-    such as a tenth for all weights (align/peft/rates.py). [1e-4,3e-4]: one adapter each, side by
-    side, with the same seed."""
+    """Peak rate: 5 % warm-up, whose first step trains, then a cosine to 0. `lora:2e-4` is 2e-4 for LoRA and another
+    method's own multiple of it, such as a tenth for all weights (align/peft/rates.py). [1e-4,3e-4]: one adapter each,
+    side by side, with the same seed."""
     loraplus_lr_ratio: float | None = number(None, above=0, high=1000, rare=True)
     """LoRA+: LoRA's B learns so many times as fast as its A, whose rate wants to be lower then; the paper takes 16."""
     epochs: float = number(1.0, above=0)

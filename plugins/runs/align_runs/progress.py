@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from align.errors import AlignError
+from align.report.json_text import json_text
 from align_runs.runs import DONE
 from align_runs.show import markdown, terminal, text
 from align_runs.study import LEFT, STATES, ended, importance
@@ -109,7 +109,7 @@ class Progress:
             "importance": importance(study),
             "trials": trials,
         }
-        _replace(search.home / "search.json", json.dumps(facts, indent=2) + "\n")
+        _replace(search.home / "search.json", json_text(facts, indent=2) + "\n")
         _replace(search.home / "table.md", markdown(self.table(trials)))
         return facts
 

@@ -193,9 +193,9 @@ def remove_if_empty(folder: Path) -> None:
 
 
 def dataset(rows: list[dict]) -> datasets.Dataset:
-    """Rows as a data set in memory."""
+    """Rows as a data set in memory; a key that some rows' messages lack is not added to them."""
     datasets.disable_progress_bars()
-    return datasets.Dataset.from_list(rows)
+    return datasets.Dataset.from_list(rows, on_mixed_types="use_json")
 
 
 OURS = {

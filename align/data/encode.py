@@ -5,6 +5,8 @@ A `key` is the stage's name in the configuration (`ppo`), which errors put befor
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
@@ -215,6 +217,7 @@ def _templated(messages: list[dict], tokenizer: PreTrainedTokenizerBase, place: 
             f"the tokenizer in {tokenizer.name_or_path} has no chat template, and the data are messages: take an "
             "instruct model, put a chat_template.jinja into that folder, or use prompts as strings"
         )
+    _check_rendered(messages, tokenizer, place)
     try:
         return tokenizer.apply_chat_template(messages, **options)
     except TemplateError as error:
@@ -226,6 +229,44 @@ def _templated(messages: list[dict], tokenizer: PreTrainedTokenizerBase, place: 
             f"{number} is the {first['role']}'s {first['content']!r:.60}\n"
             "  use messages of roles that it takes, in its order, or put another chat_template.jinja into that folder"
         ) from error
+
+
+def _check_rendered(messages: list[dict], tokenizer: PreTrainedTokenizerBase, place: str) -> None:
+    """Raise AlignError for a turn, or calls of tools in it, that the chat template leaves out."""
+    form = tuple((one["role"], bool(one["content"].strip()), bool(one.get("tool_calls"))) for one in messages)
+    if found := _unrendered(tokenizer, str(tokenizer.chat_template), form):
+        number, part = found
+        turn = messages[number - 1]
+        raise AlignError(
+            f"the chat template of {tokenizer.name_or_path} leaves out the {part} of message {number}{place}: it is "
+            f"the {turn['role']}'s {turn['content']!r:.60}\n"
+            "  use messages of roles that it renders, or put another chat_template.jinja into that folder"
+        )
+
+
+@lru_cache(maxsize=4096)
+def _unrendered(
+    tokenizer: PreTrainedTokenizerBase, template: str, form: tuple[tuple[str, bool, bool], ...]
+) -> tuple[int, str] | None:
+    """Number of the first message that a chat template leaves out, and its part: content or tool_calls.
+
+    `form` has each message's role, and whether it has a content and calls. Rendered are marks in their place.
+    """
+    messages = []
+    for number, (role, content, calls) in enumerate(form, start=1):
+        messages.append({"role": role, "content": f"content-{number}-" if content else ""})
+        if calls:
+            call = {"type": "function", "function": {"name": f"tool_calls-{number}-", "arguments": {}}}
+            messages[-1]["tool_calls"] = [call]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except (TemplateError, TypeError, ValueError):  # these roles are refused, or their contents looked into
+        return None
+    for number, (_, content, calls) in enumerate(form, start=1):
+        for part, there in (("content", content), ("tool_calls", calls)):
+            if there and f"{part}-{number}-" not in text:
+                return number, part
+    return None
 
 
 def _refused(messages: list[dict], tokenizer: PreTrainedTokenizerBase, why: str) -> int:

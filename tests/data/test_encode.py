@@ -256,3 +256,21 @@ def test_examples_that_fit_are_those_that_trl_keeps(tmp_path, form, ends):
     fitting, left_out = fitting_examples(rows, tokenizer_of(ends), 10, "sft")
     assert len(trainer.train_dataset) == len(fitting) == 2
     assert left_out == 2
+
+
+IGNORES = "{% for m in messages %}{% if m.role != 'tool' %}[{{ m.role[0] }}]{{ m.content }}{% endif %}{% endfor %}"
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f"}}]}
+
+
+@pytest.mark.parametrize("turn, part", [({"role": "tool", "content": "sunny"}, "content"), (CALL, "tool_calls")])
+def test_a_turn_that_the_template_leaves_out_is_refused_with_its_row(turn, part):
+    rows = [{"messages": [USER]}, {"messages": [USER, turn, {"role": "assistant", "content": "yes"}]}]
+    tokenizer = tokenizer_of(template=IGNORES)
+    words = (
+        rf"models/small leaves out the {part} of message 2, in row 2 .*the {turn['role']}'s(.|\n)*chat_template.jinja"
+    )
+    with pytest.raises(AlignError, match=words):
+        fitting_examples(rows, tokenizer, 100, "sft")
+    with pytest.raises(AlignError, match=f"the {part} of message 2"):
+        prompt_ids(rows[1]["messages"], tokenizer)
+    assert prompt_ids([USER, {"role": "assistant", "content": ""}, USER], tokenizer)  # nothing to leave out

@@ -37,7 +37,7 @@ from align.roles.folder import CAUSAL
 from align.roles.start import Start, start
 from align.roles.tokenizer import load_tokenizer
 from align.stages import training
-from align.stages.sft.learned_turns import check_rows, check_template
+from align.stages.sft.learned_turns import check_rows, check_template, with_template
 from align.stages.sft.side_by_side import Member, check_method, check_run, learner, members, train_together
 from align.stages.sft.spec import SFTOptions
 from align.stages.training import train
@@ -118,7 +118,7 @@ class SFT:
             training.check_metric(args, self.name, by_task(split.eval))
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
-        tokenizer = load_tokenizer(inputs["path"], f"{self.name}.path")
+        tokenizer = with_template(self.options.args, load_tokenizer(inputs["path"], f"{self.name}.path"), self.name)
         found = members(self.options, located(self.data, inputs), self.seed, self.name)
         tasks = [self._task(member, tokenizer, out) for member in found]
         for count in dict.fromkeys(task.left_out for task in tasks if task.left_out):

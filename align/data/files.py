@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from align.data.columns import is_number, renamed
@@ -101,7 +102,7 @@ class FileData:
                 f"{key}={self.eval_path} gives {shape(held_out[0], purpose)} where {purpose}.data.path={self.path} "
                 f"gives {shape(train[0], purpose)}: use both files alike"
             )
-        return _split(train, held_out, purpose)
+        return replace(_split(train, held_out, purpose), eval_path=self.eval_path)
 
     def _read(self, path: str, key: str, purpose: str) -> list[Record]:
         return understand(self._rows(path, key, purpose, self.rows), self.format, purpose, self.report_by)

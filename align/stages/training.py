@@ -154,14 +154,6 @@ def check_start(
     return load_tokenizer(path, f"{role}.path")
 
 
-def tell_left_out(left_out: dict[str, int], limit: str, report: StageReport) -> None:
-    """A line for each reason why rows are left out; `limit` is the setting of the longest row."""
-    words = {"too_long": f"longer than {limit}", "alike": "completions alike", "empty": "an empty completion"}
-    for why, count in left_out.items():
-        if count:
-            report.say(f"{count} rows left out: {words[why]}")
-
-
 def steps_of(args: TrainingArguments, rows: int) -> int:
     """Optimizer steps that training on `rows` makes, on one device."""
     return steps_of_batches(args, math.ceil(rows / args.per_device_train_batch_size))

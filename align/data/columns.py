@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +110,28 @@ class Columns:
                 if other
                 else f"{given}, or another format than data@{self.purpose}.data={chosen}",
             )
+        if half := half_character(self.row[column]):
+            raise self.error(
+                f"has half a character ({half!a}) in {column!r}", "the whole character, or leave the row out"
+            )
         return self.row[column]
+
+
+HALF = re.compile("[\ud800-\udfff]")
+"""Surrogates: json can hold one alone, and no tokenizer takes it."""
+
+
+def half_character(value: object) -> str | None:
+    r"""The first surrogate in the strings of a value, lists and objects included; None where there is none.
+
+    >>> half_character([{"content": "a"}, {"content": "b" + chr(0xD83D)}]) == chr(0xD83D)
+    True
+    """
+    if isinstance(value, str):
+        found = HALF.search(value)
+        return found and found.group()
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((half for one in parts if (half := half_character(one))), None)
 
 
 def given_by(key: str, column: str, row: dict, wanted: str | None = None) -> str:
@@ -190,9 +212,9 @@ def _maker(source: str, key: str, name: str) -> Callable[[str, dict], object]:
     except TemplateError as error:
         raise AlignError(f"{setting} is no template: {error}\n  use text with {{{{ column }}}} in it") from error
 
-    def filled(place: str, row: dict) -> str:
+    def filled(place: str, row: dict) -> Cell:
         try:
-            return template.render(row)
+            return Cell(template.render(row))  # read as a number where one is wanted
         except (TemplateError, TypeError) as error:
             raise AlignError(f"{place}: {setting} cannot be filled: {error}") from error
 

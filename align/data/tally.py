@@ -11,7 +11,6 @@ LEFT_OUT = {
     NO_TURN: "without a token of the assistant within {limit}",
     ALIKE: "with completions alike",
     EMPTY: "empty",
-    SHARED: "with a prompt that is trained on",
 }
 """Reasons why rows are left out, in words."""
 
@@ -28,6 +27,7 @@ CHANGED = {
     "that renders it alike with and without a completion",
     SPECIAL: "with the text of a special token in them ({example}), which is read as that token. Use other text "
     "where it is none",
+    SHARED: "with a prompt that is trained on, too. Use held-out rows of other prompts",
     NEUTRAL: "without {example}, which others have: no margin, or everybody's preference, is taken",
     UNMARKED: "whose end token stands outside the template's generation marks, and is not learned. Use "
     "{{% endgeneration %}} behind it",

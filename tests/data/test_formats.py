@@ -41,7 +41,7 @@ def error_of(format: str, purpose: str, *rows: dict) -> str:
             {"prompt": "p", "answer": 4, "tags": None},
         ),
         ("prompts", "ppo", {"prompt": [USER]}, {"prompt": [USER]}),
-        ("prompts", "ppo", {"prompt": "p", "completion_ids": [1]}, {"prompt": "p"}),
+        ("prompts", "ppo", {"prompt": "p"}, {"prompt": "p"}),
         ("prompt_completion", "pretrain", {"prompt": "p", "completion": " c"}, {"text": "p c"}),
         (
             "prompt_completion",

@@ -272,7 +272,8 @@ def written(path: Path, part: str, rows: list[Row], policies: list[str], found: 
         else:
             left_out[lack(judged)] += 1
     if lines:  # an empty file is no data set
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return {
         "prompts": len(lines), "completions": sum(len(line["completions"]) for line in lines), "left_out": left_out,
     }  # fmt: skip
@@ -377,7 +378,7 @@ class CompletionsFile:
 @contextmanager
 def opened(path: Path, made_from: Mapping[str, Any], report: StageReport) -> Iterator[CompletionsFile]:
     """The file for completions that are judged; a line on what is kept if the block raises."""
-    with path.open("w", encoding="utf-8") as stream:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as stream:  # half a character, as json escapes it
         file = CompletionsFile(stream, made_from)
         try:
             yield file
@@ -401,7 +402,7 @@ def read(folder: str, made_from: Mapping[str, Any]) -> dict[Key, Judged]:
     setting = f"preferences.resume={folder}"
     file = Path(folder).expanduser() / COMPLETIONS
     try:
-        whole = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        whole = file.read_text(encoding="utf-8").split("\n")[:-1]  # splitlines also parts at U+2028
         lines = [json.loads(line) for line in whole]
         theirs, judged = lines[0]["made_from"], [Judged(**line) for line in lines[1:]]
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -1,5 +1,6 @@
 """Data that no stage can learn from: what is wrong, in which file and row, before or as soon as it can be known."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -87,7 +88,7 @@ LATE = [
     (
         "all held-out pairs alike",
         f"{RM} rm.data.eval_path=alike.jsonl",
-        ["no held-out pair is left of 12", "alike", "rm.data.path"],
+        ["rm.data.eval_path=alike.jsonl", "12 of 12 held-out rows left out: 12 with completions alike", "eval_share"],
     ),
     ("all prompts too long", f"{PPO} ppo.max_prompt_tokens=1", ["ppo.max_prompt_tokens=1", "no prompt is left"]),
     ("scores too few", f"{PPO} reward.fn=my_rewards.short", ["'short'", "my_rewards.py", "1 scores for 8"]),
@@ -209,3 +210,22 @@ def test_fewer_prompts_than_a_batch_go_round_and_it_is_said(here, capsys, base):
     said = answer(capsys, f"{PPO} ppo.steps=1 ppo.batch_size=16 evaluate.samples=2 evaluate.show=0".format(base=base))
     assert said.status == 0, said.err
     assert "11 prompts for batches of 16: each step goes round them more than once" in said.out
+
+
+@pytest.mark.parametrize("key, arguments", [("sft", SFT), ("rm", RM), ("dpo", f"{DPO} dpo.data.path=pairs.jsonl")])
+def test_a_held_out_row_that_is_too_long_does_not_end_the_run(here, capsys, base, key, arguments):
+    long = "a red kite flies over the harbour " * 20
+    pairs = [{"prompt": f"say {i}", "chosen": f" {i}", "rejected": " no"} for i in range(7)]
+    first = min(range(7), key=lambda i: hashlib.sha256(f"say {i}".encode()).digest())  # the one that is held out
+    rows = [{"prompt": f"say {i}", "completion": f" {i}"} for i in range(7)]
+    for name, some, side in (("demos", rows, "completion"), ("pairs", pairs, "chosen")):
+        some[first][side] = long
+        write_rows(here / f"{name}.jsonl", some)
+    words = f"{key}.data.eval_share=0.01 {key}.max_length=30 +{key}.args.max_steps=1 evaluate.judge=null"
+    if key == "sft":
+        words += " sft.too_long=leave_out"
+    said = answer(capsys, f"{arguments} {words}".format(base=base))
+    assert said.status == 0, said.err
+    assert f"1 of 1 held-out rows left out: 1 longer than {key}.max_length=30 (the longest has" in said.out
+    card = json.loads((here / "runs" / "run" / "latest" / key / "card.json").read_text())
+    assert card["left_out"] == {"held-out rows": {"too_long": 1}}

@@ -71,7 +71,7 @@ def test_a_stage_on_a_small_model_works_unasked_and_leaves_out_what_is_too_long(
     """The model has 256 positions."""
     said = answer(capsys, words.format(base=base))
     assert said.status in (0, None), said.err
-    assert f"1 prompts left out: over {key}.max_prompt_tokens=244" in said.out
+    assert f" prompts left out: 1 longer than {key}.max_prompt_tokens=244" in said.out
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from align.data.reading import Cell, Placed
 from align.errors import AlignError, typed
 
 MESSAGES = '[{"role": "user", "content": "…"}, …]'
+UNRENDERED = ("tools", "chat_template_kwargs", "images")
+"""Columns beside messages that TRL's trainers hand to the chat template, and align does not."""
 
 
 @dataclass
@@ -44,12 +47,14 @@ class Columns:
     def messages(self, column: str, instead: str | None = None) -> list[dict]:
         """A list of messages; `instead` is another column that would do, for the error."""
         value = self._value(column, instead)
+        self._check_rendered(value)
         other = f"data@{self.purpose}.data=prompt_completion for strings"
         other = f"{MESSAGES}, or {other}" if isinstance(value, str) else f"a string or messages, {MESSAGES}"
         return self._right(column, value, _messages(value), other)
 
     def text_or_messages(self, column: str) -> str | list[dict]:
         value = self._value(column)
+        self._check_rendered(value)
         right = isinstance(value, str) or _messages(value)
         return self._right(column, value, right, f"a string or messages, {MESSAGES}")
 
@@ -72,9 +77,19 @@ class Columns:
     def completions(self, column: str) -> list[str | list[dict]]:
         """A list of completions, strings or messages, all in one way."""
         value = self._value(column)
+        self._check_rendered(value[0] if isinstance(value, list) and value else value)
         texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
         right = isinstance(value, list) and bool(value) and (texts or all(map(_messages, value)))
         return self._right(column, value, right, "a list of strings, or of lists of messages")
+
+    def _check_rendered(self, value: object) -> None:
+        """Raise AlignError for messages beside a column that would be left out of them."""
+        for name, beside in self.row.items() if _messages(value) else ():
+            if name in UNRENDERED and beside not in (None, "", "[]", "{}", [], {}):
+                raise self.error(
+                    f"has {name!r} beside its messages, which align does not render yet",
+                    "rows without this column; what a model must know of it can stand in a system message",
+                )
 
     def _right(self, column: str, value: Any, right: bool, instead: str) -> Any:
         """The value. Raises AlignError where it is not right."""
@@ -95,7 +110,28 @@ class Columns:
                 if other
                 else f"{given}, or another format than data@{self.purpose}.data={chosen}",
             )
+        if half := half_character(self.row[column]):
+            raise self.error(
+                f"has half a character ({half!a}) in {column!r}", "the whole character, or leave the row out"
+            )
         return self.row[column]
+
+
+HALF = re.compile("[\ud800-\udfff]")
+"""Surrogates: json can hold one alone, and no tokenizer takes it."""
+
+
+def half_character(value: object) -> str | None:
+    r"""The first surrogate in the strings of a value, lists and objects included; None where there is none.
+
+    >>> half_character([{"content": "a"}, {"content": "b" + chr(0xD83D)}]) == chr(0xD83D)
+    True
+    """
+    if isinstance(value, str):
+        found = HALF.search(value)
+        return found and found.group()
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((half for one in parts if (half := half_character(one))), None)
 
 
 def given_by(key: str, column: str, row: dict, wanted: str | None = None) -> str:
@@ -176,9 +212,9 @@ def _maker(source: str, key: str, name: str) -> Callable[[str, dict], object]:
     except TemplateError as error:
         raise AlignError(f"{setting} is no template: {error}\n  use text with {{{{ column }}}} in it") from error
 
-    def filled(place: str, row: dict) -> str:
+    def filled(place: str, row: dict) -> Cell:
         try:
-            return template.render(row)
+            return Cell(template.render(row))  # read as a number where one is wanted
         except (TemplateError, TypeError) as error:
             raise AlignError(f"{place}: {setting} cannot be filled: {error}") from error
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from align.data.columns import is_number, renamed
 from align.data.formats import Record, check_columns, meanings, shape, understand
 from align.data.reading import Placed, on_hub, read_rows
 from align.data.source import LIKE, Source, Split
+from align.data.tally import SHARED, Tally
 from align.errors import AlignError
 
 FIRST = 100
@@ -60,9 +62,10 @@ class FileData:
         self._check_settings(purpose)
         if self.eval_path is not None:
             return self._two_files(purpose)
-        rows = self._read(self.path, f"{purpose}.data.path", purpose)
+        tallies: list[Tally] = []
+        rows = self._read(self.path, f"{purpose}.data.path", purpose, tallies)
         train, held_out = hold_out(rows, self.eval_share, purpose)
-        return _split(train, held_out, purpose)
+        return replace(_split(train, held_out, purpose), tallies=tallies)
 
     def _check_settings(self, purpose: str) -> None:
         if not (is_number(self.eval_share) and 0 <= self.eval_share < 1):
@@ -94,17 +97,22 @@ class FileData:
                 f"{key}={self.eval_path} is {purpose}.data.path, too, and held-out rows must not be trained on: "
                 f"use another file, or leave it out ({purpose}.data.eval_share then holds out rows)"
             )
-        train = self._read(self.path, f"{purpose}.data.path", purpose)
-        held_out = self._read(self.eval_path, key, purpose)
+        tallies: list[Tally] = []
+        train = self._read(self.path, f"{purpose}.data.path", purpose, tallies)
+        held_out = self._read(self.eval_path, key, purpose, also := [])
+        known = {row.identity for row in train}
+        shared = sum(row.identity in known for row in held_out)
+        tallies += [replace(one, noun="held-out rows") for one in also]
+        tallies.append(Tally(len(held_out), {}, {SHARED: shared}, purpose, noun="held-out rows"))
         if shape(train[0], purpose) != shape(held_out[0], purpose):
             raise AlignError(
                 f"{key}={self.eval_path} gives {shape(held_out[0], purpose)} where {purpose}.data.path={self.path} "
                 f"gives {shape(train[0], purpose)}: use both files alike"
             )
-        return _split(train, held_out, purpose)
+        return replace(_split(train, held_out, purpose), eval_path=self.eval_path, tallies=tallies)
 
-    def _read(self, path: str, key: str, purpose: str) -> list[Record]:
-        return understand(self._rows(path, key, purpose, self.rows), self.format, purpose, self.report_by)
+    def _read(self, path: str, key: str, purpose: str, tallies: list[Tally]) -> list[Record]:
+        return understand(self._rows(path, key, purpose, self.rows), self.format, purpose, self.report_by, tallies)
 
     def _rows(self, path: str, key: str, purpose: str, most: int | None) -> list[Placed]:
         rows = read_rows(path, self.split, key, most)
@@ -176,7 +184,7 @@ class Sampled:
                 "runs/NAME/latest/preferences, a folder of that stage"
             )
         held_out = folder / HELD_OUT
-        several = len((folder / RANKINGS).read_text(encoding="utf-8").splitlines()) > 1
+        several = (folder / RANKINGS).read_text(encoding="utf-8").count("\n") > 1
         share = 0.05 if several and not held_out.exists() else 0.0
         return FileData(
             "rankings", str(folder / RANKINGS), eval_path=str(held_out) if held_out.exists() else None, eval_share=share

@@ -27,11 +27,13 @@ from dataclasses import dataclass, field
 from align.data.columns import Columns
 from align.data.reading import Placed
 from align.data.source import GROUP, LIKE, PURPOSES
+from align.data.tally import NEUTRAL as NEUTRAL_VALUE
+from align.data.tally import Tally
 from align.errors import AlignError
 
-UNFORWARDED = ("prompt", "completion", "completion_ids")
+UNFORWARDED = ("prompt", "completion")
 """Columns that TRL's trainers do not hand to reward functions as columns (trl 1.16, trainer/grpo_trainer.py)."""
-REWARD_KEYWORDS = ("prompts", "completions", "trainer_state", "log_extra", "log_metric")
+REWARD_KEYWORDS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """Keywords of a TRL reward function that a column of the same name would collide with."""
 ORDERS = ("ranking", "ranks", "scores")
 """Columns that give the order of a ranking's completions, one of them in a row."""
@@ -345,19 +347,40 @@ FORMATS = {
 }
 
 
-def understand(rows: list[Placed], format: str, purpose: str, report_by: str | None = None) -> list[Record]:
+def understand(
+    rows: list[Placed], format: str, purpose: str, report_by: str | None = None, tallies: list[Tally] | None = None
+) -> list[Record]:
     """Every row as `purpose` wants it. Raises AlignError, naming the row, for what does not fit.
 
-    The value of the column `report_by` stays with the row, as the string `group`.
+    Pairs that lack the share or margin of others take its neutral value, with a count in `tallies`. The value of
+    the column `report_by` stays with the row, as the string `group`.
     """
     found = meanings(rows, format, purpose, report_by)
     if not found:
         raise AlignError(f"{purpose}.data: all completions of every row tie: use rows with a preference")
+    if tallies is not None and _stage(format, purpose) == "rm":
+        name, count = complete([one.row for _, one in found])
+        tallies.append(Tally(len(found), {}, {NEUTRAL_VALUE: count}, purpose, examples={NEUTRAL_VALUE: name}))
     begun, first = found[0][0], shape(found[0][1], purpose)
     for place, one in found:
         if shape(one, purpose) != first:
             raise AlignError(f"{place} gives {shape(one, purpose)} where {begun} gives {first}: use all rows alike")
     return [one for _, one in found]
+
+
+NEUTRAL = {"share": 1.0, "margin": 0.0}
+"""Values of a pair without the column: everybody preferred the chosen completion, by no margin."""
+
+
+def complete(rows: list[dict]) -> tuple[str, int]:
+    """Give pairs without a share or margin that others have its neutral value, in place; its name, and how many."""
+    there = [name for name in NEUTRAL if any(name in row for row in rows)]
+    if len(there) != 1:
+        return "", 0
+    lacking = [row for row in rows if there[0] not in row]
+    for row in lacking:
+        row[there[0]] = NEUTRAL[there[0]]
+    return there[0], len(lacking)
 
 
 def meanings(rows: list[Placed], format: str, purpose: str, report_by: str | None = None) -> list[tuple[str, Record]]:

@@ -20,12 +20,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from align.data.columns import is_number
+from align.data.formats import NEUTRAL
 from align.data.source import GROUP, Source, Split, look
 from align.errors import AlignError
 
 TASK = "task"
-NEUTRAL = {"share": 1.0, "margin": 0.0}
-"""Values of a pair without the column: everybody preferred the chosen completion, by no margin."""
 
 
 class Mixture:
@@ -76,7 +75,12 @@ class Mixture:
             rows = [{**row, TASK: name} for name, split in found.items() for row in getattr(split, part)]
             return [{GROUP: row[TASK], **row} for row in rows] if purpose == "rm" else rows
 
-        return Split(train, all_of("eval"), all_of("test"), all_of("eval_swaps"), all_of("test_swaps"))
+        tallies = [
+            dataclasses.replace(one, noun=f"{one.noun} of {name}")
+            for name, split in found.items() for one in split.tallies
+        ]  # fmt: skip
+        parts = (all_of(part) for part in ("eval", "test", "eval_swaps", "test_swaps"))
+        return Split(train, *parts, tallies=tallies)
 
     def counts(self, sizes: dict[str, int]) -> dict[str, int]:
         """Rows of each task, whose parts have `sizes` of them; their shares are exact to one row."""
@@ -164,8 +168,9 @@ def completed(parts: dict[str, Split]) -> dict[str, Split]:
     usual = {there[0]: NEUTRAL[there[0]]}
 
     def all_with(split: Split) -> Split:
-        lists = {field.name: getattr(split, field.name) for field in dataclasses.fields(split)}
-        return Split(**{name: [usual | row for row in rows] for name, rows in lists.items()})
+        names = ("train", "eval", "test", "eval_swaps", "test_swaps")
+        lists = {name: [usual | row for row in getattr(split, name)] for name in names}
+        return dataclasses.replace(split, **lists)
 
     return {name: all_with(split) for name, split in parts.items()}
 

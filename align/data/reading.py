@@ -69,7 +69,7 @@ def _from_hub(name: str, split: str, place: str, most: int | None) -> list[Place
             f"{place} is no file here, and as a hub data set its split {split!r} could not be loaded "
             f"({reason}): use the path of a file that ends in {_listed(SUFFIXES)}, or check name, split and network"
         ) from error
-    return [(f"{place} row {number}", dict(row)) for number, row in enumerate(rows, start=1)]
+    return [(f"{place} row {number}", ununited(row)) for number, row in enumerate(rows, start=1)]
 
 
 def _from_file(file: Path, place: str, most: int | None) -> list[Placed]:
@@ -198,7 +198,31 @@ def parquet_rows(file: Path, place: str) -> Iterator[tuple[str, dict]]:
             for batch in opened.iter_batches(BATCH):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{place} row {number}", row
+                    yield f"{place} row {number}", ununited(row)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise AlignError(f"{place} cannot be read as parquet ({reason}): is it complete?") from error
+
+
+def ununited(row: dict) -> dict:
+    """The row without the nulls that a table of typed columns adds to messages and tools: one row's keys are all rows'.
+
+    >>> ununited({"messages": [{"role": "user", "content": "Hi", "name": None}], "topic": None})
+    {'messages': [{'role': 'user', 'content': 'Hi'}], 'topic': None}
+    """
+    return {name: _without_nulls(value) if _united(name, value) else value for name, value in row.items()}
+
+
+def _united(name: str, value: object) -> bool:
+    """Return True for messages, lists of them, and tools."""
+    while isinstance(value, list) and value and isinstance(value[0], list):
+        value = value[0]
+    return name == "tools" or (
+        isinstance(value, list) and any(isinstance(one, dict) and "role" in one for one in value)
+    )
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value

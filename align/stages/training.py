@@ -189,14 +189,6 @@ def check_start(
     return load_tokenizer(path, f"{role}.path")
 
 
-def tell_left_out(left_out: dict[str, int], limit: str, report: StageReport) -> None:
-    """A line for each reason why rows are left out; `limit` is the setting of the longest row."""
-    words = {"too_long": f"longer than {limit}", "alike": "completions alike", "empty": "an empty completion"}
-    for why, count in left_out.items():
-        if count:
-            report.say(f"{count} rows left out: {words[why]}")
-
-
 def steps_of(args: TrainingArguments, rows: int) -> int:
     """Optimizer steps that training on `rows` makes, on one device."""
     return steps_of_batches(args, math.ceil(rows / args.per_device_train_batch_size))
@@ -238,9 +230,9 @@ def remove_if_empty(folder: Path) -> None:
 
 
 def dataset(rows: list[dict]) -> datasets.Dataset:
-    """Rows as a data set in memory."""
+    """Rows as a data set in memory; a key that some rows' messages lack is not added to them."""
     datasets.disable_progress_bars()
-    return datasets.Dataset.from_list(rows)
+    return datasets.Dataset.from_list(rows, on_mixed_types="use_json")
 
 
 OURS = {

@@ -110,7 +110,9 @@ def test_prompts_that_fit_come_with_their_index_and_ids():
     tokenizer = tokenizer_of()
     rows = [{"prompt": "a" * length, "x": length} for length in (4, 5, 2)]
     fitting, left_out = fitting_prompts(rows, tokenizer, max_prompt_tokens=5, key="ppo")  # one of them is bos
-    assert left_out == 1
+    assert left_out.lines() == [
+        "1 of 3 prompts left out: 1 longer than ppo.max_prompt_tokens=5 (the longest has 6 tokens)"
+    ]
     assert fitting == [(0, rows[0], prompt_ids("aaaa", tokenizer)), (2, rows[2], prompt_ids("aa", tokenizer))]
     assert [len(ids) for _, _, ids in fitting] == [5, 3]
 
@@ -133,9 +135,9 @@ def test_a_prompt_without_a_token_is_refused():
 
 def test_no_rows_at_all_fit_without_an_error():
     """Held-out rows at eval_share=0."""
-    assert fitting_prompts([], tokenizer_of(), 5, "ppo") == ([], 0)
-    assert fitting_pairs([], tokenizer_of(), 5, "rm") == ([], {"too_long": 0, "alike": 0, "empty": 0})
-    assert fitting_examples([], tokenizer_of(), 5, "sft") == ([], 0)
+    for fitting, key in ((fitting_prompts, "ppo"), (fitting_pairs, "rm"), (fitting_examples, "sft")):
+        kept, left_out = fitting([], tokenizer_of(), 5, key)
+        assert kept == [] and left_out.total == 0 and left_out.lines() == []
 
 
 PAIRS = [
@@ -152,13 +154,17 @@ PAIRS = [
 def test_pairs_are_counted_with_bos_and_eos():
     fitting, left_out = fitting_pairs(PAIRS, tokenizer_of(), max_length=10, key="rm")
     assert fitting == [PAIRS[0], PAIRS[4]]
-    assert left_out == {"too_long": 2, "alike": 1, "empty": 2}
-    assert fitting_pairs(PAIRS, tokenizer_of(), None, "rm")[1] == {"too_long": 0, "alike": 1, "empty": 2}
+    assert left_out.left_out == {"too_long": 2, "alike": 1, "empty": 2}
+    longer = "2 longer than rm.max_length=10 (the longest has 11 tokens)"
+    assert left_out.lines() == [f"5 of 7 rows left out: 1 with completions alike, 2 empty, {longer}"]
+    left_out = fitting_pairs(PAIRS, tokenizer_of(), None, "rm")[1].left_out
+    assert left_out == {"too_long": 0, "alike": 1, "empty": 2}
 
 
 def test_pairs_that_differ_only_in_a_written_eos_are_alike():
     rows = [pair("p", " a<eos>", " a"), pair("p", " a", " b")]
-    assert fitting_pairs(rows, tokenizer_of(), 20, "rm") == ([rows[1]], {"too_long": 0, "alike": 1, "empty": 0})
+    fitting, left_out = fitting_pairs(rows, tokenizer_of(), 20, "rm")
+    assert (fitting, left_out.left_out) == ([rows[1]], {"too_long": 0, "alike": 1, "empty": 0})
 
 
 def test_pairs_of_messages_with_and_without_a_prompt_are_counted_alike():
@@ -171,7 +177,8 @@ def test_pairs_of_messages_with_and_without_a_prompt_are_counted_alike():
     implicit = [{side: [USER] + row[side] for side in ("chosen", "rejected")} for row in explicit]
     limit = len("[u]hi") + 1 + len("[a]good") + 1
     for rows in (explicit, implicit):
-        assert fitting_pairs(rows, tokenizer_of(), limit, "rm") == (rows[:1], {"too_long": 1, "alike": 1, "empty": 0})
+        fitting, left_out = fitting_pairs(rows, tokenizer_of(), limit, "rm")
+        assert (fitting, left_out.left_out) == (rows[:1], {"too_long": 1, "alike": 1, "empty": 0})
         with pytest.raises(AlignError):
             fitting_pairs(rows, tokenizer_of(), limit - 2, "rm")
 
@@ -209,7 +216,7 @@ def test_pairs_that_fit_are_those_that_trl_keeps(tmp_path):
     )
     fitting, left_out = fitting_pairs(rows, tokenizer_of(), 10, "rm")
     assert len(trainer.train_dataset) == len(fitting) == 2
-    assert left_out == {"too_long": 2, "alike": 0, "empty": 0}
+    assert left_out.left_out == {"too_long": 2, "alike": 0, "empty": 0}
 
 
 EXAMPLES = [{"prompt": "p" * length, "completion": " c"} for length in (3, 8, 9, 20)]
@@ -217,8 +224,9 @@ EXAMPLES = [{"prompt": "p" * length, "completion": " c"} for length in (3, 8, 9,
 
 def test_an_example_needs_a_completion_token_within_max_length():
     fitting, left_out = fitting_examples(EXAMPLES, tokenizer_of(), max_length=10, key="sft")
-    assert (fitting, left_out) == (EXAMPLES[:2], 2)  # bos and 9 of the prompt fill the ten
-    assert fitting_examples(EXAMPLES, tokenizer_of(), None, "sft") == (EXAMPLES, 0)
+    assert (fitting, left_out.left_out["no_room"]) == (EXAMPLES[:2], 2)  # bos and 9 of the prompt fill the ten
+    fitting, left_out = fitting_examples(EXAMPLES, tokenizer_of(), None, "sft")
+    assert (fitting, left_out.lines()) == (EXAMPLES, [])
 
 
 def test_no_example_left_says_how_long_the_prompts_are():
@@ -228,7 +236,8 @@ def test_no_example_left_says_how_long_the_prompts_are():
 
 def test_rows_that_are_learned_whole_all_stay():
     for rows in ([{"text": "a" * 99}], [{"messages": [USER, {"role": "assistant", "content": "a" * 99}]}]):
-        assert fitting_examples(rows, tokenizer_of(), 10, "sft") == (rows, 0)
+        fitting, left_out = fitting_examples(rows, tokenizer_of(), 10, "sft")
+        assert (fitting, left_out.changed) == (rows, {"cut": 1})
 
 
 @pytest.mark.slow
@@ -255,4 +264,64 @@ def test_examples_that_fit_are_those_that_trl_keeps(tmp_path, form, ends):
     )
     fitting, left_out = fitting_examples(rows, tokenizer_of(ends), 10, "sft")
     assert len(trainer.train_dataset) == len(fitting) == 2
-    assert left_out == 2
+    assert left_out.left_out["no_room"] == 2
+
+
+IGNORES = "{% for m in messages %}{% if m.role != 'tool' %}[{{ m.role[0] }}]{{ m.content }}{% endif %}{% endfor %}"
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f"}}]}
+
+
+@pytest.mark.parametrize("turn, part", [({"role": "tool", "content": "sunny"}, "content"), (CALL, "tool_calls")])
+def test_a_turn_that_the_template_leaves_out_is_refused_with_its_row(turn, part):
+    rows = [{"messages": [USER]}, {"messages": [USER, turn, {"role": "assistant", "content": "yes"}]}]
+    tokenizer = tokenizer_of(template=IGNORES)
+    words = (
+        rf"models/small leaves out the {part} of message 2, in row 2 .*the {turn['role']}'s(.|\n)*chat_template.jinja"
+    )
+    with pytest.raises(AlignError, match=words):
+        fitting_examples(rows, tokenizer, 100, "sft")
+    with pytest.raises(AlignError, match=f"the {part} of message 2"):
+        prompt_ids(rows[1]["messages"], tokenizer)
+    assert prompt_ids([USER, {"role": "assistant", "content": ""}, USER], tokenizer)  # nothing to leave out
+
+
+def test_rows_that_are_cut_are_counted_and_left_out_by_choice():
+    rows = [{"prompt": "pp", "completion": " good"}, {"prompt": "pp", "completion": " as good as gold"}]
+    fitting, tally = fitting_examples(rows, tokenizer_of(), 10, "sft")
+    assert fitting == rows and tally.changed == {"cut": 1}
+    (line,) = tally.lines()
+    assert line.startswith("1 of 2 rows cut at sft.max_length=10") and "EOS" in line and "longest has 20 tokens" in line
+    assert "sft.too_long=leave_out" in line
+    fitting, tally = fitting_examples(rows, tokenizer_of(), 10, "sft", too_long="leave_out")
+    assert fitting == rows[:1] and tally.changed == {} and tally.left_out["too_long"] == 1
+    with pytest.raises(AlignError, match=r"sft.max_length=10: no example is left of 1.*20 to 20 tokens"):
+        fitting_examples(rows[1:], tokenizer_of(), 10, "sft", too_long="leave_out")
+
+
+def test_a_template_that_renders_a_prompt_otherwise_before_a_completion_is_told():
+    template = IGNORES + "{% if add_generation_prompt %}[a]=>{% endif %}"
+    good, bad = ([{"role": "assistant", "content": text}] for text in ("good", "bad"))
+    pairs = [{"prompt": [USER], "chosen": good, "rejected": bad}] * 2
+    tokenizer = tokenizer_of(template=template)
+    for rows, found in (
+        (pairs, fitting_pairs(pairs, tokenizer, 100, "dpo")),
+        ([{"messages": [USER, *good]}] * 2, fitting_examples([{"messages": [USER, *good]}] * 2, tokenizer, 100, "sft")),
+    ):
+        assert found[0] == rows and found[1].changed == {"otherwise": 2}
+        (line,) = found[1].lines()
+        assert line.startswith("2 of 2 rows in which the chat template renders") and "'=>'" in line
+
+
+@pytest.mark.parametrize(
+    ("row", "token"),
+    [
+        ({"prompt": "a<eos>b", "completion": " c"}, "<eos>"),
+        ({"prompt": "<bos>a", "completion": " c<pad>d<eos>"}, "<pad>"),
+        ({"prompt": "<bos>a", "completion": " c<eos>"}, None),
+        ({"messages": [{"role": "user", "content": "a<eos>"}]}, "<eos>"),
+    ],
+)
+def test_the_text_of_a_special_token_is_counted(row, token):
+    _, tally = fitting_examples([row], tokenizer_of(), 100, "sft")
+    assert tally.changed == ({"special": 1} if token else {})
+    assert token is None or token in tally.lines()[0]

@@ -147,3 +147,31 @@ def test_a_first_look_fetches_nothing_and_takes_the_first_rows_for_no_sign_of_th
     source = FileData("rankings", write(tmp_path / "rows.jsonl", rows))
     source.look("dpo")
     assert len(source.load("dpo", 0).train) == 1
+
+
+def test_held_out_prompts_that_are_trained_on_are_counted(tmp_path):
+    other = write(tmp_path / "other.jsonl", [{"prompt": "new"}, *prompts(2)])
+    split = loaded(tmp_path, prompts(3), eval_path=other)
+    (line,) = [line for tally in split.tallies for line in tally.lines()]
+    assert line.startswith("2 of 3 held-out rows with a prompt that is trained on")
+
+
+def test_a_pair_without_a_margin_has_none_and_is_counted(tmp_path):
+    rows = [{"prompt": f"{i}", "chosen": "a", "rejected": "b", "margin": m} for i, m in enumerate([1.5, None])]
+    source = FileData("preferences", write(tmp_path / "rows.jsonl", rows), eval_share=0)
+    split = source.load("rm", 0)
+    assert [row["margin"] for row in split.train] == [1.5, 0.0]
+    assert split.tallies[0].lines()[0].startswith("1 of 2 rows without margin")
+    source.columns = {"margin": "{{ 2 * prompt | int + 1 }}"}
+    assert [row["margin"] for row in source.load("rm", 0).train] == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("row", [{"prompt": "a\ud83d"}, {"prompt": [{"role": "user", "content": "\ud83d"}]}])
+def test_half_a_character_is_refused_with_its_row(tmp_path, row):
+    with pytest.raises(AlignError, match=r"line 2 has half a character .*ud83d.* in 'prompt'.*leave the row out"):
+        loaded(tmp_path, [{"prompt": "a"}, row])
+
+
+def test_a_column_that_rewards_would_not_see_is_refused(tmp_path):
+    with pytest.raises(AlignError, match=r"line 1 has the column 'completion_ids'.*another name"):
+        loaded(tmp_path, [{"prompt": "a", "completion_ids": [1]}, {"prompt": "b"}])

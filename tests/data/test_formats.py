@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from align.data import formats
@@ -6,6 +8,7 @@ from align.data.source import LIKE, PURPOSES
 from align.errors import AlignError
 
 USER = {"role": "user", "content": "hi"}
+ASSISTANT = {"role": "assistant", "content": "yes"}
 GOOD = {"role": "assistant", "content": "hello"}
 BAD = {"role": "assistant", "content": "go away"}
 TURNS = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
@@ -38,7 +41,7 @@ def error_of(format: str, purpose: str, *rows: dict) -> str:
             {"prompt": "p", "answer": 4, "tags": None},
         ),
         ("prompts", "ppo", {"prompt": [USER]}, {"prompt": [USER]}),
-        ("prompts", "ppo", {"prompt": "p", "completion_ids": [1]}, {"prompt": "p"}),
+        ("prompts", "ppo", {"prompt": "p"}, {"prompt": "p"}),
         ("prompt_completion", "pretrain", {"prompt": "p", "completion": " c"}, {"text": "p c"}),
         (
             "prompt_completion",
@@ -256,3 +259,21 @@ def test_a_prompt_is_the_same_one_for_every_stage():
     assert len(same) == 1
     dialogue = {"chosen": TURNS + " yes", "rejected": TURNS + " no"}
     assert {identity_of("dialogues", purpose, dialogue) for purpose in ("sft", "rm", "ppo")} == {TURNS}
+
+
+ROW = {"prompt": [USER], "completion": [ASSISTANT], "chosen": [ASSISTANT], "rejected": [USER], "label": True}
+TOOLS = [{"type": "function", "function": {"name": "weather"}}]
+
+
+@pytest.mark.parametrize(
+    "column, value", [("tools", TOOLS), ("tools", json.dumps(TOOLS)), ("chat_template_kwargs", {"a": 1})]
+)
+@pytest.mark.parametrize(
+    "format, purpose", [("conversational", "sft"), ("preferences", "rm"), ("unpaired", "kto"), ("prompts", "ppo")]
+)
+def test_a_column_that_no_template_renders_is_refused_beside_messages(format, purpose, column, value):
+    rows = [("a.jsonl line 1", {**ROW, column: []}), ("a.jsonl line 2", {**ROW, column: value})]
+    with pytest.raises(AlignError, match=f"line 2 has '{column}' beside its messages.*system message"):
+        understand(rows, format, purpose)
+    texts = [("a.jsonl line 1", {"prompt": "a", "completion": "b", column: value})]
+    assert understand(texts, "prompts", "ppo")  # of a reward function

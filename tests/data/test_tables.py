@@ -85,3 +85,15 @@ def test_a_name_or_a_template_that_cannot_be_is_refused(tmp_path, columns, said)
 def test_a_number_of_rows_is_whole_and_above_nothing(tmp_path, rows):
     with pytest.raises(AlignError, match=r"sft\.data\.rows=.*: use a whole number from 1"):
         csv_of(tmp_path, CSV, rows=rows).check("sft")
+
+
+def test_tool_arguments_of_one_row_do_not_become_nulls_in_another(tmp_path):
+    rows = [
+        [{"role": "user", "content": "hi", "tool_calls": [{"name": "f", "arguments": {"x": "1"}}]}],
+        [{"role": "user", "content": "hi", "tool_calls": [{"name": "g", "arguments": {"y": "2"}}]}],
+        [{"role": "user", "content": "hi"}],
+    ]
+    table = pyarrow.Table.from_pylist([{"messages": messages, "topic": None} for messages in rows])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    found = [row for _, row in read_rows(str(tmp_path / "a.parquet"), "train", "sft.data.path")]
+    assert found == [{"messages": messages, "topic": None} for messages in rows]

@@ -25,7 +25,8 @@ from align.config import ActorOptions
 from align.data.encode import fitting_marked, fitting_pairs
 from align.data.files import located, unwritten
 from align.data.formats import check_preferring
-from align.data.source import Source
+from align.data.source import Source, check_held_out
+from align.data.tally import Tally
 from align.engine.linear import give_kernel
 from align.peft.folder import save_model
 from align.peft.prompts import prompted
@@ -51,7 +52,7 @@ class Method:
     name: str
     trainer: type
     arguments: type
-    fitting: Callable[..., tuple[list[dict], dict[str, int]]]
+    fitting: Callable[..., tuple[list[dict], Tally]]
     figures: dict[str, str]
     """Of the trainer's evaluation, by their names in card.json."""
 
@@ -105,9 +106,10 @@ class Direct:
         tokenizer = self._tokenizer(inputs)
         split = located(self.data, inputs).load(name, self.seed)
         rows, left_out = self._fitting(split.train, tokenizer)
-        training.tell_left_out(left_out, f"{name}.max_length={self.options.max_length}", report)
         training.tell_tasks(rows, report)
-        held_out = self._fitting(split.eval, tokenizer, held_out=True)[0] if split.eval else []
+        held_out, not_held_out = self._fitting(split.eval, tokenizer, held_out=True)
+        report.tell(*split.tallies, left_out, not_held_out)
+        check_held_out(not_held_out, split)
         args = self._arguments(out)
         training.check_held_out(args, held_out, name)
         torch.manual_seed(self.seed)
@@ -131,12 +133,12 @@ class Direct:
         tokenizer.save_pretrained(out)
         report.write_card(
             inputs=inputs, start=begun.description, base=begun.base,
-            learning_rate=args.learning_rate, rows=len(rows), left_out=left_out, **facts,
+            learning_rate=args.learning_rate, rows=len(rows), **facts,
         )  # fmt: skip
 
     def _fitting(
         self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, held_out: bool = False
-    ) -> tuple[list[dict], dict[str, int]]:
+    ) -> tuple[list[dict], Tally]:
         return self.method.fitting(rows, tokenizer, self.options.max_length, self.method.name, held_out)
 
     def _reference(self, inputs: dict[str, str], model: PreTrainedModel | PeftModel) -> PreTrainedModel | None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from align.data.encode import fitting_prompts
-from align.data.source import Source
+from align.data.source import Source, check_held_out
 from align.ppo.held_out import Best, Examiner, save
 from align.ppo.options import PPOOptions
 from align.ppo.reward_signal import Signal
@@ -50,8 +50,11 @@ class PPOStage:
         tokenizer = load_tokenizer(inputs["actor"], "actor.path")
         split = self.data.load("ppo", self.seed)
         longest = self.longest_prompt([inputs["actor"]])
-        rows = self._rows(split.train, tokenizer, longest, report)
-        held_out = self._rows(split.eval, tokenizer, longest, report) if split.eval else []
+        rows, left_out = fitting_prompts(split.train, tokenizer, longest, "ppo")
+        held_out, not_held_out = fitting_prompts(split.eval, tokenizer, longest, "ppo", held_out=True)
+        report.tell(*split.tallies, left_out, not_held_out)
+        check_held_out(not_held_out, split)
+        rows, held_out = ([row_of(number, row, ids) for number, row, ids in part] for part in (rows, held_out))
         self._tell_held_out(len(held_out), len(rows), report)
         ppo = self.assemble(inputs, out, report, tokenizer)
         watch = self.make_watch(inputs, out, report, tokenizer) if self.make_watch else None
@@ -107,14 +110,6 @@ class PPOStage:
                     break
         last = {k: v for k, v in metrics.items() if "/" in k}
         report.write_card(**examiner.facts(), steps=ppo.steps_done, kl_coef=ppo.kl_coef, last=last)
-
-    def _rows(
-        self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, longest: int, report: StageReport
-    ) -> list[Row]:
-        fitting, left_out = fitting_prompts(rows, tokenizer, longest, "ppo")
-        if left_out:
-            report.say(f"{left_out} prompts left out: over ppo.max_prompt_tokens={longest}")
-        return [row_of(number, row, ids) for number, row, ids in fitting]
 
 
 def key_figures(metrics: dict[str, float]) -> str:

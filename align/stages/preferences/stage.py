@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerBase
 from align.config.leaves import leaves
 from align.data.encode import fitting_prompts
 from align.data.files import HELD_OUT, RANKINGS
-from align.data.source import Source
+from align.data.source import Source, check_held_out
 from align.errors import AlignError
 from align.plan.plan import StagePlan
 from align.plan.runtime import Runtime
@@ -98,8 +98,14 @@ class Preferences:
         tokenizer = load_tokenizer(next(iter(paths.values())), "preferences.policies")
         split = self.data.load("preferences", self.seed)
         longest = self.longest_prompt(list(paths.values()))
-        parts = {RANKINGS: self._rows(split.train, tokenizer, longest, report)}
-        parts[HELD_OUT] = self._rows(split.eval, tokenizer, longest, report) if split.eval else []
+        parts, tallies = {}, []
+        for part, found in ((RANKINGS, split.train), (HELD_OUT, split.eval)):
+            found, left_out = fitting_prompts(found, tokenizer, longest, "preferences", held_out=part == HELD_OUT)
+            rows = [row_of(number, row, ids) for number, row, ids in found]
+            parts[part] = spread(rows, self.options.prompts or len(rows))
+            tallies.append(left_out)
+        report.tell(*split.tallies, *tallies)
+        check_held_out(tallies[-1], split)
         made_from = self._made_from(inputs)
         earlier = {} if self.options.resume is None else read(self.options.resume, made_from)
         judge = self.make_judge(inputs, out, report, tokenizer)
@@ -145,15 +151,6 @@ class Preferences:
         words = ", ".join(f"{count} {reasons[name][0]}" for name, count in found.items())
         few = sum(found.values()) < MANY * ranked["prompts"]
         return words if few else f"{words}\n  use {reasons[max(found, key=found.__getitem__)][1]}"
-
-    def _rows(
-        self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, longest: int, report: StageReport
-    ) -> list[Row]:
-        fitting, left_out = fitting_prompts(rows, tokenizer, longest, "preferences")
-        if left_out:
-            report.say(f"{left_out} prompts left out: over preferences.max_prompt_tokens={longest}")
-        found = [row_of(number, row, ids) for number, row, ids in fitting]
-        return spread(found, self.options.prompts or len(found))
 
     def _sample(
         self, name: str, path: str, todo: list[tuple[str, Row]], file: CompletionsFile,
@@ -276,7 +273,8 @@ def written(path: Path, part: str, rows: list[Row], policies: list[str], found: 
         else:
             left_out[lack(judged)] += 1
     if lines:  # an empty file is no data set
-        path.write_text("".join(json_text(line, ensure_ascii=False) + "\n" for line in lines))
+        text = "".join(json_text(line, ensure_ascii=False) + "\n" for line in lines)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return {
         "prompts": len(lines), "completions": sum(len(line["completions"]) for line in lines), "left_out": left_out,
     }  # fmt: skip
@@ -381,7 +379,7 @@ class CompletionsFile:
 @contextmanager
 def opened(path: Path, made_from: Mapping[str, Any], report: StageReport) -> Iterator[CompletionsFile]:
     """The file for completions that are judged; a line on what is kept if the block raises."""
-    with path.open("w", encoding="utf-8") as stream:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as stream:  # half a character, as json escapes it
         file = CompletionsFile(stream, made_from)
         try:
             yield file
@@ -405,7 +403,7 @@ def read(folder: str, made_from: Mapping[str, Any]) -> dict[Key, Judged]:
     setting = f"preferences.resume={folder}"
     file = Path(folder).expanduser() / COMPLETIONS
     try:
-        whole = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        whole = file.read_text(encoding="utf-8").split("\n")[:-1]  # splitlines also parts at U+2028
         lines = [json.loads(line) for line in whole]
         theirs, judged = lines[0]["made_from"], [Judged(**line) for line in lines[1:]]
     except (OSError, ValueError, LookupError, TypeError) as error:

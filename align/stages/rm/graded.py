@@ -23,7 +23,8 @@ from trl import RewardConfig
 from trl.trainer.utils import disable_dropout_in_model
 
 from align import ops
-from align.data.encode import ALIKE, TOO_LONG, fitting, whole_ids
+from align.data.encode import fitting, sequences
+from align.data.tally import ALIKE, TOO_LONG, Tally
 from align.errors import AlignError
 from align.stages.rm.spec import RMOptions
 
@@ -174,18 +175,16 @@ def with_targets(rows: list[dict], how: LossPlan, label_smoothing: float) -> lis
     return out
 
 
-def encoded(
-    rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None
-) -> tuple[list[dict], dict[str, int]]:
+def encoded(rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> tuple[list[dict], Tally]:
     """Rows with the `ids` of each completion after its prompt, and how many were left out: `too_long`, `alike`.
 
     Raises AlignError if none is left.
     """
-    ids = [
-        whole_ids([{**row, "completion": one} for one in row["completions"]], "completion", tokenizer) for row in rows
+    found = [
+        sequences([{**row, "completion": one} for one in row["completions"]], "completion", tokenizer) for row in rows
     ]
-    places, left_out = fitting(rows, ids, max_length, "rm", "row", (TOO_LONG, ALIKE))
-    return [{"ids": ids[i], "target": rows[i]["target"]} for i in places], left_out
+    places, left_out = fitting(rows, found, max_length, "rm", "row", (TOO_LONG, ALIKE), tokenizer)
+    return [{"ids": [one.ids for one in found[i]], "target": rows[i]["target"]} for i in places], left_out
 
 
 def graded_trainer(

@@ -31,7 +31,8 @@ from trl import RewardConfig, RewardTrainer
 from align.data.encode import fitting_pairs, whole_ids
 from align.data.files import located, unwritten
 from align.data.formats import as_pairs, check_preferring
-from align.data.source import GROUP, Source, Split
+from align.data.source import GROUP, Source, Split, check_held_out
+from align.data.tally import Tally
 from align.engine.linear import give_kernel
 from align.errors import AlignError
 from align.peft.folder import save_model
@@ -69,7 +70,6 @@ class Lesson:
     inputs: dict[str, str]
     split: Split
     rows: list[dict]
-    left_out: dict[str, int]
     held_out: list[dict]
     """Held-out pairs, looked at before anything trains."""
     how: graded.LossPlan
@@ -121,9 +121,11 @@ class RM:
         training.tell_tasks(split.train, report)
         how = graded.plan(split.train, self.options)
         rows, left_out = self._fitting(split.train, how, tokenizer)
-        training.tell_left_out(left_out, f"rm.max_length={self.options.max_length}", report)
-        held_out, _ = fitting_pairs(as_pairs(split.eval), tokenizer, self.options.max_length, "rm", held_out=True)
-        return Lesson(inputs, split, rows, left_out, held_out, how, tokenizer)
+        pairs = as_pairs(split.eval)
+        held_out, not_held_out = fitting_pairs(pairs, tokenizer, self.options.max_length, "rm", held_out=True)
+        report.tell(*split.tallies, left_out, not_held_out)
+        check_held_out(not_held_out, split)
+        return Lesson(inputs, split, rows, held_out, how, tokenizer)
 
     def _train(self, lesson: Lesson, seed: int, out: Path, home: Path, report: StageReport) -> None:
         """One reward model in `out`; `home` takes a base that is made for it and those like it."""
@@ -150,7 +152,7 @@ class RM:
         tokenizer.save_pretrained(out)
         report.write_card(
             inputs=lesson.inputs, start=begun.description, base=begun.base, learning_rate=self.options.learning_rate,
-            left_out=lesson.left_out, loss=how.kind, **{NOUNS[how.kind]: len(rows)},
+            loss=how.kind, **{NOUNS[how.kind]: len(rows)},
         )  # fmt: skip
         if how.kind in graded.RATED:
             report.write_card(rating=graded.facts_of_ratings(how, loss))
@@ -172,8 +174,8 @@ class RM:
 
     def _fitting(
         self, rows: list[dict], how: graded.LossPlan, tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[list[dict], dict[str, int]]:
-        """Rows as the trainer takes them, and how many were left out, by why."""
+    ) -> tuple[list[dict], Tally]:
+        """Rows as the trainer takes them, and the count of those left out."""
         if how.kind != "pairs":
             return graded.encoded(graded.with_targets(rows, how, 0.0), tokenizer, self.options.max_length)
         pairs, left_out = fitting_pairs(as_pairs(rows), tokenizer, self.options.max_length, "rm")
@@ -202,7 +204,8 @@ class RM:
             return {}
         rated = self._rated(module, split.eval, tokenizer, report)
         if not held_out:
-            report.say("no report on pairs: no held-out prompt has two completions of different ratings")
+            why = "no held-out prompt has two completions of different ratings" if rated else "no held-out pair is left"
+            report.say(f"no report on pairs: {why}")
             return rated
         scores = quality.score_pairs(module, held_out, tokenizer, self.device)
         if not scores.margin_B.isfinite().all():

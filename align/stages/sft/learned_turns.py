@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
 from align.errors import AlignError
@@ -49,12 +50,8 @@ def check_template(args: dict[str, Any], path: str, key: str) -> None:
     """
     if not args.get("assistant_only_loss"):
         return
-    tokenizer, home = load_tokenizer(path, f"{key}.path"), path
-    if other := args.get("chat_template_path"):
-        home, file = other, Path(other)
-        is_template = file.is_file() and file.suffix in (".jinja", ".j2")
-        own = f"{key}.args.chat_template_path"
-        tokenizer.chat_template = file.read_text("utf-8") if is_template else load_tokenizer(other, own).chat_template
+    tokenizer = with_template(args, load_tokenizer(path, f"{key}.path"), key)
+    home = args.get("chat_template_path") or path
     if tokenizer.chat_template is None or has_generation_markers(tokenizer.chat_template):
         return
     try:
@@ -65,3 +62,13 @@ def check_template(args: dict[str, Any], path: str, key: str) -> None:
             f"  use +{key}.args.chat_template_path=FILE.jinja, a template with {{% generation %}} and "
             "{% endgeneration %} around them, or leave it out"
         ) from error
+
+
+def with_template(args: dict[str, Any], tokenizer: PreTrainedTokenizerBase, key: str) -> PreTrainedTokenizerBase:
+    """The tokenizer, in place with the chat template that TRL takes by `chat_template_path`."""
+    if other := args.get("chat_template_path"):
+        file = Path(other)
+        is_template = file.is_file() and file.suffix in (".jinja", ".j2")
+        own = f"{key}.args.chat_template_path"
+        tokenizer.chat_template = file.read_text("utf-8") if is_template else load_tokenizer(other, own).chat_template
+    return tokenizer

@@ -38,7 +38,9 @@ class SFTOptions:
     batch_size: int = number(16, low=1)
     """Rows an optimizer step."""
     max_length: int = number(1024, low=2)
-    """Tokens of prompt and completion; longer rows are cut."""
+    """Tokens of prompt and completion; for longer rows see `too_long`."""
+    too_long: str = choice("cut", "cut", "leave_out", rare=True)
+    """Rows longer than `max_length`: cut, by which they lose their EOS, or left out. Either is counted."""
     early_stopping: int | None = number(None, low=1, rare=True)
     """Training ends when the held-out loss has not fallen for so many evaluations, one an epoch unless
     `args.eval_strategy` says otherwise; the best of them is the stage's result."""

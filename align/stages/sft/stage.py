@@ -23,7 +23,8 @@ from trl import SFTConfig, SFTTrainer
 from align.data.encode import fitting_examples
 from align.data.files import located, unwritten
 from align.data.mixture import by_task
-from align.data.source import Source
+from align.data.source import Source, check_held_out
+from align.data.tally import Tally
 from align.engine.linear import give_kernel
 from align.errors import AlignError
 from align.peft.adapters import add_trained, use_adapter
@@ -37,7 +38,7 @@ from align.roles.folder import CAUSAL
 from align.roles.start import Start, start
 from align.roles.tokenizer import load_tokenizer
 from align.stages import training
-from align.stages.sft.learned_turns import check_rows, check_template
+from align.stages.sft.learned_turns import check_rows, check_template, with_template
 from align.stages.sft.side_by_side import Member, check_method, check_run, learner, members, train_together
 from align.stages.sft.spec import SFTOptions
 from align.stages.training import train
@@ -51,7 +52,8 @@ class Task:
     args: SFTConfig
     rows: list[dict]
     held_out: list[dict]
-    left_out: int
+    tallies: tuple[Tally, ...]
+    """Of the rows, and of those held out."""
 
     def trainer(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> SFTTrainer:
         tasks = {name: training.dataset(rows) for name, rows in by_task(self.held_out).items()}
@@ -63,7 +65,7 @@ class Task:
 
     def facts(self) -> dict[str, Any]:
         tasks = {name: len(rows) for name, rows in by_task(self.rows).items()}
-        return {"rows": len(self.rows), "left_out": self.left_out, **({"tasks": tasks} if tasks else {})}
+        return {"rows": len(self.rows), **({"tasks": tasks} if tasks else {})}
 
     def held_out_loss(self, trainer: SFTTrainer) -> dict[str, float]:
         """Nats a token on held-out rows: of each task, and of those that are trained on (each by its rows)."""
@@ -118,12 +120,17 @@ class SFT:
             training.check_metric(args, self.name, by_task(split.eval))
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
-        tokenizer = load_tokenizer(inputs["path"], f"{self.name}.path")
+        tokenizer = with_template(self.options.args, load_tokenizer(inputs["path"], f"{self.name}.path"), self.name)
         found = members(self.options, located(self.data, inputs), self.seed, self.name)
         tasks = [self._task(member, tokenizer, out) for member in found]
-        for count in dict.fromkeys(task.left_out for task in tasks if task.left_out):
-            longest = f"{self.name}.max_length={self.options.max_length}"
-            report.say(f"{count} rows left out: no token of the completion within {longest}")
+        report.tell(*(tally for task in tasks for tally in task.tallies))
+        for task in tasks:
+            training.check_held_out(task.args, task.held_out, self.name)
+            if len(tasks) > 1 and not task.held_out:
+                raise AlignError(
+                    f"{self.name}.data: no held-out row is left, and they choose the best of {len(tasks)} adapters\n"
+                    f"  use a larger {self.name}.data.eval_share, or a larger {self.name}.max_length"
+                )
         first = tasks[0]
         if unwritten(self.data):  # and written now
             self._check_data(first.args, found)
@@ -156,9 +163,14 @@ class SFT:
 
     def _task(self, member: Member, tokenizer: PreTrainedTokenizerBase, out: Path) -> Task:
         split, longest = member.data.load(self.name, member.seed), self.options.max_length
-        rows, left_out = fitting_examples(split.train, tokenizer, longest, self.name)
-        held_out, _ = fitting_examples(split.eval, tokenizer, longest, self.name) if split.eval else ([], 0)
-        return Task(member, self._arguments(member, out), rows, held_out, left_out)
+        too_long = self.options.too_long
+        rows, left_out = fitting_examples(split.train, tokenizer, longest, self.name, too_long=too_long)
+        held_out, not_held_out = fitting_examples(
+            split.eval, tokenizer, longest, self.name, held_out=True, too_long=too_long
+        )
+        check_held_out(not_held_out, split)
+        args = self._arguments(member, out)
+        return Task(member, args, rows, held_out, (*split.tallies, left_out, not_held_out))
 
     def _arguments(self, member: Member, out: Path) -> SFTConfig:
         return training.arguments(SFTConfig, self.name, member.options, out, member.seed, self.device, self.dtype)

@@ -92,8 +92,9 @@ class HelpDesk:
             "ppo": self._ppo,
         }  # fmt: skip
         split = make[LIKE.get(purpose, purpose)](seed)
-        parts = vars(split).items()
-        return Split(**{name: rows if name == "train" else rows[: self.held_out] for name, rows in parts})
+        for part in ("eval", "test", "eval_swaps", "test_swaps"):
+            setattr(split, part, getattr(split, part)[: self.held_out])
+        return split
 
     def _pretrain(self, seed: int) -> Split:
         random = _random(seed, "documents", "train")

@@ -34,7 +34,7 @@ WRONG = [
     (
         "a layer that is not there",
         f"{SFT} peft@sft.peft=lora sft.peft.target_modules=[q_proj] +sft.peft.layers_to_transform=[7]",
-        ["sft.peft", "its linear layers: q_proj"],
+        ["sft.peft.layers_to_transform=[7]", "use layers from 0 to"],
     ),
     (
         "weights that a method cannot sit on",

@@ -76,10 +76,12 @@ def test_it_goes_on_with_the_fine_tuned_adapter_and_ppo_goes_on_with_it(here, ba
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
 def test_a_reference_of_other_token_ids_is_refused(here, base, tokenizer, capsys, method):
-    other = shutil.copytree(base, here / "other")
+    other = Path(shutil.copytree(base, here / "other"))
     more = copy.deepcopy(tokenizer)
     more.add_tokens(["<new>"])
     more.save_pretrained(other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "vocab_size": len(more)}))
     words = f"{' '.join(SMALL)} stages=[{method}] actor.path={base} reference.path={other}"
     refused(capsys, words, ["reference.path: its tokenizer", "is not the policy's"])
     assert not (here / "runs").exists()

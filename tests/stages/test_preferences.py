@@ -216,10 +216,12 @@ def test_what_cannot_be_is_refused_before_a_model_loads(here, base, capsys, word
 
 def test_policies_of_other_token_ids_are_refused(here, base, tokenizer, capsys):
     """All prompts are read, and all answers written, by one tokenizer."""
-    other = shutil.copytree(base, here / "other")
+    other = Path(shutil.copytree(base, here / "other"))
     more = copy.deepcopy(tokenizer)
     more.add_tokens(["<new>"])
     more.save_pretrained(other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "vocab_size": len(more)}))
     words = ask(base, preferences__policies=f"[{base},{other}]")
     refused(capsys, " ".join(words), ["preferences.policies: its tokenizer", "is not the policy's"])
 

@@ -93,8 +93,9 @@ def replace_alike(
     metrics = {
         "rollout/alike_share": float(alike_B.float().mean()),
         "rollout/extra_batches": float(extra),
-        "rollout/scores": float(sampled.scored.score_B.nanmean()),
     }
+    if not sampled.scored.score_B.isnan().all():
+        metrics["rollout/scores"] = float(sampled.scored.score_B.nanmean())
     if not extra:
         return first, metrics
     best_first_B = torch.cat([(~alike_B).nonzero()[:, 0], alike_B.nonzero()[:, 0]])

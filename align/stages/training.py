@@ -26,7 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_callback import PrinterCallback
-from trl import DPOConfig, DPOTrainer, KTOConfig, RewardConfig, RewardTrainer, SFTConfig
+from trl import DPOConfig, DPOTrainer, KTOConfig, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from align.data.mixture import by_task
 from align.errors import AlignError
@@ -48,8 +48,8 @@ def arguments(
         "learning_rate": options.learning_rate,
         "num_train_epochs": options.epochs,
         "max_length": options.max_length,
-        "per_device_train_batch_size": options.batch_size,
-        "per_device_eval_batch_size": options.batch_size,
+        "per_device_train_batch_size": (rows := micro_batch(key, options)),
+        "per_device_eval_batch_size": rows,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.05,
         "adam_beta2": 0.95,
@@ -79,6 +79,47 @@ def arguments(
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise AlignError(f"{key}.args: trl.{cls.__name__} refuses them: {reason}") from error
+
+
+def micro_batch(key: str, options: Any) -> int:
+    """Rows of a micro-batch: `batch_size` is rows an optimizer step. Raises AlignError where it cannot be divided."""
+    size, count = options.batch_size, options.args.get("gradient_accumulation_steps", 1)
+    if count < 1:
+        raise AlignError(f"{key}.args.gradient_accumulation_steps={count}: use a whole number from 1")
+    if size % count:
+        near = max(round(size / count), 1) * count
+        raise AlignError(
+            f"{key}.args.gradient_accumulation_steps={count} does not divide {key}.batch_size={size}, the rows of an "
+            f"optimizer step\n  use {key}.batch_size={near}"
+        )
+    return size // count
+
+
+def weigh_micro_batches(trainer: Trainer) -> None:
+    """Let micro-batches count by their rows, as in one large batch: transformers (5.19) counts a smaller last one as
+    the others where the loss is a mean over rows."""
+    plain_samples, plain_loss = trainer.get_batch_samples, trainer.compute_loss
+    sizes: list[int] = []
+
+    def get_batch_samples(batches: Iterator, count: int, device: torch.device) -> tuple[list, Any]:
+        found, items = plain_samples(batches, count, device)
+        sizes[:] = [_rows_of(batch) for batch in found]
+        return found, items
+
+    def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        rows = _rows_of(inputs)
+        found = plain_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        if not trainer.model.training or len(set(sizes)) < 2:
+            return found
+        share = rows * len(sizes) / sum(sizes)
+        return (found[0] * share, found[1]) if return_outputs else found * share
+
+    trainer.get_batch_samples, trainer.compute_loss = get_batch_samples, compute_loss
+
+
+def _rows_of(batch: Mapping[str, Any]) -> int:
+    """Rows, or twice the pairs, of a batch; completions of a ranking are one row."""
+    return len(batch["target"] if "target" in batch else batch["input_ids"])
 
 
 def loraplus(model: PeftModel, args: TrainingArguments, ratio: float | None) -> torch.optim.Optimizer | None:
@@ -213,6 +254,8 @@ def train(trainer: Trainer, report: StageReport) -> None:
     trainer.remove_callback(PrinterCallback)
     args = trainer.args
     warm_up_from_the_first_step(trainer)
+    if not isinstance(trainer, SFTTrainer):
+        weigh_micro_batches(trainer)
     add_extra_loss(trainer)
     if isinstance(trainer, RewardTrainer | DPOTrainer):
         weigh_pairs(trainer)

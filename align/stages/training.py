@@ -26,7 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_callback import PrinterCallback
-from trl import DPOConfig, DPOTrainer, KTOConfig, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from align.data.mixture import by_task
 from align.errors import AlignError
@@ -37,6 +37,7 @@ from align.roles.loading import look
 from align.roles.start import check_adapter
 from align.roles.tokenizer import load_tokenizer
 from align.stages.finite import Guard, guard_trainer
+from align.stages.held_out import weigh_batches
 
 
 def arguments(
@@ -207,21 +208,6 @@ def add_extra_loss(trainer: Trainer) -> None:
     trainer.compute_loss = compute_loss
 
 
-def weigh_pairs(trainer: RewardTrainer | DPOTrainer) -> None:
-    """Make accuracy and margin of held-out pairs means over pairs; TRL (1.16) has means over batches of any size."""
-    plain_loss = trainer.compute_loss
-
-    def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        pairs = len(inputs["input_ids"]) // 2
-        found = plain_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
-        if not trainer.model.training:
-            for means in trainer._metrics["eval"].values():  # the last is this batch's: once for each pair
-                means += means[-1:] * (pairs - 1)
-        return found
-
-    trainer.compute_loss = compute_loss
-
-
 def check_start(
     path: str, role: str, peft: PeftConfig | None, adapter: str, kinds: tuple[str, ...] = (CAUSAL,)
 ) -> PreTrainedTokenizerBase:
@@ -257,8 +243,8 @@ def train(trainer: Trainer, report: StageReport) -> None:
     if not isinstance(trainer, SFTTrainer):
         weigh_micro_batches(trainer)
     add_extra_loss(trainer)
-    if isinstance(trainer, RewardTrainer | DPOTrainer):
-        weigh_pairs(trainer)
+    if isinstance(trainer, SFTTrainer | RewardTrainer | DPOTrainer | KTOTrainer):
+        weigh_batches(trainer)
     guard = guard_of(trainer.model, report)
     guard_trainer(trainer, guard)
     with report.steps(steps_of_batches(args, len(trainer.get_train_dataloader()))) as tell:

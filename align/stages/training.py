@@ -36,6 +36,7 @@ from align.roles.folder import CAUSAL
 from align.roles.loading import look
 from align.roles.start import check_adapter
 from align.roles.tokenizer import load_tokenizer
+from align.stages.best import keep_best
 from align.stages.finite import Guard, guard_trainer
 from align.stages.held_out import weigh_batches
 
@@ -249,7 +250,10 @@ def train(trainer: Trainer, report: StageReport) -> None:
     guard_trainer(trainer, guard)
     with report.steps(steps_of_batches(args, len(trainer.get_train_dataloader()))) as tell:
         trainer.add_callback(Callback(report, tell, guard))
+        best = keep_best(trainer)
         trainer.train()
+    if best:
+        best.restore()
     guard.weights(trainer.state.global_step)
     trainer.model.eval()
     remove_if_empty(Path(args.output_dir))

@@ -41,7 +41,8 @@ class PPOOptions:
     kl_in: str = choice("reward", "reward", "loss", rare=True)
     """reward (a token's KL is taken off its reward), or loss (it is added to the policy's loss, as GRPO has it)."""
     kl_estimator: str = choice("auto", "auto", "k1", "k2", "k3", rare=True)
-    """k1, k2 or k3 (Schulman 2020); auto: k1 in the reward, k3 in the loss."""
+    """k1, k2 or k3 (Schulman 2020); auto: k1 in the reward, k3 in the loss. All three estimate KL(policy‖reference). In
+    the loss the gradient of k2 is that of KL(policy‖reference), and the gradient of k3 that of KL(reference‖policy)."""
     kl_target: float | None = number(None, above=0, rare=True)
     """KL in nats a sequence that kl_coef is steered to after each step (Ziegler et al. 2019); unset: it is fixed."""
     kl_horizon: int = number(10000, low=1, rare=True)

@@ -26,7 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_callback import PrinterCallback
-from trl import DPOConfig, DPOTrainer, KTOConfig, RewardConfig, RewardTrainer, SFTConfig
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from align.data.mixture import by_task
 from align.errors import AlignError
@@ -36,7 +36,9 @@ from align.roles.folder import CAUSAL
 from align.roles.loading import look
 from align.roles.start import check_adapter
 from align.roles.tokenizer import load_tokenizer
+from align.stages.best import keep_best
 from align.stages.finite import Guard, guard_trainer
+from align.stages.held_out import weigh_batches
 
 
 def arguments(
@@ -48,8 +50,8 @@ def arguments(
         "learning_rate": options.learning_rate,
         "num_train_epochs": options.epochs,
         "max_length": options.max_length,
-        "per_device_train_batch_size": options.batch_size,
-        "per_device_eval_batch_size": options.batch_size,
+        "per_device_train_batch_size": (rows := micro_batch(key, options)),
+        "per_device_eval_batch_size": rows,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.05,
         "adam_beta2": 0.95,
@@ -79,6 +81,47 @@ def arguments(
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise AlignError(f"{key}.args: trl.{cls.__name__} refuses them: {reason}") from error
+
+
+def micro_batch(key: str, options: Any) -> int:
+    """Rows of a micro-batch: `batch_size` is rows an optimizer step. Raises AlignError where it cannot be divided."""
+    size, count = options.batch_size, options.args.get("gradient_accumulation_steps", 1)
+    if count < 1:
+        raise AlignError(f"{key}.args.gradient_accumulation_steps={count}: use a whole number from 1")
+    if size % count:
+        near = max(round(size / count), 1) * count
+        raise AlignError(
+            f"{key}.args.gradient_accumulation_steps={count} does not divide {key}.batch_size={size}, the rows of an "
+            f"optimizer step\n  use {key}.batch_size={near}"
+        )
+    return size // count
+
+
+def weigh_micro_batches(trainer: Trainer) -> None:
+    """Let micro-batches count by their rows, as in one large batch: transformers (5.19) counts a smaller last one as
+    the others where the loss is a mean over rows."""
+    plain_samples, plain_loss = trainer.get_batch_samples, trainer.compute_loss
+    sizes: list[int] = []
+
+    def get_batch_samples(batches: Iterator, count: int, device: torch.device) -> tuple[list, Any]:
+        found, items = plain_samples(batches, count, device)
+        sizes[:] = [_rows_of(batch) for batch in found]
+        return found, items
+
+    def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        rows = _rows_of(inputs)
+        found = plain_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        if not trainer.model.training or len(set(sizes)) < 2:
+            return found
+        share = rows * len(sizes) / sum(sizes)
+        return (found[0] * share, found[1]) if return_outputs else found * share
+
+    trainer.get_batch_samples, trainer.compute_loss = get_batch_samples, compute_loss
+
+
+def _rows_of(batch: Mapping[str, Any]) -> int:
+    """Rows, or twice the pairs, of a batch; completions of a ranking are one row."""
+    return len(batch["target"] if "target" in batch else batch["input_ids"])
 
 
 def loraplus(model: PeftModel, args: TrainingArguments, ratio: float | None) -> torch.optim.Optimizer | None:
@@ -166,21 +209,6 @@ def add_extra_loss(trainer: Trainer) -> None:
     trainer.compute_loss = compute_loss
 
 
-def weigh_pairs(trainer: RewardTrainer | DPOTrainer) -> None:
-    """Make accuracy and margin of held-out pairs means over pairs; TRL (1.16) has means over batches of any size."""
-    plain_loss = trainer.compute_loss
-
-    def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        pairs = len(inputs["input_ids"]) // 2
-        found = plain_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
-        if not trainer.model.training:
-            for means in trainer._metrics["eval"].values():  # the last is this batch's: once for each pair
-                means += means[-1:] * (pairs - 1)
-        return found
-
-    trainer.compute_loss = compute_loss
-
-
 def check_start(
     path: str, role: str, peft: PeftConfig | None, adapter: str, kinds: tuple[str, ...] = (CAUSAL,)
 ) -> PreTrainedTokenizerBase:
@@ -205,14 +233,19 @@ def train(trainer: Trainer, report: StageReport) -> None:
     trainer.remove_callback(PrinterCallback)
     args = trainer.args
     warm_up_from_the_first_step(trainer)
+    if not isinstance(trainer, SFTTrainer):
+        weigh_micro_batches(trainer)
     add_extra_loss(trainer)
-    if isinstance(trainer, RewardTrainer | DPOTrainer):
-        weigh_pairs(trainer)
+    if isinstance(trainer, SFTTrainer | RewardTrainer | DPOTrainer | KTOTrainer):
+        weigh_batches(trainer)
     guard = guard_of(trainer.model, report)
     guard_trainer(trainer, guard)
     with report.steps(steps_of_batches(args, len(trainer.get_train_dataloader()))) as tell:
         trainer.add_callback(Callback(report, tell, guard))
+        best = keep_best(trainer)
         trainer.train()
+    if best:
+        best.restore()
     guard.weights(trainer.state.global_step)
     trainer.model.eval()
     remove_if_empty(Path(args.output_dir))

@@ -53,3 +53,16 @@ def test_k3_is_clamped_and_k1_k2_are_not():
 def test_another_estimator_is_refused():
     with pytest.raises(ValueError, match=r"k4.*k1, k2, k3"):
         ops.kl(torch.zeros(1), torch.zeros(1), "k4")
+
+
+@pytest.mark.parametrize(("estimator", "reverse"), [("k2", False), ("k3", True)])
+def test_the_gradient_in_a_loss_is_that_of_a_kl_in_one_direction(estimator, reverse):
+    """Exact expectations over four tokens, of samples that are not differentiated; float32 inside the estimator."""
+    logits = torch.tensor([0.5, -0.3, 1.2, 0.0], dtype=torch.float64, requires_grad=True)
+    logq = torch.tensor([-0.4, 0.8, 0.1, 0.3], dtype=torch.float64).log_softmax(0)
+    logp = logits.log_softmax(0)
+    mean = (logp.exp().detach() * ops.kl(logp, logq, estimator)).sum()
+    (found,) = torch.autograd.grad(mean, logits, retain_graph=True)
+    exact = (logq.exp() * (logq - logp)).sum() if reverse else (logp.exp() * (logp - logq)).sum()
+    (expected,) = torch.autograd.grad(exact, logits)
+    assert_close(found, expected, rtol=0, atol=1e-6)

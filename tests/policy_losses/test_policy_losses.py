@@ -24,6 +24,7 @@ MASK_BT = torch.tensor([[True, True, True], [True, True, False]])
         (Clip(0.2), [[-1.2, 0.8, -1.2], [1.5, 10.0, 0.0]]),
         (ClipHigher(0.2, 0.28), [[-1.28, 0.8, -1.28], [1.5, 10.0, 0.0]]),
         (DualClip(0.2, 3.0), [[-1.2, 0.8, -1.2], [1.5, 3.0, 0.0]]),
+        (DualClip(0.2, 3.0, clip_high=0.28), [[-1.28, 0.8, -1.28], [1.5, 3.0, 0.0]]),
     ],
 )
 def test_losses_of_tokens_by_hand(loss, expected):

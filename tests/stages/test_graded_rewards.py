@@ -51,7 +51,7 @@ def test_pairs_as_rankings_and_with_whole_shares_train_as_trl_has_it(trained, re
     ranked, ranked_card = trained(PAIRS, "preferences", loss="plackett_luce")
     shared, _ = trained([{**row, "share": 1.0} for row in PAIRS], "preferences")
     assert same(hard, ranked) and same(hard, shared)
-    halves = {"batch_size": 4, "args": {"max_steps": 4, "gradient_accumulation_steps": 2}}
+    halves = {"batch_size": 8, "args": {"max_steps": 4, "gradient_accumulation_steps": 2}}
     hard, _ = trained(PAIRS, "preferences", **halves)
     ranked, _ = trained(PAIRS, "preferences", loss="plackett_luce", **halves)
     assert same(hard, ranked)

@@ -97,8 +97,8 @@ class Line(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
 
-    def forward(self, x: torch.Tensor, **labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"loss": (self.weight * x).sqrt().mean()}
+    def forward(self, input_ids: torch.Tensor, **labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (self.weight * input_ids).sqrt().mean()}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_the_last_good_checkpoint_stays(tmp_path, rows, said):
         str(tmp_path / "trainer"), use_cpu=True, report_to="none", train_sampling_strategy="sequential",
         logging_steps=1, disable_tqdm=True, **settings,
     )  # fmt: skip
-    trainer = Trainer(Line(), args, train_dataset=[{"x": torch.tensor([x])} for x in rows])
+    trainer = Trainer(Line(), args, train_dataset=[{"input_ids": torch.tensor([x])} for x in rows])
     with Report().stage("sft", tmp_path) as report, pytest.raises(AlignError, match=said):
         train(trainer, report)
     kept = [folder.name for folder in (tmp_path / "trainer").iterdir()]

@@ -108,7 +108,7 @@ def test_rates_side_by_side_share_the_seed(here, base):
 
 def test_data_sets_of_different_lengths_each_take_their_own_steps(here, base):
     """22 and 13 rows, batches of 4 in accumulation of 2, two epochs: 6 and 4 steps, the last ones of an epoch short."""
-    more = ["sft.args.gradient_accumulation_steps=2", "sft.epochs=2", "sft.args.max_grad_norm=0.1"]
+    more = ["sft.batch_size=8", "sft.args.gradient_accumulation_steps=2", "sft.epochs=2", "sft.args.max_grad_norm=0.1"]
     together = sft(base, "sft.data.path=[a.jsonl,b.jsonl]", "sft.learning_rate=[1e-3,2e-3]", *more)
     check_same(together, 0, sft(base, *more, name="first"))
     check_same(together, 1, sft(base, "sft.data.path=b.jsonl", "sft.learning_rate=2e-3", *more, name="second"))

@@ -11,6 +11,7 @@ is any of TRL's, such as ipo (Azar et al. 2023, arXiv 2310.12036). KTO: Ethayara
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from align.data.formats import check_preferring
 from align.data.source import Source, check_held_out
 from align.data.tally import Tally
 from align.engine.linear import give_kernel
+from align.errors import AlignError
 from align.peft.folder import save_model
 from align.peft.prompts import prompted
 from align.peft.rates import check_loraplus, rate
@@ -43,6 +45,8 @@ from align.roles.tokenizer import load_tokenizer
 from align.stages import training
 from align.stages.direct.spec import DPOOptions, KTOOptions
 
+MOST_UNEQUAL = 4 / 3
+"""Ratio of weighed good to weighed bad completions (or the other way round) up to which nobody is warned."""
 OURS = {"beta": "beta", "loss_type": "loss"}
 """TRL's arguments, by the names that they have here."""
 
@@ -111,6 +115,8 @@ class Direct:
         report.tell(*split.tallies, left_out, not_held_out)
         check_held_out(not_held_out, split)
         args = self._arguments(out)
+        if isinstance(args, KTOConfig):
+            rows, held_out = self._in_batches(rows, held_out, args, report)
         training.check_held_out(args, held_out, name)
         torch.manual_seed(self.seed)
         method = planned(self.peft, training.steps_of(args, len(rows)), "actor")
@@ -140,6 +146,24 @@ class Direct:
         self, rows: list[dict], tokenizer: PreTrainedTokenizerBase, held_out: bool = False
     ) -> tuple[list[dict], Tally]:
         return self.method.fitting(rows, tokenizer, self.options.max_length, self.method.name, held_out)
+
+    def _in_batches(
+        self, rows: list[dict], held_out: list[dict], args: KTOConfig, report: StageReport
+    ) -> tuple[list[dict], list[dict]]:
+        """Rows of KTO as its batches take them, with a line on each that is left out and on what it cannot do."""
+        size = args.per_device_train_batch_size
+        if args.loss_type == "kto":
+            check_compared(size, args.gradient_accumulation_steps, report)
+        found = []
+        for part, name in ((rows, "rows"), (held_out, "held-out rows")):
+            shuffled = in_order(part, self.seed)
+            if args.loss_type == "kto" and len(shuffled) % size == 1:
+                report.say(f"1 of {len(part)} {name} left out: alone in the last batch, with none to compare it with")
+                shuffled = without_one(shuffled)
+            found.append(shuffled)
+        if warning := unbalanced(found[0], args):
+            report.say(warning)
+        return found[0], found[1]
 
     def _reference(self, inputs: dict[str, str], model: PreTrainedModel | PeftModel) -> PreTrainedModel | None:
         """Reference of TRL's trainer: the named one, or the model as it is now; None where TRL copies it."""
@@ -175,6 +199,54 @@ def build(stage: StagePlan, runtime: Runtime) -> Direct:
         METHODS[stage.spec.name], replace(options, learning_rate=rate(options.learning_rate, method)),
         runtime.data(options.data), actor, method, runtime.seed, runtime.device, runtime.dtype,
     )  # fmt: skip
+
+
+def in_order(rows: list[dict], seed: int) -> list[dict]:
+    """Rows in a random order by `seed`: TRL's KTO trainer takes them as they come, good ones first if they do."""
+    shuffled = list(rows)
+    random.Random(seed).shuffle(shuffled)
+    return shuffled
+
+
+def without_one(rows: list[dict]) -> list[dict]:
+    """Rows but for the last one of the label that most have."""
+    good = 2 * sum(bool(row["label"]) for row in rows) >= len(rows)
+    last = max(i for i, row in enumerate(rows) if bool(row["label"]) == good)
+    return rows[:last] + rows[last + 1 :]
+
+
+def check_compared(rows: int, micro_batches: int, report: StageReport) -> None:
+    """Say how many rows KTO compares where a batch is cut. Raises AlignError where one is left."""
+    setting = f"kto.args.gradient_accumulation_steps={micro_batches}"
+    if rows == 1:
+        raise AlignError(
+            f"{setting} leaves micro-batches of one row, and KTO compares rows of a micro-batch\n"
+            f"  use kto.batch_size={2 * micro_batches}"
+        )
+    if micro_batches > 1:
+        report.say(
+            f"warning: {setting}: KTO compares the {rows} rows of a micro-batch, not all {rows * micro_batches} of a "
+            "batch, and trains otherwise than without it"
+        )
+
+
+def unbalanced(rows: list[dict], args: KTOConfig) -> str:
+    """Warning where good and bad completions are unequally many for their weights, with a weight to use; else ''.
+
+    Ethayarajh et al. 2024, equation 8: weight times number of the good is 1 to 4/3 of that of the bad.
+    """
+    good = sum(bool(row["label"]) for row in rows)
+    bad = len(rows) - good
+    share = args.desirable_weight * good / (args.undesirable_weight * bad)
+    if 1 / MOST_UNEQUAL <= share <= MOST_UNEQUAL:
+        return ""
+    name, weight = "undesirable_weight", args.desirable_weight * good / bad
+    if share < 1:
+        name, weight = "desirable_weight", args.undesirable_weight * bad / good
+    return (
+        f"warning: {good} good and {bad} bad completions, weighed {args.desirable_weight:g} and "
+        f"{args.undesirable_weight:g}: the fewer have little say; use kto.args.{name}={weight:.3g}"
+    )
 
 
 def frozen_copy(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -27,6 +27,7 @@ from align.report.report import StageReport
 from align.roles.folder import CAUSAL
 from align.roles.loading import for_task
 from align.stages.finite import Guard
+from align.stages.held_out import weigh_batches
 from align.stages.sft.spec import SFTOptions
 from align.stages.training import guard_of, loraplus, remove_if_empty, steps_of_batches, warm_up_from_the_first_step
 
@@ -203,6 +204,7 @@ def learner(
         )
     trainer.remove_callback(PrinterCallback)
     warm_up_from_the_first_step(trainer)
+    weigh_batches(trainer)
     torch.manual_seed(trainer.args.seed)  # accelerate's sampler takes it for its own
     loader = trainer.get_train_dataloader()
     steps = steps_of_batches(trainer.args, len(loader))

@@ -68,9 +68,9 @@ class Task:
         return {"rows": len(self.rows), **({"tasks": tasks} if tasks else {})}
 
     def held_out_loss(self, trainer: SFTTrainer) -> dict[str, float]:
-        """Nats a token on held-out rows: of each task, and of those that are trained on (each by its rows)."""
+        """Nats a token on held-out rows: of each task, and of all those that are trained on."""
         found = trainer.evaluate()
-        sizes = {name: len(rows) for name, rows in by_task(self.held_out).items()}
+        sizes = {name: found[f"eval_{name}_tokens"] for name in by_task(self.held_out)}
         if not sizes:
             return {"eval_loss": found["eval_loss"]}
         losses = {name: found[f"eval_{name}_loss"] for name in sizes}
@@ -196,11 +196,24 @@ def build(stage: StagePlan, runtime: Runtime) -> SFT:
 
 
 def check_packing(args: dict[str, Any], method: PeftConfig | None, key: str) -> None:
-    """Raise AlignError for rows laid end to end that nothing cuts (TRL 1.16 refuses them late), and for a method that
-    plans by optimizer steps where packing makes their number unknown."""
+    """Raise AlignError for packing that cannot be.
+
+    Rows laid end to end that nothing cuts (TRL 1.16 refuses them late), or that see each other: TRL keeps rows apart by
+    `padding_free`, which packing turns on, but for wrapped. A method that plans by optimizer steps, whose number
+    packing makes unknown.
+    """
     if args.get("padding_free") and not args.get("packing"):
         raise AlignError(
             f"{key}.args.padding_free=true: {key}.max_length cuts no row then\n  use +{key}.args.packing=true as well"
+        )
+    together = "rows of one sequence would see each other"
+    if args.get("packing_strategy") == "wrapped":
+        raise AlignError(
+            f"{key}.args.packing_strategy=wrapped: {together}\n  use {key}.args.packing_strategy=bfd_split"
+        )
+    if args.get("eval_packing") and not args.get("packing"):
+        raise AlignError(
+            f"{key}.args.eval_packing=true: {together}\n  use +{key}.args.packing=true as well, or leave it out"
         )
     if args.get("packing") and hooks_of(method) is not NONE and args.get("max_steps", -1) <= 0:
         raise AlignError(

@@ -179,7 +179,8 @@ def test_two_tasks_are_trained_together_counted_and_scored_apart(here):
 
 def test_the_held_out_loss_is_of_the_tasks_that_are_trained_on():
     held_out = [{"task": "topic"}] * 3 + [{"task": "mood"}]
-    trainer = SimpleNamespace(evaluate=lambda: {"eval_topic_loss": 1.0, "eval_mood_loss": 5.0})
+    losses, tokens = {"eval_topic_loss": 1.0, "eval_mood_loss": 5.0}, {"eval_topic_tokens": 30, "eval_mood_tokens": 10}
+    trainer = SimpleNamespace(evaluate=lambda: {**losses, **tokens})
     for rows, mean in (([{"task": "topic"}], 1.0), (held_out, 2.0)):
         told = Task(None, None, rows, held_out, 0).held_out_loss(trainer)
         assert told == {"eval_loss": mean, "eval_loss_topic": 1.0, "eval_loss_mood": 5.0}

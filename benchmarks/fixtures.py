@@ -1,4 +1,4 @@
-"""What both sides of the benchmark work on: a tokenizer, 512 prompts of 16-64 tokens, random Llamas of three sizes.
+"""Work for both sides of the benchmark: a tokenizer, 512 prompts of 16-64 tokens, random Llamas of three sizes.
 
     python benchmarks/fixtures.py FOLDER s
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from align.cli.plugins import has_plug, plug_file, read_yaml
+from align.cli.plugins import defaults_of, plug_file, plug_files, read_yaml
 
 GLOBAL = ("experiment", "debug", "sweep", "local")
 """Groups whose files set keys of all sections."""
@@ -46,14 +46,14 @@ def drop_settings_of_others(
     `compose(words)` composes alone what the words choose; `usual()` has the choices before an experiment, by group.
     """
     choices = cfg.hydra.runtime.choices
-    chosen = [(group, choices[group]) for group in GLOBAL if isinstance(choices.get(group), str)]
+    keys = [word.lstrip("+").partition("=")[0] for word in typed]
+    keys = [one for one in keys if choices.get(one) and one.partition("@")[0] not in (*GLOBAL, *SHARING, "stage")]
+    chosen = [(group, choices[group]) for group in GLOBAL if isinstance(choices.get(group), str)] if keys else []
     presets = [preset for group, name in chosen for preset in _presets(group, name)]
-    for key in [word.lstrip("+").partition("=")[0] for word in typed]:
+    for key in keys:
         group, _, section = key.partition("@")
         section = section or group
         touching = [one for one in presets if one.touches(section)]
-        if not touching or not choices.get(key) or group in (*GLOBAL, *SHARING, "stage"):
-            continue
         if any(one.choices.get(section, usual().get(key)) != choices[key] for one in touching):
             alone = compose([f"+{group}@alone={choices[key]}"]).alone
             _replace(cfg, section, alone, [word for word in typed if word.partition("=")[0] != key])
@@ -75,19 +75,13 @@ def _replace(cfg: DictConfig, section: str, alone: DictConfig, typed: list[str])
 
 def _presets(group: str, name: str) -> Iterator[Preset]:
     """The preset of a yaml, after those that its defaults take in."""
-    if not has_plug(group, name):
+    if not plug_files(group, name):
         return  # an optional one, such as local/default.yaml
     found = read_yaml(plug_file(group, name))
     preset = Preset(settings={key: value for key, value in found.items() if key != "defaults"})
-    for entry in found.get("defaults", []):
-        key, choice = next(iter(entry.items())) if isinstance(entry, dict) else (entry, None)
-        key = key.removeprefix("override ")
-        path = (key[1:] if key.startswith("/") else f"{group}/{key}").removeprefix("_self_")
-        if not isinstance(entry, dict):
-            home, _, inner = path.rpartition("/")
-            if home in GLOBAL and inner != "_self_":
-                yield from _presets(home, inner)
+    for home, choice, section in defaults_of(group, found):
+        if home in GLOBAL:
+            yield from _presets(home, choice)
         else:
-            home, _, section = path.partition("@")
             preset.choices[section or home] = choice
     yield preset

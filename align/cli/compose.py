@@ -24,7 +24,7 @@ from omegaconf.errors import InterpolationResolutionError
 
 from align.cli.choices import GLOBAL, drop_settings_of_others
 from align.cli.errors import coming_with, unknown_below, unresolved
-from align.cli.plugins import OWN, own_folder, plugin_folders, readable, shown_path, sources
+from align.cli.plugins import OWN, own_folder, plug_files, plugin_folders, readable, shown_path
 from align.cli.schema import ROOT, SHARED, default_choices, register, section_of, stage_specs
 from align.config import RunOptions
 from align.config.fields import shown
@@ -193,16 +193,15 @@ def check_sections(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
 
 def check_clashes(choices: Mapping[str, str | None]) -> None:
     """Raise AlignError for a choice of which there are two: the first on the search path would win."""
-    places = dict(sources())
     for key, choice in choices.items():
         group = key.partition("@")[0]
         if choice and not group.startswith("hydra/"):
-            owners = [name for name, folder in places.items() if (folder / group / f"{choice}.yaml").exists()]
+            owners = plug_files(group, choice)
             if len(owners) > 1:
-                rename = OWN if OWN in owners else owners[1]
+                first, second, *_ = owners
+                rename = OWN if OWN in owners else second
                 raise AlignError(
-                    f"{key}={choice}: both {owners[0]} and {owners[1]} have one\n"
-                    f"  use another name for {places[rename] / group / choice}.yaml"
+                    f"{key}={choice}: both {first} and {second} have one\n  use another name for {owners[rename]}"
                 )
 
 

@@ -103,13 +103,15 @@ def plugs() -> list[tuple[str, str, str, str]]:
     return found
 
 
+def plug_files(group: str, name: str) -> dict[str, Path]:
+    """The yamls of a plug's name, by their sources, in Hydra's order; one, unless names clash."""
+    files = {source: folder / group / f"{name}.yaml" for source, folder in sources()}
+    return {source: file for source, file in files.items() if file.exists()}
+
+
 def plug_file(group: str, name: str) -> Path:
     """The yaml of a plug that `plugs` lists."""
-    return next(file for _, folder in sources() if (file := folder / group / f"{name}.yaml").exists())
-
-
-def has_plug(group: str, name: str) -> bool:
-    return any((folder / group / f"{name}.yaml").exists() for _, folder in sources())
+    return next(iter(plug_files(group, name).values()))
 
 
 def keys_of(group: str) -> dict[str, list[str]]:
@@ -118,13 +120,14 @@ def keys_of(group: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for one, name, *_ in plugs():
         if one == group:
-            for key in _keys(group, read_yaml(plug_file(group, name))):
+            for key in listed_keys(group, name):
                 found.setdefault(key, []).append(name)
     return found
 
 
-def _keys(group: str, node: dict) -> list[str]:
+def listed_keys(group: str, name: str) -> list[str]:
     """Keys of a plug's yaml, of its schema and of the sections that its defaults list puts below it."""
+    node = read_yaml(plug_file(group, name))
     keys = [key for key in node if key not in ("defaults", "_target_")]
     for home, name, package in defaults_of(group, node):
         if package:
@@ -134,7 +137,7 @@ def _keys(group: str, node: dict) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
-def defaults_of(group: str, node: dict) -> Iterator[tuple[str, str, str]]:
+def defaults_of(group: str, node: dict) -> Iterator[tuple[str, str | None, str]]:
     """Yield each entry in the defaults of a plug's yaml: group, choice, and the section below the plug, '' for itself.
 
     >>> list(defaults_of("reward", {"defaults": ["/schema/reward@_here_", {"/zero@zero": "none"}, "_self_"]}))
@@ -143,9 +146,10 @@ def defaults_of(group: str, node: dict) -> Iterator[tuple[str, str, str]]:
     for entry in node.get("defaults", []):
         if entry != "_self_":
             key, choice = next(iter(entry.items())) if isinstance(entry, dict) else (entry, None)
-            place, _, package = key.partition("@")
-            path = place if choice is None else f"{place}/{choice}"
-            home, _, name = (path[1:] if path.startswith("/") else f"{group}/{path}").rpartition("/")
+            place, _, package = key.removeprefix("override ").partition("@")
+            home, name = place[1:] if place.startswith("/") else f"{group}/{place}", choice
+            if isinstance(entry, str):
+                home, _, name = home.rpartition("/")
             yield home, name, "" if package == "_here_" else package
 
 

@@ -76,8 +76,8 @@ def fitting_prompts(
             f"rollout.max_new_tokens where the model has no room for both, or shorter prompts in {key}.data.path"
         )
     limit = f"{key}.max_prompt_tokens={max_prompt_tokens}"
-    tally = Tally(len(rows), {TOO_LONG: len(rows) - len(found)}, {}, key, limit, max(lengths, default=0))
-    tally.noun = "held-out prompts" if held_out else "prompts"
+    noun = "held-out prompts" if held_out else "prompts"
+    tally = Tally(len(rows), {TOO_LONG: len(rows) - len(found)}, {}, key, limit, max(lengths, default=0), noun=noun)
     for _, row, _ in found:
         _note_special(row, tokenizer, tally)
     return found, tally
@@ -171,10 +171,7 @@ def fitting(
         EMPTY: lambda i: _is_empty(rows[i]["chosen"]) or _is_empty(rows[i]["rejected"]),
         TOO_LONG: lambda i: max_length is not None and lengths[i] > max_length,
     }
-    tally = Tally(
-        len(rows), dict.fromkeys(reasons, 0), {}, key, f"{key}.max_length={max_length}", max(lengths, default=0)
-    )
-    tally.noun = "held-out rows" if held_out else "rows"
+    tally = _tally(lengths, reasons, max_length, key, held_out)
     places = []
     for i in range(len(rows)):
         if why := next((reason for reason in reasons if holds[reason](i)), None):
@@ -187,6 +184,12 @@ def fitting(
         words = [f"{count} {REMEDIES[why].format(**given)}" for why, count in tally.left_out.items() if count]
         raise AlignError(f"{key}.data: {_none_left(rows, noun)}: {'; '.join(words)}")
     return places, tally
+
+
+def _tally(lengths: list[int], reasons: tuple[str, ...], max_length: int | None, key: str, held_out: bool) -> Tally:
+    """The count of rows of these lengths, none of them left out yet."""
+    limit, noun = f"{key}.max_length={max_length}", "held-out rows" if held_out else "rows"
+    return Tally(len(lengths), dict.fromkeys(reasons, 0), {}, key, limit, max(lengths, default=0), noun=noun)
 
 
 def _note(row: dict, found: list[Sequence], tokenizer: PreTrainedTokenizerBase, tally: Tally) -> None:
@@ -262,10 +265,7 @@ def fitting_examples(
     side = next((name for name in ("messages", "text") if rows and name in rows[0]), "completion")
     found, longest = sequences(rows, side, tokenizer, "row"), math.inf if max_length is None else max_length
     lengths = [len(one.ids) for one in found]
-    tally = Tally(
-        len(rows), {NO_ROOM: 0, TOO_LONG: 0}, {}, key, f"{key}.max_length={max_length}", max(lengths, default=0)
-    )
-    tally.noun = "held-out rows" if held_out else "rows"
+    tally = _tally(lengths, (NO_ROOM, TOO_LONG), max_length, key, held_out)
     kept = []
     for row, one in zip(rows, found, strict=True):
         if len(one.ids) > longest and too_long == "leave_out":

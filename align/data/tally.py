@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-TOO_LONG, NO_ROOM, NO_TURN, ALIKE, EMPTY, SHARED = "too_long", "no_room", "no_turn", "alike", "empty", "shared"
+TOO_LONG, NO_ROOM, ALIKE, EMPTY, SHARED = "too_long", "no_room", "alike", "empty", "shared"
 LEFT_OUT = {
     TOO_LONG: "longer than {limit} (the longest has {longest} tokens)",
     NO_ROOM: "without a token of the completion within {limit}",
-    NO_TURN: "without a token of the assistant within {limit}",
     ALIKE: "with completions alike",
     EMPTY: "empty",
 }
 """Reasons why rows are left out, in words."""
 
-CUT, APART, JOINED, OTHERWISE, SPECIAL, NEUTRAL, UNMARKED = (
-    "cut", "apart", "joined", "otherwise", "special", "neutral", "unmarked",
-)  # fmt: skip
+CUT, APART, JOINED, OTHERWISE, SPECIAL, NEUTRAL = "cut", "apart", "joined", "otherwise", "special", "neutral"
 CHANGED = {
     CUT: "cut at {limit}: the end, EOS, is not learned (the longest has {longest} tokens). Use a larger "
     "{key}.max_length, or {key}.too_long=leave_out",
@@ -29,8 +26,6 @@ CHANGED = {
     "where it is none",
     SHARED: "with a prompt that is trained on, too. Use held-out rows of other prompts",
     NEUTRAL: "without {example}, which others have: no margin, or everybody's preference, is taken",
-    UNMARKED: "whose end token stands outside the template's generation marks, and is not learned. Use "
-    "{{% endgeneration %}} behind it",
 }
 """Ways in which rows that stay do not train as they stand, in words with the remedy."""
 

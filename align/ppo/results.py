@@ -12,16 +12,18 @@ from torch import Tensor
 from align.errors import AlignError
 from align.types import Advantage, Reward, RolloutEngine
 
-ATTRIBUTES = {"reward": ("wants",), "advantage": ("needs_critic", "min_samples"), "rollout": ("name",)}
-"""Attributes that PPO reads of each plug (align/types.py)."""
+PROTOCOLS = {
+    "reward": ("Reward", ("wants",)), "advantage": ("Advantage", ("needs_critic", "min_samples")),
+    "rollout": ("RolloutEngine", ("name",)),
+}  # fmt: skip
+"""Protocol of each plug in align/types.py, and the attributes that PPO reads."""
 AXES = {1: "(completions,)", 2: "(completions, tokens)"}
 
 
 def check_attributes(reward: Reward, advantage: Advantage, rollout: RolloutEngine) -> None:
     """Raise AlignError for a plug that lacks an attribute of its Protocol."""
-    for (key, names), plug in zip(ATTRIBUTES.items(), (reward, advantage, rollout), strict=True):
+    for (key, (protocol, names)), plug in zip(PROTOCOLS.items(), (reward, advantage, rollout), strict=True):
         if missing := [name for name in names if not hasattr(plug, name)]:
-            protocol = {"reward": "Reward", "advantage": "Advantage", "rollout": "RolloutEngine"}[key]
             raise AlignError(
                 f"{key}={name_of(plug)}: it has no {missing[0]}\n  use the attributes of align.types.{protocol}"
             )

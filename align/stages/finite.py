@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback, TrainerState
 
 from align import ops
 from align.errors import AlignError
+from align.stages.batch_loss import change_loss
 
 HELD_OUT = " of held-out rows"
 
@@ -36,7 +38,9 @@ class Guard:
 
     def gradients(self, step: int) -> None:
         """The gradients that wait for optimizer step `step`."""
-        found = ((name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None)
+        found = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
+        if get_total_norm([gradient for _, gradient in found]).isfinite():  # one number to wait for, not one a tensor
+            return
         if name := ops.first_not_finite(found):
             raise self._error(f"the gradient of {name} is not finite", step, moved=step > 1)
 
@@ -78,17 +82,17 @@ class GradientCheck(TrainerCallback):
 
 def guard_trainer(trainer: Trainer, guard: Guard) -> None:
     """Check each loss, in training and on held-out rows, the gradients of each step and weights that are saved."""
-    plain_loss, plain_save = trainer.compute_loss, trainer.save_model
+    plain_save = trainer.save_model
 
-    def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        found = plain_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+    def checked(loss: Tensor, inputs: dict[str, Any], items: Any) -> Tensor:
         done, trains = trainer.state.global_step, trainer.model.training
-        guard.loss(found[0] if return_outputs else found, done + 1 if trains else done, "" if trains else HELD_OUT)
-        return found
+        guard.loss(loss, done + 1 if trains else done, "" if trains else HELD_OUT)
+        return loss
 
     def save_model(output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
         guard.weights(trainer.state.global_step)
         plain_save(output_dir, _internal_call)
 
-    trainer.compute_loss, trainer.save_model = compute_loss, save_model
+    change_loss(trainer, checked)
+    trainer.save_model = save_model
     trainer.add_callback(GradientCheck(guard))

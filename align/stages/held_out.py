@@ -65,7 +65,7 @@ def reduced(name: str, values: list[tuple[float, float]]) -> float:
 
 
 def weights_of(trainer: Trainer, inputs: Mapping[str, Tensor]) -> dict[str, float]:
-    """What a batch counts for: `rows` (pairs of two), and figures that are means over something else."""
+    """Weights of a batch in the figures: its `rows` (pairs of two), or another by the figure's name."""
     if isinstance(trainer, SFTTrainer):
         tokens = float(inputs["labels"][:, 1:].ne(IGNORED).sum())
         return {"rows": float(len(inputs["labels"])), "loss": tokens, **dict.fromkeys(BY_TOKENS, tokens)}

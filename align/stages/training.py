@@ -16,6 +16,7 @@ import datasets
 import torch
 from peft import PeftConfig, PeftModel
 from peft.optimizers import create_loraplus_optimizer
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import (
     PreTrainedModel,
@@ -36,6 +37,7 @@ from align.roles.folder import CAUSAL
 from align.roles.loading import look
 from align.roles.start import check_adapter
 from align.roles.tokenizer import load_tokenizer
+from align.stages.batch_loss import change_loss
 from align.stages.best import keep_best
 from align.stages.finite import Guard, guard_trainer
 from align.stages.held_out import weigh_batches
@@ -100,7 +102,7 @@ def micro_batch(key: str, options: Any) -> int:
 def weigh_micro_batches(trainer: Trainer) -> None:
     """Let micro-batches count by their rows, as in one large batch: transformers (5.19) counts a smaller last one as
     the others where the loss is a mean over rows."""
-    plain_samples, plain_loss = trainer.get_batch_samples, trainer.compute_loss
+    plain_samples = trainer.get_batch_samples
     sizes: list[int] = []
 
     def get_batch_samples(batches: Iterator, count: int, device: torch.device) -> tuple[list, Any]:
@@ -108,15 +110,13 @@ def weigh_micro_batches(trainer: Trainer) -> None:
         sizes[:] = [_rows_of(batch) for batch in found]
         return found, items
 
-    def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        rows = _rows_of(inputs)
-        found = plain_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+    def weighed(loss: Tensor, inputs: dict[str, Any], items: Any) -> Tensor:
         if not trainer.model.training or len(set(sizes)) < 2:
-            return found
-        share = rows * len(sizes) / sum(sizes)
-        return (found[0] * share, found[1]) if return_outputs else found * share
+            return loss
+        return loss * (_rows_of(inputs) * len(sizes) / sum(sizes))
 
-    trainer.get_batch_samples, trainer.compute_loss = get_batch_samples, compute_loss
+    trainer.get_batch_samples = get_batch_samples
+    change_loss(trainer, weighed)
 
 
 def _rows_of(batch: Mapping[str, Any]) -> int:
@@ -195,18 +195,15 @@ class Callback(TrainerCallback):
 
 def add_extra_loss(trainer: Trainer) -> None:
     """Add the loss of the adapter's method to the trainer's, once an optimizer step; not in evaluation."""
-    plain_loss = trainer.compute_loss
 
-    def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        found = plain_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+    def with_extra(loss: Tensor, inputs: dict[str, Any], items: Any) -> Tensor:
         extra = extra_loss(trainer.model, "default") if trainer.model.training else None
         if extra is None:
-            return found
-        if num_items_in_batch is not None:  # else the trainer divides
-            extra = extra / trainer.current_gradient_accumulation_steps
-        return (found[0] + extra, found[1]) if return_outputs else found + extra
+            return loss
+        # where the items are known, the trainer does not divide
+        return loss + (extra if items is None else extra / trainer.current_gradient_accumulation_steps)
 
-    trainer.compute_loss = compute_loss
+    change_loss(trainer, with_extra)
 
 
 def check_start(

@@ -58,7 +58,7 @@ class Demonstrations:
     schema: str | None = None
 
     def prompts(self, shots: int, seed: int) -> list[str | list[dict]]:
-        """The prompts with `shots` examples before each, of its own task, the same for all prompts of a task.
+        """The prompts with `shots` examples of the same task before each, the same for all prompts of a task.
 
         No example stands before those of a task that is not trained on. Raises AlignError where a task has fewer.
         """

@@ -19,7 +19,7 @@ from align.cli.choices import GLOBAL
 from align.cli.compose import composed, plan_of
 from align.cli.errors import message_of
 from align.cli.main import run
-from align.cli.plugins import keys_of
+from align.cli.plugins import listed_keys
 from align.cli.plugins import plugs as listed
 from align.cli.schema import ROOT, all_settings, register, stage_specs
 from align.config import section_of
@@ -62,8 +62,7 @@ def compose(words: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
         target = node.get(TARGET) if isinstance(node, DictConfig) else None
         if group == "stage" or target in (None, NONE) or section_of(target) is not None:
             continue
-        listed = [name for name, having in keys_of(group).items() if choice in having]
-        if set(node) - {TARGET, *listed}:
+        if set(node) - {TARGET, *listed_keys(group, choice)}:
             plug = plug_of(OmegaConf.to_container(node, resolve=False), place or group)
             check_names(plug, target_of(plug))
     return cfg, choices

@@ -12,7 +12,7 @@ import align
 from align.cli.main import flags_first
 from align.errors import AlignError
 
-TASKS = Path(__file__).resolve().parent.parent / "examples" / "rewards" / "tasks.jsonl"
+TASKS = Path(__file__).resolve().parents[2] / "examples" / "rewards" / "tasks.jsonl"
 """Prompts without answers."""
 ONE_STEP = f"{SFT} sft.batch_size=4 sft.args.max_steps=1"
 

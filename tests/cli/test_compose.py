@@ -21,7 +21,7 @@ from align.errors import AlignError, AlignWarning
 from align.imports import locate
 from align.plan.plan import RunPlan
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HOMES = (ROOT / "conf", ROOT / "plugins" / "help_desk" / "help_desk" / "conf")
 FILES = sorted(
     file.relative_to(home).with_suffix("") for home in HOMES for file in home.rglob("*.yaml") if file.parent != home

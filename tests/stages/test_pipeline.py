@@ -65,7 +65,7 @@ def test_every_folder_loads_without_align(ran):
     run = (ran[0] / "runs" / "tiny" / "latest").resolve()
     kinds = {"pretrain": "causal", "sft": "causal", "rm": "score", "ppo": "causal", "ppo/best": "causal"}
     words = [f"{run / stage}:{kind}" for stage, kind in kinds.items()]
-    script = Path(__file__).with_name("loading.py")
+    script = Path(__file__).parents[1] / "loading.py"
     done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -6,6 +6,7 @@ A `key` is the stage's name in the configuration (`ppo`), which errors put befor
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -252,25 +253,30 @@ def _dialogues(row: dict) -> list[list[dict]]:
 
 def fitting_examples(
     rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None, key: str, *, held_out: bool = False,
-    too_long: str = "cut",
+    too_long: str = "cut", learned: Callable[[dict], list[int]] | None = None,
 ) -> tuple[list[dict], Tally]:  # fmt: skip
     """Rows that SFT learns from, with the count of those left out and of those cut.
 
-    TRL's SFTTrainer keeps the first `max_length` tokens of a row and drops it where none of them is of the
-    completion, which begins where the ids of prompt and prompt + completion part (trl 1.16,
-    `SFTTrainer._prepare_dataset`); with too_long=leave_out longer rows are left out. Where prompt and completion are
-    encoded apart, each row has `input_ids` and `completion_mask`, which that trainer takes. Raises AlignError if none
-    is left of rows that are not held out, and for messages that the chat template refuses.
+    TRL's SFTTrainer keeps the first `max_length` tokens of a row and drops it where none of them is learned: `learned`
+    is 1 for each token of a row that is, by default those of the completion, which begins where the ids of prompt and
+    prompt + completion part (trl 1.16, `SFTTrainer._prepare_dataset`); with too_long=leave_out longer rows are left
+    out. Where prompt and completion are encoded apart, each row has `input_ids` and `completion_mask`, which that
+    trainer takes. Raises AlignError if none is left of rows that are not held out, and for messages that the chat
+    template refuses.
     """
     side = next((name for name in ("messages", "text") if rows and name in rows[0]), "completion")
     found, longest = sequences(rows, side, tokenizer, "row"), math.inf if max_length is None else max_length
+    starts = [one.start if side == "completion" else 0 for one in found]
+    if learned:
+        masks = [[0] * start + learned(row)[start:] for row, start in zip(rows, starts, strict=True)]
+        starts = [mask.index(1) if 1 in mask else len(mask) for mask in masks]
     lengths = [len(one.ids) for one in found]
     tally = _tally(lengths, (NO_ROOM, TOO_LONG), max_length, key, held_out)
     kept = []
-    for row, one in zip(rows, found, strict=True):
+    for row, one, start in zip(rows, found, starts, strict=True):
         if len(one.ids) > longest and too_long == "leave_out":
             tally.left_out[TOO_LONG] += 1
-        elif side == "completion" and one.start >= min(longest, len(one.ids)):
+        elif start >= min(longest, len(one.ids)):
             tally.left_out[NO_ROOM] += 1
         else:
             kept.append((row, one))
@@ -279,7 +285,7 @@ def fitting_examples(
                 tally.note(CUT)
     if rows and not kept and not held_out:
         why = "since all are longer" if tally.left_out[TOO_LONG] else "since the prompts fill it"
-        extent = _extent(lengths if tally.left_out[TOO_LONG] else [one.start for one in found])
+        extent = _extent(lengths if tally.left_out[TOO_LONG] else starts)
         raise AlignError(
             f"{key}.max_length={max_length}: {_none_left(rows, 'example')}, {why} ({extent}): use a larger "
             f"{key}.max_length, or shorter prompts in {key}.data.path"

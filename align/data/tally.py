@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 TOO_LONG, NO_ROOM, ALIKE, EMPTY, SHARED = "too_long", "no_room", "alike", "empty", "shared"
 LEFT_OUT = {
     TOO_LONG: "longer than {limit} (the longest has {longest} tokens)",
-    NO_ROOM: "without a token of the completion within {limit}",
+    NO_ROOM: "without a token to learn within {limit}",
     ALIKE: "with completions alike",
     EMPTY: "empty",
 }

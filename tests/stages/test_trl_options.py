@@ -72,6 +72,29 @@ def test_the_assistant_s_turns_alone_are_learned(here, base):
     assert alone[0] != pytest.approx(whole[0], abs=1e-3)
 
 
+CUT = "data@sft.data=conversational sft.data.path=cut.jsonl sft.data.eval_share=0 +sft.args.assistant_only_loss=true"
+
+
+def test_rows_whose_learned_turns_are_cut_off_are_left_out_and_counted(here, base, capsys):
+    """Three of eight; the template marks the words of a turn and not its end, which is told, too."""
+    (here / "chat.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{{ eos_token }}{% else %}{{ m.content }}\n{% endif %}{% endfor %}"
+    )
+    words = ["red kite " * (40 if n < 3 else 1) for n in range(8)]
+    rows = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in words]
+    (here / "cut.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    template = f"+sft.args.chat_template_path={here / 'chat.jinja'}"
+    losses(here, base, f"{CUT} {template} sft.max_length=32")
+    out = " ".join(capsys.readouterr().out.split())
+    assert "3 of 8 rows left out: 3 without a token to learn within sft.max_length=32" in out
+    assert "5 rows, 0 held out" in out
+    assert "would not learn to stop" in out
+    refused(
+        capsys, f"model={base} {BASE} {CUT} {template} sft.max_length=2", ["sft.max_length=2: no example is left of 8"]
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+from trl.chat_template_utils import (
+    get_training_chat_template,
+    has_generation_markers,
+    is_chat_template_stop_token_trained,
+)
 
 from align.errors import AlignError
 from align.roles.tokenizer import load_tokenizer
@@ -62,6 +67,40 @@ def check_template(args: dict[str, Any], path: str, key: str) -> None:
             f"  use +{key}.args.chat_template_path=FILE.jinja, a template with {{% generation %}} and "
             "{% endgeneration %} around them, or leave it out"
         ) from error
+
+
+def learned_tokens(args: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Callable[[dict], list[int]] | None:
+    """A function of a row of messages to 1 for each token of the assistant's turns, 0 for the others.
+
+    None where TRL learns them all, or by prompt and completion.
+    """
+    if not args.get("assistant_only_loss"):
+        return None
+    template = _training_template(tokenizer)
+
+    def mask(row: dict) -> list[int]:
+        turns = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
+        options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        return tokenizer.apply_chat_template(turns, chat_template=template, **options)["assistant_masks"]
+
+    return mask
+
+
+def unlearned_end(args: dict[str, Any], tokenizer: PreTrainedTokenizerBase, key: str) -> str:
+    """A warning where the end of the assistant's turns is not learned, '' where it is."""
+    if not args.get("assistant_only_loss"):
+        return ""
+    if is_chat_template_stop_token_trained(tokenizer, chat_template=_training_template(tokenizer)):
+        return ""
+    return (
+        f"{key}.args.assistant_only_loss=true: the chat template's {{% endgeneration %}} stands before the token that "
+        "ends the assistant's turns, and a policy would not learn to stop. Use a template where it stands behind"
+    )
+
+
+def _training_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """TRL's version of the chat template that marks the assistant's turns; None where its own marks them."""
+    return None if has_generation_markers(tokenizer.chat_template) else get_training_chat_template(tokenizer)
 
 
 def with_template(args: dict[str, Any], tokenizer: PreTrainedTokenizerBase, key: str) -> PreTrainedTokenizerBase:

@@ -38,7 +38,7 @@ from align.roles.folder import CAUSAL
 from align.roles.start import Start, start
 from align.roles.tokenizer import load_tokenizer
 from align.stages import training
-from align.stages.sft.learned_turns import check_rows, check_template, with_template
+from align.stages.sft.learned_turns import check_rows, check_template, learned_tokens, unlearned_end, with_template
 from align.stages.sft.side_by_side import Member, check_method, check_run, learner, members, train_together
 from align.stages.sft.spec import SFTOptions
 from align.stages.training import train
@@ -121,9 +121,12 @@ class SFT:
 
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         tokenizer = with_template(self.options.args, load_tokenizer(inputs["path"], f"{self.name}.path"), self.name)
+        check_template(self.options.args, inputs["path"], self.name)  # of a model that this run has made
         found = members(self.options, located(self.data, inputs), self.seed, self.name)
         tasks = [self._task(member, tokenizer, out) for member in found]
         report.tell(*(tally for task in tasks for tally in task.tallies))
+        if warning := unlearned_end(self.options.args, tokenizer, self.name):
+            report.say(warning)
         for task in tasks:
             training.check_held_out(task.args, task.held_out, self.name)
             if len(tasks) > 1 and not task.held_out:
@@ -134,7 +137,6 @@ class SFT:
         first = tasks[0]
         if unwritten(self.data):  # and written now
             self._check_data(first.args, found)
-        check_template(self.options.args, inputs["path"], self.name)  # of a model that this run has made
         method = planned(self.peft, training.steps_of(first.args, len(first.rows)), self.name)
         torch.manual_seed(found[0].seed)
         begun = start(
@@ -163,13 +165,11 @@ class SFT:
 
     def _task(self, member: Member, tokenizer: PreTrainedTokenizerBase, out: Path) -> Task:
         split, longest = member.data.load(self.name, member.seed), self.options.max_length
-        too_long = self.options.too_long
-        rows, left_out = fitting_examples(split.train, tokenizer, longest, self.name, too_long=too_long)
-        held_out, not_held_out = fitting_examples(
-            split.eval, tokenizer, longest, self.name, held_out=True, too_long=too_long
-        )
-        check_held_out(not_held_out, split)
         args = self._arguments(member, out)
+        options = {"too_long": self.options.too_long, "learned": learned_tokens(self.options.args, tokenizer)}
+        rows, left_out = fitting_examples(split.train, tokenizer, longest, self.name, **options)
+        held_out, not_held_out = fitting_examples(split.eval, tokenizer, longest, self.name, held_out=True, **options)
+        check_held_out(not_held_out, split)
         return Task(member, args, rows, held_out, (*split.tallies, left_out, not_held_out))
 
     def _arguments(self, member: Member, out: Path) -> SFTConfig:

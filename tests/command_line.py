@@ -94,7 +94,8 @@ def write_data(folder: Path) -> None:
         "def short(completions, **kwargs):\n    return [0.0]\n\n\n"
         "def nan(completions, **kwargs):\n    return [float('nan') for _ in completions]\n\n\n"
         "def raises(completions, **kwargs):\n    raise KeyError('colour')\n\n\n"
-        "def bare(completions):\n    return [0.0 for _ in completions]\n"
+        "def bare(completions):\n    return [0.0 for _ in completions]\n\n\n"
+        "def right(completions, solution, **kwargs):\n    return [0.0 for _ in solution]\n"
     )
     (folder / "broken_plugin.py").write_text("import no_such_package\n\n\ndef score(**kwargs): ...\n")
 

@@ -67,11 +67,12 @@ def check_scoring(reward: Plug, data: Plug, purpose: str, seed: int) -> None:
 
     Where it goes by columns of the rows, the rows of a stage's data are looked at.
     """
+    from align.data.files import unwritten
     from align.rewards.parts import check_rows, reads_rows
 
-    found = check_reward(reward)
-    if reads_rows(found):
-        split = make(data).load(purpose, seed)
+    found, source = check_reward(reward), make(data)
+    if reads_rows(found) and not unwritten(source):
+        split = source.load(purpose, seed)
         check_rows(found, [*split.train, *split.eval, *split.test], reward.key)
 
 

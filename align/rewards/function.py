@@ -73,11 +73,20 @@ class FunctionReward:
         score_B = scores_of(result, rollout, self._here)
         return Scored(score_B, {self.name: score_B})
 
+    def check_rows(self, rows: list[dict], key: str) -> None:
+        """Raise AlignError where the columns of the rows are not those that the function takes."""
+        columns = {name: [] for row in rows for name in row if name not in WITHHELD}
+        self._check_columns(columns, f"{key}.fn: ")
+
+    def _check_columns(self, columns: dict[str, Any], key: str = "") -> None:
+        if both := columns.keys() & self.args.keys():
+            raise AlignError(f"{key}{self._here}: {min(both)} is in its args and a column of the data set: rename one")
+        check_call(self.fn, {*GIVEN, *columns, *self.args}, columns, f"{key}{self._here}")
+
     def _keywords(self, rollout: Rollout, texts: Texts, state: RewardState) -> dict[str, Any]:
         columns = {name: values for name, values in rollout.columns.items() if name not in WITHHELD}
-        if both := columns.keys() & self.args.keys():
-            raise AlignError(f"{self._here}: {min(both)} is in its args and a column of the data set: rename one")
-        keywords = {
+        self._check_columns(columns)
+        return {
             "prompts": texts.prompts,
             "completions": texts.completions,
             "completion_ids": texts.completion_ids,
@@ -87,8 +96,6 @@ class FunctionReward:
             "log_metric": state.log_metric,
             **self.args,
         }
-        check_call(self.fn, keywords, columns, self._here)
-        return keywords
 
     def _call(self, keywords: dict[str, Any]) -> Any:
         result = self.fn(**keywords)
@@ -142,13 +149,13 @@ def check_takes(fn: Callable, given: Iterable[str], args: Iterable[str], here: s
             warnings.warn(f"{here}: only **kwargs takes args.{name}; is it {near[0]}?", AlignWarning, stacklevel=3)
 
 
-def check_call(fn: Callable, keywords: dict, columns: Iterable[str], here: str) -> None:
+def check_call(fn: Callable, keywords: Iterable[str], columns: Iterable[str], here: str) -> None:
     """Nothing, if `fn` can be called with `keywords`; AlignError, with the columns there are, if not."""
     signature = _signature(fn)
     if signature is None:
         return
     try:
-        signature.bind(**keywords)
+        signature.bind(**dict.fromkeys(keywords))
     except TypeError as error:
         have = ", ".join(sorted(columns)) or "none beside the prompt"
         raise AlignError(f"{here}: {error}; columns of the data set: {have}; others come from its args") from None

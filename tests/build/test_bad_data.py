@@ -81,6 +81,18 @@ EARLY = [
         "stages=evaluate actor.path={base} sft.data.path=yes.jsonl evaluate.shots=[0] evaluate.metrics=[accuracy]",
         ["evaluate.metrics: accuracy", "every one is ' yes'", "use exact_match or f1"],
     ),
+    (
+        "no column that the reward function takes",
+        f"{PPO} reward.fn=my_rewards.right",
+        ["reward.fn: reward 'right' (my_rewards.py:", "'solution'", "columns of the data set: topic"],
+    ),
+    (
+        "no column that the judge's function takes",
+        "stages=preferences model={base} preferences.data.path=prompts.jsonl reward@preferences.judge=sum "
+        "+reward@preferences.judge.terms.right=fn "
+        "preferences.judge.terms.right.fn=my_rewards.right",
+        ["preferences.judge.terms.right.fn: reward 'right'", "'solution'"],
+    ),
 ]
 LATE = [
     ("all prompts fill it", f"{SFT} sft.max_length=2", ["sft.max_length=2", "no example is left", "sft.data.path"]),

@@ -94,18 +94,18 @@ class RewardLLMJudgeOptions:
     scale: tuple[float, ...] = (1.0, 10.0)
     """The worst and the best grade, which become scores of 0 and 1; another number is no grade."""
     pattern: str | None = None
-    """Regular expression with one group, the number, in the judge's answer; unset: the number behind the last `Score:`,
-    else the last one."""
+    """Regular expression with one group, the number, in the judge's reply; unset: `Score: 8` on the last line that
+    begins so, a reply that is the number alone, or a JSON object's `score` (docs/reference/rewards.md)."""
     temperature: float | None = 0.0
     """Of the judge's sampling; null leaves the field out of the request, as some hosted models want it."""
     max_tokens: int | None = 1024
-    """The most tokens of the judge's answer; null leaves the field out (args.max_completion_tokens is its new name)."""
+    """The most tokens of the judge's reply; null leaves the field out (args.max_completion_tokens is its new name)."""
     args: Settings = open_settings()
     """Further fields of the request, such as "reward.args.structured_outputs.choice=['1','2','3']" (vLLM)."""
     concurrency: int = 16
     """Requests under way at the same time."""
     max_unread: float = 0.5
-    """The run ends when a larger share of a batch's answers holds no grade; else these rows are no opinion, and their
+    """The run ends when a larger share of a batch's replies holds no grade; else these rows are no opinion, and their
     share is logged."""
     timeout: float = 120.0
     """As that of http."""

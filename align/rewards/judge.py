@@ -3,8 +3,8 @@ r"""Grades by a language model behind an OpenAI-compatible chat server: vLLM, ll
     align stages=[preferences,dpo] model=FOLDER preferences.data.path=prompts.jsonl data@dpo.data=sampled \
         reward@preferences.judge=llm_judge preferences.judge.url=http://localhost:8000/v1 preferences.judge.model=NAME
 
-Each completion is one request to URL/chat/completions, and its score the number in the reply
-(align/rewards/judge.py), which the question asks for (align/rewards/judge.py).
+Each completion is one request to URL/chat/completions, and its score the grade in the reply (align/rewards/grade.py),
+which the question asks for.
 
 Shapes: B completions.
 """
@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import regex
 import torch
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import SandboxedEnvironment
 
 from align.data.encode import Prompt, text_of
-from align.errors import AlignError, typed
-from align.rewards.format import compiled, patience
+from align.errors import AlignError, AlignWarning, typed
 from align.rewards.function import WITHHELD, row_name
+from align.rewards.grade import Grade
 from align.rewards.server import Response, Server, Unreadable
 from align.types import RewardState, Rollout, Scored, Texts
 
@@ -34,6 +34,8 @@ OWN = ("model", "messages", "temperature", "max_tokens", "stream", "n")
 """Fields of a request that `args` has no say in."""
 REFUSED = (400, 413, 422)
 """Status codes of a server that does not take this one question, being too long, say: no opinion."""
+MANY = 0.1
+"""Share of replies without a grade above which is warned, once."""
 FEW = 8
 """Answers, the latest ones of earlier batches among them, of which `max_unread` is a share at least."""
 
@@ -52,7 +54,7 @@ class LLMJudge:
     """Scores from 0 to 1: the judge's grade, moved from `scale`; NaN where its reply holds none.
 
     url: where the server's /chat/completions lies, such as http://localhost:8000/v1. model: by the server's name.
-    template: a file (judge_question.py); pattern, scale: grade.py. temperature, max_tokens: None leaves the field
+    template: a file (`Question`); pattern, scale: as `Grade` has them. temperature, max_tokens: None leaves the field
     out of the request, for servers that refuse it. args: further fields of it. concurrency: requests under way at a
     time. max_unread: the share of a batch's replies without a grade above which the run ends. timeout, retries,
     headers: as align/rewards/server.py has them. Equal questions of a batch are sent once.
@@ -96,6 +98,7 @@ class LLMJudge:
         self.wants: set[str] = set()
         self.latest: list[bool] = []
         """True for each of the last replies that was without a grade; FEW replies, or a batch if that is more."""
+        self.warned = False
 
     def check_rows(self, rows: list[dict], key: str) -> None:
         """Raises AlignError where the template wants a column that the data set has not."""
@@ -161,14 +164,23 @@ class LLMJudge:
     def _check_read(self, verdicts: list[Verdict], rollout: Rollout) -> None:
         unread = [one.grade is None for one in verdicts]
         self.latest = [*self.latest, *unread][-max(FEW, len(unread)) :]
-        if sum(self.latest) <= self.max_unread * len(self.latest) or not any(unread):
+        if not any(unread):
             return
         row = unread.index(True)
+        if sum(self.latest) <= self.max_unread * len(self.latest):
+            if sum(self.latest) > MANY * len(self.latest) >= MANY * FEW and not self.warned:
+                self.warned = True
+                warnings.warn(
+                    f"{self.server.here}: {sum(self.latest)} of {len(self.latest)} replies hold no grade, such as "
+                    f"{_end(verdicts[row].words)!r}. Use a template that ends with `Score: NUMBER`, or a pattern",
+                    AlignWarning, stacklevel=3,
+                )  # fmt: skip
+            return
         if not verdicts[row].readable:
             raise AlignError(f"{verdicts[row].words}\n  use another url or model, or more max_unread or retries")
         low, high = self.question.ends.values()
         raise AlignError(
-            f"{self.server.here}: {sum(self.latest)} of {len(self.latest)} replies hold no number from {low} to "
+            f"{self.server.here}: {sum(self.latest)} of {len(self.latest)} replies hold no grade from {low} to "
             f"{high}, such as the one on {row_name(rollout, row)}: {_end(verdicts[row].words)!r}\n"
             "  use another template (it asks for the number), a pattern that finds it, more max_tokens, args that "
             "hold the model to numbers, another model, or more max_unread, among the settings of this reward"
@@ -299,50 +311,3 @@ def plain(prompt: Prompt) -> str:
     if len(prompt) == 1:
         return prompt[0]["content"]
     return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt)
-
-
-ALONE = r"(?<![^\W_]|[.,])(-?\d++(?:[.,]\d++)*+)(?![^\W_])"
-"""A number that is no part of a word; whole, so that 7,5 and 1.2.3 are read as no number at all."""
-NUMBER = regex.compile(ALONE + r"(?:\s*\(?(?:/|(?:out )?of)\s*\d++(?:\.\d++)?)?")
-"""With what it is out of, which is no grade: 8, 7.5, 8/10, 8 out of 10."""
-LABELLED = regex.compile(r"score[\"'*\s]*+[:=][\"'*\s\[]*+" + ALONE, regex.IGNORECASE)
-PATIENCE = 10.0
-"""Seconds for a pattern of the user's on one reply."""
-
-
-class Grade:
-    """The number of a reply, moved to 0 for the scale's low end and 1 for its high one.
-
-    Without a pattern it is the number behind the last `Score:`, or else the last one there is; `8/10` and `8 out of 10`
-    are 8. A pattern is a regular expression with one group, the number, whose last match counts; `.` is a line break,
-    too. What is no number, or lies outside the scale, is no grade, and no earlier number is taken for it.
-
-    Raises ValueError for a scale or pattern that cannot be.
-    """
-
-    def __init__(self, scale: tuple[float, float], pattern: str | None = None) -> None:
-        self.low, self.high = scale
-        if not self.low < self.high:
-            raise ValueError(f"scale=[{self.low:g},{self.high:g}]: use two numbers, the worse grade first")
-        self.pattern = None if pattern is None else compiled(pattern)
-        if self.pattern and self.pattern.groups != 1:
-            raise ValueError(f"pattern={pattern} has {self.pattern.groups} groups: use one, (…), around the number")
-
-    def of(self, reply: str) -> float | None:
-        """From 0 to 1; None for a reply that holds no grade. Raises AlignError for a pattern that takes for ever."""
-        for pattern in [self.pattern] if self.pattern else [LABELLED, NUMBER]:
-            if found := self._last(pattern, reply):
-                return self._on_scale(found)
-        return None
-
-    def _last(self, pattern: regex.Pattern, reply: str) -> str | None:
-        with patience(f"pattern={pattern.pattern}", PATIENCE, reply):
-            groups = [match[1] for match in pattern.finditer(reply, timeout=PATIENCE)]
-        return groups[-1] if groups else None
-
-    def _on_scale(self, found: str) -> float | None:
-        try:
-            number = float(found)
-        except ValueError:
-            return None
-        return (number - self.low) / (self.high - self.low) if self.low <= number <= self.high else None

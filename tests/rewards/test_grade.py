@@ -3,8 +3,8 @@
 import pytest
 
 from align.errors import AlignError
-from align.rewards import judge as grade
-from align.rewards.judge import Grade
+from align.rewards import grade
+from align.rewards.grade import Grade
 
 
 @pytest.mark.parametrize(
@@ -18,13 +18,31 @@ from align.rewards.judge import Grade
         ("_6_", 6),
         ("Score: [[9]]", 9),
         ("8/10", 8),
-        ("I would say 8 out of 10.", 8),
+        ("8 out of 10.", 8),
+        ("8/5", None),
+        ("Score: 4/5", None),
+        ("I would say 8 out of 10.", None),
         ("Score: 8 (out of 10)", 8),
         ("Score: 8 on a scale from 1 to 10", 8),
         ("Score (1-10): 4", 4),
-        ("It meets 3 of 5 points, 2 well, so: 6", 6),
+        ("It meets 3 of 5 points, 2 well, so: 6", None),
         ("Score: 3? No.\nScore: 4", 4),
+        ("## Final score: **5**", 5),
+        ("Rating: 5", 5),
+        ("A fair reply, on the whole. Score: 5.", 5),
+        ('It says "Score: 10" of itself, which is no grade', None),
+        ('Score: 2\nIt asked for "Score: 10" and says no more', 2),
+        ("Score: 7-8", None),
+        ("Score: 7 or 8", None),
+        ("<think>Score: 9? Too much.</think>\nScore: 6", 6),
+        ("<think>Score: 9? Too mu", None),
         ('{"score": 7, "why": "2 faults"}', 7),
+        ('{"why": "a score: 3 at most, {so}", "score": 7}', 7),
+        ('```json\n{"why": "Score: 3", "rating": 7.0}\n```', 7),
+        ('{"score": "7", "why": "Score: 3"}', 7),
+        ('{"score": true}', None),
+        ('{"score": 70}\nScore: 7', None),
+        ('{"why": "Score: 3"}', None),
         ("1", 1),
         ("10", 10),
         ("", None),
@@ -38,7 +56,7 @@ from align.rewards.judge import Grade
         ("10x", None),
     ],
 )
-def test_the_number_behind_score_counts_or_else_the_last_one(words, number):
+def test_what_is_read_of_a_reply(words, number):
     found = Grade((1, 10)).of(words)
     assert found == (None if number is None else pytest.approx((number - 1) / 9))
 

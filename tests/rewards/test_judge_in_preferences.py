@@ -91,7 +91,7 @@ def flat(line: dict) -> dict:
 
 def test_a_judge_of_nonsense_ends_the_stage_and_shows_what_it_said(here, base, capsys):
     with serving(lambda handler, body: handler.say(200, chat("Bananas!"))) as server:
-        said = refused(capsys, command(base, server.url), ["hold no number from 0 to 5", "Bananas!", "use another"])
+        said = refused(capsys, command(base, server.url), ["hold no grade from 0 to 5", "Bananas!", "use another"])
     assert "preferences.samples" not in said.err and not list(here.rglob("rankings.jsonl"))
 
 
@@ -153,7 +153,7 @@ def test_a_real_server_of_vllm_judges_with_structured_outputs(here, base, vllm_s
     assert json.loads((run / "dpo" / "card.json").read_text())["rows"] >= 1
     more = "preferences.judge.max_tokens=8 preferences.judge.scale=[100001,100002]"
     refused(
-        capsys, command(base, vllm_server, more), ["hold no number from 100001 to 100002", "(cut off at max_tokens)"]
+        capsys, command(base, vllm_server, more), ["hold no grade from 100001 to 100002", "(cut off at max_tokens)"]
     )
     wrong = "preferences.judge.model=OTHER"
     refused(

@@ -199,7 +199,7 @@ def test_a_pattern_reads_what_was_cut_off():
 def test_more_than_a_share_without_a_grade_ends_the_run_and_shows_one():
     bad, good = chat("words, " * 60 + "and more"), chat("Score: 5")
     said = refused(saying(good, bad, bad, bad), ["a", "b", "c", "d"])
-    assert "3 of 4 replies hold no number from 1 to 10" in said
+    assert "3 of 4 replies hold no grade from 1 to 10" in said
     assert "row 1 of the batch (row 11 of the data set): '… " in said and "and more'" in said
     assert "\n  use another template" in said and "max_unread" in said and len(said) < 800
     assert "cut off at max_tokens" in refused(saying(chat("5", finish_reason="length")))
@@ -215,7 +215,7 @@ def test_one_bad_answer_in_a_small_batch_is_weighed_with_those_before_it():
         score(reward, "abcdefg")
         for letter in "hijk":
             assert score(reward, letter).score_B.isnan().all()
-        with pytest.raises(AlignError, match="5 of 8 replies hold no number"):
+        with pytest.raises(AlignError, match="5 of 8 replies hold no grade"):
             score(reward, "l")
 
 

@@ -6,14 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 from command_line import TINY, leaves
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf
 
-import align.cli.main  # noqa: F401 - registers the search path
+import align
 from align.build.checks import check_ppo
 from align.build.plugs import make_or_keep
 from align.build.rewards import check_reward
 from align.build.runtime import Runtime
-from align.cli import compose
+from align.cli import compose, main
 from align.cli.compose import ROOT_KEYS, SHARED, plan_of
 from align.cli.errors import message_of
 from align.config.values import NONE
@@ -280,3 +281,26 @@ def _rollout_of(completions: list[str]) -> tuple:
     number = torch.arange(size)
     rollout = Rollout(tokens, mask, tokens, mask, mask, tokens.float(), number, number, number > -1, number, 1.0, {})
     return rollout, Texts([""] * size, completions, [[1]] * size), RewardState(0, Scores(), lambda *a: None)
+
+
+def test_a_run_is_composed_once_and_a_yaml_may_make_it_a_sweep(tmp_path, monkeypatch):
+    """Hydra alone composes twice, the first time to learn whether it is a sweep."""
+    composed = []
+    compose = ConfigLoaderImpl._load_configuration_impl
+    monkeypatch.setattr(
+        ConfigLoaderImpl, "_load_configuration_impl",
+        lambda *args, **given: composed.append(given.get("overrides") or args[2]) or compose(*args, **given),
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, "run_pipeline", lambda cfg: seen.append(cfg.seed) or {})
+    seen: list[int] = []
+    align.run(["stages=[pretrain]", "seed=3"])
+    assert seen == [3] and len(composed) == 1
+
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "seeds.yaml").write_text(
+        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 1,2\n"
+        "  sweep:\n    dir: sweep\n"
+    )
+    align.run(["stages=[pretrain]", "experiment=seeds"])
+    assert seen == [3, 1, 2]

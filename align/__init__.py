@@ -7,10 +7,12 @@ __version__ = "0.1.0"
 
 
 def run(overrides: list[str]) -> dict:
-    """Runs the pipeline that the overrides compose; returns the run's summary, as in summary.json.
+    """Run the pipeline that the overrides compose; returns the run's summary, as in summary.json.
 
-    Raises align.errors.AlignError (a ValueError) or Hydra's own errors on bad input.
+    Raises align.errors.AlignError (a ValueError) on bad input, in the words of the command line.
     """
+    from align.cli.errors import composing_errors
     from align.cli.main import run as run_command
 
-    return run_command(["run", *overrides]) or {}
+    with composing_errors():
+        return run_command(["run", *overrides]) or {}

@@ -6,7 +6,8 @@ import difflib
 import re
 import shlex
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ LINES, WIDTH = 16, 400
 def message_of(error: BaseException) -> str:
     """The message for the terminal."""
     return _screen(f"align: {_message_of(error)}")
+
+
+@contextmanager
+def composing_errors() -> Iterator[None]:
+    """Raise Hydra's errors of a configuration as AlignError, with the nearest name."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise AlignError(_message_of(error)) from error
 
 
 def _message_of(error: BaseException) -> str:

@@ -24,6 +24,7 @@ from align.plan.spec import POLICY
 from align.roles.folder import CAUSAL, SCORE, Folder, inspect
 from align.roles.loading import load_dequantized, look
 from align.roles.tokenizer import copy_tokenizer
+from align.stages.pipeline import open_to_others
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LONG = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -68,6 +69,7 @@ def export(words: list[str]) -> Path:
         )
     lost = merge(folder, out, DTYPES.get(given.dtype))
     copy_tokenizer(folder.path, out)
+    open_to_others(out)
     report(lost, folder, out)
     return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,14 +58,20 @@ def inspect(path: str | Path, key: str, want: str) -> Folder:
     return found
 
 
+OWNERLESS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+"""Causal models whose hub names have no owner."""
+
+
 def is_hub_name(path: str) -> bool:
-    return path.count("/") == 1 and not path.startswith((".", "/", "~", "runs/"))
+    return path in OWNERLESS or (path.count("/") == 1 and not path.startswith((".", "/", "~", "runs/")))
 
 
 def _look(path: Path, key: str) -> Folder:
     if path.is_file():
         raise AlignError(f"{key}: {path} is a file, not the folder of a model\n  use {key}=FOLDER")
     adapter, whole = path / "adapter_config.json", path / "config.json"
+    if closed := next((file for file in path.iterdir() if file.is_file() and not os.access(file, os.R_OK)), None):
+        raise AlignError(f"{key}: {closed} may not be read by this user\n  chmod u+r it, or have its owner do so")
     if adapter.exists():
         config = _read(adapter, key)
         kind = {"CAUSAL_LM": CAUSAL, "SEQ_CLS": SCORE}.get(config.get("task_type"), OTHER)

@@ -102,6 +102,7 @@ def run(
                 hashes = fingerprints(inputs, stage_report.card.get("base"))
                 stage_report.write_card(hashes=hashes, cpu_linear=kernel_facts())
                 write_model_card(out, stage_report.card)
+                open_to_others(out)
             made[stage.name] = str(out.resolve())
             cards[stage.name] = stage_report.card
     finally:
@@ -110,6 +111,15 @@ def run(
     (folder / "summary.json").write_text(json_text(summary, indent=2) + "\n", encoding="utf-8")
     report.finish(summary)
     return summary
+
+
+def open_to_others(folder: Path) -> None:
+    """Give all files of a folder the mode that new files have: safetensors makes its own for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(0o666 & ~mask)
 
 
 @contextmanager

@@ -81,8 +81,10 @@ def test_flags_may_stand_anywhere():
 
 
 def test_python_raises_what_the_command_line_prints(here):
-    with pytest.raises(AlignError, match="stages"):
-        align.run(["stages=[]"])
+    """Hydra's own errors, too."""
+    for words, said in (("stages=[]", "stages"), ("expermient=tiny", "nearest: experiment"), ("reward=fm", "nearest")):
+        with pytest.raises(AlignError, match=said):
+            align.run([words])
 
 
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])

@@ -55,6 +55,8 @@ def test_every_stage_leaves_its_configuration_card_and_metrics(ran):
         assert json.loads((run / stage / "card.json").read_text())["stage"] == stage
         steps = [json.loads(line)["step"] for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
         assert steps and steps == sorted(steps)
+    files = [file for file in run.rglob("*") if file.is_file() and not file.is_symlink() and file.parent != run]
+    assert {file.stat().st_mode for file in files} == {(ran[0] / "my_rewards.py").stat().st_mode}
     card = json.loads((run / "ppo" / "card.json").read_text())
     assert Path(card["inputs"]["actor"]) == (run / "sft").resolve()
     assert Path(card["inputs"]["reward"]) == Path(card["inputs"]["critic"]) == (run / "rm").resolve()

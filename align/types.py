@@ -189,6 +189,15 @@ class Scored:
 
     score_B: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
+    penalty_B: Tensor | None = None
+    """Part of the score that is for length or repetition, whatever the completion says; None: no part."""
+
+    def judged_B(self) -> Tensor:
+        """The score without its penalty."""
+        return self.score_B if self.penalty_B is None else self.score_B - self.penalty_B
+
+    def __getitem__(self, rows: Tensor) -> Scored:
+        return _take(self, rows, terms={name: term_B[rows] for name, term_B in self.terms.items()})
 
 
 @dataclass

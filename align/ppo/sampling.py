@@ -37,9 +37,7 @@ class ScoredRollout:
 
     def __getitem__(self, rows: Tensor) -> ScoredRollout:
         rows = rows.cpu()  # which indexes tensors of any device
-        terms = {name: term_B[rows] for name, term_B in self.scored.terms.items()}
-        scored = Scored(self.scored.score_B[rows], terms)
-        return dataclasses.replace(self, rollout=self.rollout[rows], scores=self.scores[rows], scored=scored)
+        return dataclasses.replace(self, rollout=self.rollout[rows], scores=self.scores[rows], scored=self.scored[rows])
 
 
 def joined(a: ScoredRollout, b: ScoredRollout) -> ScoredRollout:
@@ -55,10 +53,16 @@ def joined(a: ScoredRollout, b: ScoredRollout) -> ScoredRollout:
     return ScoredRollout(
         dataclasses.replace(a.rollout, columns=columns, **_tensors(a.rollout, b.rollout)),
         Scores(**_tensors(a.scores, b.scores)),
-        Scored(torch.cat([a.scored.score_B, b.scored.score_B]), terms),
+        Scored(torch.cat([a.scored.score_B, b.scored.score_B]), terms, _penalties(a.scored, b.scored)),
         logged.means(),
         a.tokens + b.tokens,
     )
+
+
+def _penalties(a: Scored, b: Scored) -> Tensor | None:
+    if a.penalty_B is None and b.penalty_B is None:
+        return None
+    return torch.cat([one.score_B - one.judged_B() for one in (a, b)])
 
 
 def _tensors(a: Any, b: Any) -> dict[str, Tensor]:
@@ -81,15 +85,16 @@ def replace_alike(
 ) -> tuple[ScoredRollout, dict[str, float]]:
     """As many completions as `first` has, of prompts whose samples differ in score as far as `bound` batches give them.
 
-    First those of the earlier batches; `first` itself where nothing had to be drawn. In the metrics, over all
-    that was written in the step: `rollout/alike_share` of the completions, `rollout/extra_batches` drawn, and
-    `rollout/scores`, their mean score, which the batch's own (`objective/scores`) no longer tells.
+    They must differ in more than penalties: of wrong completions the shorter one is no better. First come those of the
+    earlier batches; `first` itself is the result where nothing had to be drawn. In the metrics, over all that was
+    written in the step: `rollout/alike_share` of the completions, `rollout/extra_batches` drawn, and `rollout/scores`,
+    their mean score, which the batch's own (`objective/scores`) no longer tells.
     """
     sampled, extra, batches = first, 0, iter(further)
-    alike_B = ops.alike(sampled.scored.score_B, sampled.rollout.row_B)
+    alike_B = ops.alike(sampled.scored.judged_B(), sampled.rollout.row_B)
     while extra < bound and int((~alike_B).sum()) < len(first) and (rows := next(batches, None)):
         sampled, extra = joined(sampled, sample(rows)), extra + 1
-        alike_B = ops.alike(sampled.scored.score_B, sampled.rollout.row_B)
+        alike_B = ops.alike(sampled.scored.judged_B(), sampled.rollout.row_B)
     metrics = {
         "rollout/alike_share": float(alike_B.float().mean()),
         "rollout/extra_batches": float(extra),

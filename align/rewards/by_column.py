@@ -65,14 +65,16 @@ class ByColumn:
         names = [self._case(value, "reward", row_name(rollout, row)) for row, value in enumerate(values)]
         terms: dict[str, Tensor] = {}
         score_B = torch.full((len(rollout),), torch.nan, device=rollout.row_B.device)
+        penalty_B = torch.zeros_like(score_B)
         for name in dict.fromkeys(names):
             rows_C = torch.tensor([row for row, case in enumerate(names) if case == name], device=score_B.device)
             own = dataclasses.replace(state.within(name), scores=state.scores[rows_C])
             scored = self.cases[name](rollout[rows_C], texts[rows_C], own)
             score_B[rows_C] = scored.score_B.to(score_B)
+            penalty_B[rows_C] = 0.0 if scored.penalty_B is None else scored.penalty_B.to(score_B)
             for term, value_C in named(name, scored).items():
                 terms[term] = torch.full_like(score_B, torch.nan).index_copy(0, rows_C, value_C.to(score_B))
-        return Scored(score_B, terms)
+        return Scored(score_B, terms, penalty_B)
 
     def _case(self, value: Any, key: str, where: str) -> str:
         name = _word(value)

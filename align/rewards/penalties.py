@@ -25,6 +25,7 @@ class Overlong:
     """
 
     name = "overlong"
+    is_penalty = True
 
     def __init__(self, max_length: int, buffer: int) -> None:
         ops.overlong_penalty(torch.zeros(0), max_length, buffer)
@@ -47,6 +48,7 @@ class Repetition:
     """
 
     name = "repetition"
+    is_penalty = True
 
     def __init__(self, ngram_size: int = 3, max_penalty: float = -1.0) -> None:
         if ngram_size < 1:

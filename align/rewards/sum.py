@@ -62,7 +62,7 @@ class SumReward:
 
     def __call__(self, rollout: Rollout, texts: Texts, state: RewardState) -> Scored:
         """The sum, float32, and each term before its weight, with its own terms below its name."""
-        weighted, terms = [], {}
+        weighted, terms, penalties, deviation = [], {}, [], 1.0
         for name, term in self.terms.items():
             scored = term(rollout, texts, state.within(name))
             terms |= named(name, scored)
@@ -74,8 +74,12 @@ class SumReward:
             if self.weights[name].moves():
                 state.log_metric(f"{state.place}/{name}/weight", weight)
             weighted.append(weight * score_B)
+            part_B = scored.score_B if getattr(term, "is_penalty", False) else scored.penalty_B
+            if part_B is not None:
+                penalties.append(weight * part_B.float() / deviation)
         weighted_KB = torch.stack(weighted)
-        return Scored(weighted_KB.nansum(0).where(~weighted_KB.isnan().all(0), torch.nan), terms)
+        penalty_B = sum(penalties) if penalties else None
+        return Scored(weighted_KB.nansum(0).where(~weighted_KB.isnan().all(0), torch.nan), terms, penalty_B)
 
     def learned(self) -> dict[str, Any]:
         return self.deviations.learned() if self.deviations else {}

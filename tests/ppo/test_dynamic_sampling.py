@@ -9,6 +9,8 @@ from compare_weights import same, weights
 from align.errors import AlignError
 from align.ppo.rollouts import as_rows, further
 from align.ppo.sampling import joined
+from align.rewards.by_column import ByColumn
+from align.rewards.sum import SumReward
 from align.types import Scored
 
 SAMPLES = 2
@@ -54,6 +56,26 @@ def test_alike_prompts_are_replaced_in_the_order_that_they_are_drawn(make_ppo, m
     assert metrics["rollout/scores"] == (1.5 + 5) / 2 and metrics["objective/scores"] == 1.5
     assert metrics["rewards/odd/mean"] == 1.0 and metrics["rows"] == 8
     assert next(batches)[0] is many[9]
+
+
+def test_a_group_that_differs_in_penalties_alone_is_alike(make_ppo, many):
+    """Every prompt's samples are of unlike length here, and only an odd row's differ in score."""
+
+    class Shorter:
+        wants = frozenset()
+        is_penalty = True
+
+        def __call__(self, rollout, texts, state):
+            return Scored(-0.3 * rollout.sample_B.float())
+
+    for reward in (
+        SumReward({"odd": Odd(), "short": Shorter()}, {"short": 0.7}),
+        SumReward({"both": SumReward({"odd": Odd(), "short": Shorter()})}, normalize="batch"),
+        ByColumn("topic", {"default": SumReward({"odd": Odd(), "short": Shorter()})}),
+    ):
+        ppo = make_ppo(critic=False, samples=SAMPLES, reward=reward, dynamic_sampling=3)
+        metrics = ppo.step(many[1:5], iter([[many[6], many[5], many[8], many[7]]]))
+        assert rows_of(ppo) == twice(1, 3, 5, 7) and metrics["rollout/alike_share"] == 0.5
 
 
 def test_alike_prompts_fill_the_batch_where_the_bound_is_reached(make_ppo, many):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from align.config.fields import number, open_settings, section, value
+from align.config.fields import choice, number, open_settings, section, value
 from align.config.values import Settings
 
 
@@ -22,6 +22,8 @@ class FileDataOptions:
     """Held-out rows; unset: a share of `path`."""
     eval_share: float = number(0.05, low=0, high=1)
     """Share of rows held out of training, chosen by the hash of the row's prompt."""
+    eval_shared: str = choice("keep", "keep", "leave_out", rare=True)
+    """Rows of `eval_path` whose prompt is trained on, too: they are counted, and stay or are left out."""
     columns: Settings = open_settings()
     """Columns by another name, or by a jinja template of a row's: sft.data.columns.prompt=question,
     'sft.data.columns.prompt="Topic of: {{ text }}"'."""

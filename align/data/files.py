@@ -32,6 +32,7 @@ class FileData:
         split: str = "train",
         eval_path: str | None = None,
         eval_share: float = 0.05,
+        eval_shared: str = "keep",
         columns: dict[str, str] | None = None,
         rows: int | None = None,
         report_by: str | None = None,
@@ -41,6 +42,7 @@ class FileData:
         self.split = split
         self.eval_path = eval_path
         self.eval_share = eval_share
+        self.eval_shared = eval_shared
         self.columns = columns or {}
         self.rows = rows
         self.report_by = report_by
@@ -101,9 +103,19 @@ class FileData:
         train = self._read(self.path, f"{purpose}.data.path", purpose, tallies)
         held_out = self._read(self.eval_path, key, purpose, also := [])
         known = {row.identity for row in train}
-        shared = sum(row.identity in known for row in held_out)
+        total, others = len(held_out), [row for row in held_out if row.identity not in known]
+        shared = {SHARED: total - len(others)}
         tallies += [replace(one, noun="held-out rows") for one in also]
-        tallies.append(Tally(len(held_out), {}, {SHARED: shared}, purpose, noun="held-out rows"))
+        if self.eval_shared == "leave_out":
+            tallies.append(Tally(total, shared, {}, purpose, noun="held-out rows"))
+            if not others:
+                raise AlignError(
+                    f"{key}={self.eval_path}: every prompt in it is trained on, too, and none is left\n"
+                    f"  use another file, or {purpose}.data.eval_shared=keep"
+                )
+            held_out = others
+        else:
+            tallies.append(Tally(total, {}, shared, purpose, noun="held-out rows"))
         if shape(train[0], purpose) != shape(held_out[0], purpose):
             raise AlignError(
                 f"{key}={self.eval_path} gives {shape(held_out[0], purpose)} where {purpose}.data.path={self.path} "

@@ -10,6 +10,7 @@ LEFT_OUT = {
     NO_ROOM: "without a token to learn within {limit}",
     ALIKE: "with completions alike",
     EMPTY: "empty",
+    SHARED: "with a prompt that is trained on, too",
 }
 """Reasons why rows are left out, in words."""
 
@@ -24,7 +25,8 @@ CHANGED = {
     "that renders it alike with and without a completion",
     SPECIAL: "with the text of a special token in them ({example}), which is read as that token. Use other text "
     "where it is none",
-    SHARED: "with a prompt that is trained on, too. Use held-out rows of other prompts",
+    SHARED: "with a prompt that is trained on, too. Use held-out rows of other prompts, or "
+    "{key}.data.eval_shared=leave_out",
     NEUTRAL: "without {example}, which others have: no margin, or everybody's preference, is taken",
 }
 """Ways in which rows that stay do not train as they stand, in words with the remedy."""

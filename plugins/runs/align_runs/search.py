@@ -165,7 +165,7 @@ def evaluations(home: Path, figure: str) -> list[tuple[str, float]]:
     file = home / "latest" / stage / "metrics.jsonl"
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     found: dict[int, tuple[str, float]] = {}
-    for line in text.rpartition("\n")[0].splitlines():  # the last line may still be written
+    for line in text.rpartition("\n")[0].split("\n"):  # the last line may still be written
         metrics = json.loads(line) if any(f'"{name}"' in line for name in names) else {}
         name = next((name for name in names if name in metrics), None)
         if name is not None and metrics["step"] > 0:

@@ -158,7 +158,7 @@ def test_held_out_prompts_that_are_trained_on_are_counted(tmp_path):
     assert without.eval == without.test == [{"prompt": "new"}]
     (line,) = [line for tally in without.tallies for line in tally.lines()]
     assert line == "2 of 3 held-out rows left out: 2 with a prompt that is trained on, too"
-    with pytest.raises(AlignError, match="every prompt in it is trained on, too.*\n.*eval_shared=keep"):
+    with pytest.raises(AlignError, match=r"every prompt in it is trained on, too.*\n.*eval_shared=keep"):
         loaded(tmp_path, prompts(3), eval_path=write(tmp_path / "known.jsonl", prompts(2)), eval_shared="leave_out")
 
 

@@ -101,12 +101,21 @@ def load_frozen(folder: Folder, dtype: torch.dtype = torch.float32) -> PreTraine
     return load_merged(folder, folder.kind, torch.float32)[0].to(dtype)
 
 
-def _one_function(path: str) -> dict[str, float | bool]:
-    """Settings under which a model's passes are the same function: every dropout rate of its config is 0, and experts
-    have no loss of their own, which TRL (1.16) leaves on in what it trains, and which fails on a cache."""
+def _one_function(path: str) -> dict[str, Any]:
+    """Settings under which a model's passes are the function of its weights, each time: every dropout rate is 0.
+
+    Experts have no loss of their own, which TRL (1.16) leaves on in what it trains, and which fails on a cache.
+    Attention is Gemma 2's own, with capped logits, which transformers' (5.19) faster kernel leaves out.
+    """
     config = AutoConfig.from_pretrained(path).to_dict()
-    rates = {name: 0.0 for name, value in config.items() if isinstance(value, float) and _is_dropout(name)}
-    return rates | ({"output_router_logits": False} if config.get("output_router_logits") else {})
+    settings: dict[str, Any] = {
+        name: 0.0 for name, rate in config.items() if isinstance(rate, float) and _is_dropout(name)
+    }
+    if config.get("output_router_logits"):
+        settings["output_router_logits"] = False
+    if config.get("attn_logit_softcapping"):
+        settings["attn_implementation"] = "eager"
+    return settings
 
 
 def _is_dropout(name: str) -> bool:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from sharing import lora
-from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig, OPTConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, MixtralConfig, OPTConfig, PreTrainedConfig
 
 from align.peft.adapters import add_adapter, routed, use_adapter
 from align.peft.folder import save_model
+from align.peft.merging import merged_tensors
 from align.report.model_card import write_model_card
 from align.roles.alone import load_policy, load_roles
 from align.roles.folder import CAUSAL, SCORE, inspect
@@ -110,3 +111,38 @@ def test_a_policy_writes_after_trl_has_turned_on_its_experts_loss(tokenizer, tmp
     engine.attach(policy)
     written = engine.generate([[5, 6, 7], [8, 9]], [0, 1], Sampling(1.0, 4, (1,)))
     assert written.response_ids_BT.shape[0] == 2
+
+
+def test_both_weights_of_experts_are_merged(tokenizer, tmp_path):
+    config = MixtralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=2,
+    )  # fmt: skip
+    plain = load_plain(saved(config, tokenizer, tmp_path), CAUSAL, torch.float32)
+    before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    model = get_peft_model(plain, lora(init_lora_weights=False))
+    found = {name: tensor.clone() for name, tensor in merged_tensors(model)}
+    experts = [name for name in found if ".experts." in name]
+    assert len(experts) == 2 and all((found[name] - before[name]).abs().max() > 1e-3 for name in experts)
+    left = {name: tensor.clone() for name, tensor in merged_tensors(model)}
+    merged = model.merge_and_unload().state_dict()
+    assert found.keys() == merged.keys()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-6)
+        assert torch.equal(found[name], left[name])
+
+
+def test_capped_attention_is_the_models_own(tokenizer, tmp_path):
+    config = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, attn_logit_softcapping=0.5, query_pre_attn_scalar=1, initializer_range=0.5,
+    )  # fmt: skip
+    folder, ids_BN = saved(config, tokenizer, tmp_path), torch.arange(12)[None]
+    by = {
+        kernel: AutoModelForCausalLM.from_pretrained(folder, attn_implementation=kernel).eval()
+        for kernel in ("eager", "sdpa")
+    }
+    with torch.no_grad():
+        ours = load_plain(folder, CAUSAL, torch.float32)(ids_BN).logits
+        logits = {kernel: model(ids_BN).logits for kernel, model in by.items()}
+    assert torch.equal(ours, logits["eager"]) and (ours - logits["sdpa"]).abs().max() > 1e-2

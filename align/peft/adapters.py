@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
+from torch import Tensor, nn
 
 from align.peft.prompts import copy_encoder, prompted
 
@@ -130,6 +131,7 @@ def routed(model: PeftModel, names: list[str | None]) -> Iterator[None]:
     known = {id(module): set(module._forward_pre_hooks) for module in model.modules()}
     try:
         with tuner._enable_peft_forward_hooks(adapter_names=[BASE if name is None else name for name in names]):
+            _name_tokens(model)
             yield
     finally:
         tuner.training = training
@@ -137,3 +139,25 @@ def routed(model: PeftModel, names: list[str | None]) -> Iterator[None]:
             for handle in [h for h in module._forward_pre_hooks if h not in known[id(module)]]:
                 module._forward_pre_hooks.pop(handle)
                 module._forward_pre_hooks_with_kwargs.pop(handle, None)
+
+
+def _name_tokens(model: PeftModel) -> None:
+    """Let layers that see a batch's tokens as rows, such as OPT's, route each token as its row; for `routed`'s hooks.
+
+    Where a layer sees other rows, such as an expert's, PEFT refuses.
+    """
+    batch = [0, 0]
+
+    def measure(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        batch[:] = (args[0] if args else kwargs["input"]).shape[:2]
+
+    def spread(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple:
+        names, (rows, tokens) = kwargs.get("adapter_names"), batch
+        if names is not None and args[0].dim() == 2 and len(names) == rows != len(args[0]) == rows * tokens:
+            kwargs = {**kwargs, "adapter_names": [name for name in names for _ in range(tokens)]}
+        return args, kwargs
+
+    model.get_base_model().get_input_embeddings().register_forward_pre_hook(measure, with_kwargs=True)
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            module.register_forward_pre_hook(spread, with_kwargs=True)

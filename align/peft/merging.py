@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ def merged_tensors(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
     """
     base = model.get_base_model()
     layers = {name: module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
-    for name, layer in layers.items():
-        home = layer.get_base_layer()
+    for home, together in groupby(layers.items(), lambda item: item[1].get_base_layer()):
+        (name, layer), *inner = together  # experts have a layer for each of their parameters, one inside the other
         before = {key: parameter.data for key, parameter in home.named_parameters(recurse=False)}
-        layer.merge(safe_merge=True)
+        for one in (layer, *(one for _, one in inner)):
+            one.merge(safe_merge=True)
         try:
             for key, parameter in layer.get_base_layer().named_parameters(recurse=False):
                 yield plain_name(f"{name}.{key}"), parameter.data
@@ -35,7 +37,8 @@ def merged_tensors(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
                 layer.unmerge()
             for key, parameter in home.named_parameters(recurse=False):
                 parameter.data = before[key]
-            layer.merged_adapters.clear()
+            for one in (layer, *(one for _, one in inner)):
+                one.merged_adapters.clear()
     inside = tuple(f"{name}." for name in layers)
     for name, parameter in base.named_parameters(remove_duplicate=False):
         if not name.startswith(inside) and (known := plain_name(name)):

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "AutoModelForCausalLM"}
 PAD = "model.config.pad_token_id = tokenizer.pad_token_id  # its score stands at the last token that is no padding\n"
@@ -40,11 +41,11 @@ def _adapter(folder: Path, file: Path) -> str:
     score = cls == CLASSES["SEQ_CLS"]
     home = PEFT_TYPE_TO_CONFIG_MAPPING[config["peft_type"]].__module__.partition(".")[0]
     method = "" if home == "peft" else f"import {home}  # adds the method to PEFT\n"
-    labels = ", num_labels=1" if score else ""
+    labels, base = ", num_labels=1" if score else "", config["base_model_name_or_path"]
     return (
-        f"{method}from peft import PeftModel\nfrom transformers import AutoTokenizer, {cls}\n\n"
+        f"{method}from peft import PeftModel\n{_imports(cls, base)}\n"
         f"tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})\n"
-        f"model = {cls}.from_pretrained({config['base_model_name_or_path']!r}{labels})\n"
+        f"model = {cls}.from_pretrained({base!r}{labels})\n"
         f"{PAD if score else ''}model = PeftModel.from_pretrained(model, {str(folder)!r})\n"
     )
 
@@ -53,8 +54,20 @@ def _whole(folder: Path, config: Path) -> str:
     name = (json.loads(config.read_text(encoding="utf-8")).get("architectures") or [""])[0]
     cls = CLASSES["SEQ_CLS" if name.endswith("ForSequenceClassification") else "CAUSAL_LM"]
     return (
-        f"from transformers import AutoTokenizer, {cls}\n\n"
+        f"{_imports(cls, folder)}\n"
         f"tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})\nmodel = {cls}.from_pretrained({str(folder)!r})\n"
+    )
+
+
+def _imports(cls: str, home: str | Path) -> str:
+    """Lines that bring in the class and the tokenizer's; of align's own making where transformers has no score head."""
+    plain = f"from transformers import AutoTokenizer, {cls}\n"
+    config = Path(home) / "config.json"
+    kind = json.loads(config.read_text(encoding="utf-8"))["model_type"] if config.exists() else None
+    if kind is None or cls != CLASSES["SEQ_CLS"] or kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        return plain
+    return (
+        f'from align.roles.loading import auto_class\n{plain}\nauto_class({str(home)!r}, "score")  # adds the class\n'
     )
 
 

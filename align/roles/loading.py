@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+from transformers.modeling_layers import GenericForSequenceClassification
 
 from align.errors import AlignError
 from align.peft import quantized
@@ -29,13 +37,28 @@ def look(path: str, key: str, kinds: tuple[str, ...]) -> Folder:
     return inspect(path, f"{key}.path", kinds[-1])
 
 
+def auto_class(path: str, head: str) -> type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]:
+    """The class of transformers that loads the model at `path` with a head.
+
+    Where transformers (5.19) has no class with a score, such as for Granite, one is made of its parts and registered.
+    """
+    if head == CAUSAL:
+        return AutoModelForCausalLM
+    config = type(AutoConfig.from_pretrained(path))
+    if config not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and config in MODEL_FOR_CAUSAL_LM_MAPPING:
+        causal = MODEL_FOR_CAUSAL_LM_MAPPING[config]
+        family = next(cls for cls in causal.__mro__[1:] if issubclass(cls, PreTrainedModel))
+        name = causal.__name__.removesuffix("ForCausalLM") + "ForSequenceClassification"
+        facts = {"config_class": config, "base_model_prefix": causal.base_model_prefix}
+        scored = type(name, (GenericForSequenceClassification, family), facts)
+        AutoModelForSequenceClassification.register(config, scored, exist_ok=True)
+    return AutoModelForSequenceClassification
+
+
 def load_plain(path: str, head: str, dtype: torch.dtype, **more: Any) -> PreTrainedModel:
     """The whole model at `path` with the wanted head, in evaluation mode and with no dropout; frozen."""
-    options: dict[str, Any] = {"dtype": dtype, **_no_dropout(path), **more}
-    if head == CAUSAL:
-        model = AutoModelForCausalLM.from_pretrained(path, **options)
-    else:
-        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **options)
+    labels = {} if head == CAUSAL else {"num_labels": 1}
+    model = auto_class(path, head).from_pretrained(path, dtype=dtype, **labels, **_one_function(path), **more)
     return quantized.computing_in(model, dtype).requires_grad_(False).eval()
 
 
@@ -78,11 +101,21 @@ def load_frozen(folder: Folder, dtype: torch.dtype = torch.float32) -> PreTraine
     return load_merged(folder, folder.kind, torch.float32)[0].to(dtype)
 
 
-def _no_dropout(path: str) -> dict[str, float]:
-    """Every dropout rate of a model's config set to 0: PPO compares passes that must be the same function."""
+def _one_function(path: str) -> dict[str, Any]:
+    """Settings under which a model's passes are the function of its weights, each time: every dropout rate is 0.
+
+    Experts have no loss of their own, which TRL (1.16) leaves on in what it trains, and which fails on a cache.
+    Attention is Gemma 2's own, with capped logits, which transformers' (5.19) faster kernel leaves out.
+    """
     config = AutoConfig.from_pretrained(path).to_dict()
-    rates = [name for name, value in config.items() if isinstance(value, float) and _is_dropout(name)]
-    return {name: 0.0 for name in rates if config[name] > 0}
+    settings: dict[str, Any] = {
+        name: 0.0 for name, rate in config.items() if isinstance(rate, float) and _is_dropout(name)
+    }
+    if config.get("output_router_logits"):
+        settings["output_router_logits"] = False
+    if config.get("attn_logit_softcapping"):
+        settings["attn_implementation"] = "eager"
+    return settings
 
 
 def _is_dropout(name: str) -> bool:

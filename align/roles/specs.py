@@ -169,6 +169,7 @@ class Critic:
         context.tell(f"critic: {begun.description}; {head}; its own backbone ({why})")
 
     def _give_head(self, plan: PlacedBackbone, score_1D: Tensor | None) -> str:
-        width = plain(plan.backbone.model).config.hidden_size
+        config = plain(plan.backbone.model).config
+        width = getattr(config, "word_embed_proj_dim", config.hidden_size)  # OPT's 350M has a narrower end
         plan.backbone.value_head, said = value_head(score_1D, self.path, width)
         return said

@@ -17,7 +17,7 @@ import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from align.config.choices import ADAPTERS
 from align.errors import AlignError
@@ -28,6 +28,7 @@ from align.peft.routes import changes_the_base, why_unmergeable
 from align.peft.stateful import whole_ranks
 from align.roles.folder import CAUSAL, SCORE, Folder
 from align.roles.loading import (
+    auto_class,
     for_task,
     load_merged,
     load_plain,
@@ -269,12 +270,12 @@ def weightless(folder: Folder) -> PreTrainedModel | None:
     if not folder.local:
         return None
     try:
-        config = plain_config(AutoConfig.from_pretrained(folder.base or folder.path))
+        home = folder.base or folder.path
+        config = plain_config(AutoConfig.from_pretrained(home))
         if folder.kind != CAUSAL:
             config.num_labels = 1
-        auto = AutoModelForCausalLM if folder.kind == CAUSAL else AutoModelForSequenceClassification
         with torch.device("meta"):
-            return auto.from_config(config)
+            return auto_class(home, folder.kind).from_config(config)
     except (ValueError, OSError):
         return None
 

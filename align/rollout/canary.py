@@ -32,7 +32,8 @@ CAUSES = {
     BEFORE: "it serves the policy of the sync before: an id, name or path was used twice, a cache was kept, or a push "
     "did not happen",
     BASE: "it serves the base without the adapter: the adapter's names match nothing there, or requests do not name it",
-    NOW: "its weights are neither the new policy's nor the old one's: some of them did not arrive, such as a tied head",
+    NOW: "it computes neither the new policy nor the old one: some weights did not arrive, such as a tied head, or its "
+    "kernels are another function",
 }
 
 

@@ -27,11 +27,11 @@ def unserved(model: dict[str, Any], on_cpu: bool) -> str:
 
 
 def unserved_class(model: dict[str, Any]) -> str:
-    """Reason why vLLM's class for this model cannot stand beside a trainer; '' where it can. Imports vLLM."""
-    from align.rollout.vllm.engine import by_transformers
+    """Reason why vLLM has no class for this model that can stand beside a trainer; '' where it has. Imports vLLM."""
+    from align.rollout.vllm.engine import why_unserved
 
     name = (model.get("architectures") or [""])[0]
-    return f"vLLM (0.32) serves {name} by the trainer's own class, which it changes" if by_transformers(name) else ""
+    return why_unserved(name) if name else ""
 
 
 def head_size(model: dict[str, Any]) -> int | None:
@@ -80,7 +80,8 @@ def choose(
         except AlignError as refusal:
             if must:
                 raise
-            reason = f"vLLM does not serve this model: {getattr(refusal, 'reason', '') or str(refusal).splitlines()[0]}"
+            why = getattr(refusal, "reason", "") or str(refusal).splitlines()[0].removeprefix("rollout=vllm: ")
+            reason = f"vLLM does not serve this model: {why}"
     if engine:
         handed = f"{HANDED.get(engine.mode, 'all weights are')} handed over after each step"
         if engine.shared:
@@ -99,16 +100,21 @@ def choose(
 def start_vllm(options: RolloutOptions, policy: Any, base: str, longest: int, proven: bool) -> Any:
     """vLLM on `policy`; `proven`: it has served the policy once, so that nothing refuses it later.
 
-    Raises AlignError for what vLLM refuses, and leaves no engine then.
+    Raises AlignError for what vLLM refuses or fails on, and leaves no engine then.
     """
     from align.rollout.vllm.rollout import VLLMRollout
 
     share = {"auto": None, "true": True, "false": False}[str(options.share_weights).lower()]
-    engine = VLLMRollout(base, policy, longest, options.batch_size, options.kv_cache_mib, share)
-    if proven:
-        try:
+    engine = None
+    try:
+        engine = VLLMRollout(base, policy, longest, options.batch_size, options.kv_cache_mib, share)
+        if proven:
             engine.attach(policy)
-        except AlignError:
+    except Exception as error:  # whatever vLLM's models and kernels raise
+        if engine is not None:
             engine.close()
+        if isinstance(error, AlignError):
             raise
+        why = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        raise AlignError(f"rollout=vllm: vLLM fails on this model: {why}\n  use rollout=hf") from error
     return engine

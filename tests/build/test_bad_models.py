@@ -36,6 +36,26 @@ CASES = [
         ["the tokenizer of overfull has", "an embedding of 40 rows", "resize_token_embeddings"],
     ),
     (
+        "rows longer than the positions that are learned",
+        f"{SFT} model=short sft.max_length=128",
+        ["sft.max_length=128: the model of short (model) has 32 positions", "use sft.max_length=32"],
+    ),
+    (
+        "rows of a later stage longer than the positions that are learned",
+        f"{SFT} model=short sft.max_length=32 stages=[sft,rm] rm.data.path=pairs.jsonl",
+        ["rm.max_length=1024: the model of short (model) has 32 positions", "use rm.max_length=32"],
+    ),
+    (
+        "virtual tokens that leave fewer positions",
+        f"{SFT} model=short sft.max_length=32 peft@sft.peft=prompt sft.peft.num_virtual_tokens=8",
+        ["has 32 positions, 8 of them for virtual tokens", "use sft.max_length=24"],
+    ),
+    (
+        "prompts and completions longer than the positions that are learned",
+        f"{PPO} actor.path=short rollout=hf ppo.max_prompt_tokens=30",
+        ["exceed the 32 positions of", "use ppo.max_prompt_tokens=24"],
+    ),
+    (
         "classifier of two labels",
         f"{LEARNED} reward=model reward.path=classifier",
         ["reward.path", "is a classifier of 2 labels", "num_labels=1", "reward=fn"],
@@ -224,6 +244,12 @@ CASES = [
     ),
 ]
 
+GPT_2 = {
+    "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_positions": 32, "max_position_embeddings": 32,
+    "rope_parameters": None,
+}  # fmt: skip
+"""A model whose positions are learned."""
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, base, reward_base):
@@ -250,6 +276,7 @@ def folders(tmp_path_factory, base, reward_base):
     changed_json(home / "endless" / "tokenizer_config.json", {"eos_token": None})
     foreign(base, reward_base, home / "foreign")
     changed(base, home / "overfull", {"vocab_size": 40})
+    changed(base, home / "short", GPT_2)
     changed(reward_base, home / "classifier", {"id2label": {"0": "bad", "1": "good"}})
     return home
 

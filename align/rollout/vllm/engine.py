@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from align import library_variables as surroundings
 from align.errors import AlignError
@@ -106,11 +108,34 @@ def start_engine(settings: Settings, dtype: torch.dtype, rank: int, own_weights:
     return Engine(llm, core, core.model_executor.driver_worker.worker.model_runner.model, vllm.SamplingParams)
 
 
-def by_transformers(architecture: str) -> bool:
-    """Return True where vLLM serves an architecture by transformers' class, which it decorates in this process."""
+def why_unserved(architecture: str) -> str:
+    """Reason why vLLM has no class of its own for an architecture; '' where it has one."""
     from vllm.model_executor.models.registry import ModelRegistry
 
-    return getattr(ModelRegistry.models.get(architecture), "module_name", "").endswith(".transformers")
+    known = ModelRegistry.models.get(architecture)
+    if known is None:
+        return f"vLLM (0.32) has no class for {architecture}"
+    if getattr(known, "module_name", "").endswith(".transformers"):  # it decorates the class in this process
+        return f"vLLM (0.32) serves {architecture} by the trainer's own class, which it changes"
+    return ""
+
+
+def serves_lora(model: PeftModel) -> bool:
+    """Return True where vLLM's class for this model takes LoRA on the layers that have it here.
+
+    It knows those of a layer that it packs by the names of the parts, such as gate_proj; GLM 4 has the whole.
+    """
+    from vllm.model_executor.models.interfaces import supports_lora
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    base = model.get_base_model()
+    known = ModelRegistry.models.get(type(base).__name__)
+    if known is None:
+        return True  # vLLM says so itself
+    theirs = known.load_model_cls()
+    packed: dict[str, list[str]] = getattr(theirs, "packed_modules_mapping", None) or {}
+    layers = {name.rpartition(".")[2] for name, one in base.named_modules() if isinstance(one, BaseTunerLayer)}
+    return supports_lora(theirs) and all(packed.get(name, [name]) == [name] for name in layers)
 
 
 def shut_down(core: Any) -> None:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from align.errors import AlignError, StaleRolloutError
 from align.peft.quantized import is_quantized, plain_config
-from align.peft.routes import ADAPTER, CONVERTED, EMBEDDINGS, LARGEST_RANK, MERGED, lora_rank, route
+from align.peft.routes import ADAPTER, CONVERTED, EMBEDDINGS, LARGEST_RANK, MERGED, Route, lora_rank, route
 from align.roles.modules import plain
 from align.rollout.canary import Canary
 from align.rollout.hf import to_generation
-from align.rollout.vllm.engine import GREEDY_TEMPERATURE, Settings, shut_down, start_engine
+from align.rollout.vllm.engine import GREEDY_TEMPERATURE, Settings, serves_lora, shut_down, start_engine
 from align.rollout.vllm.shared import SharedWeights, Unshareable, why_own_copies
 from align.rollout.vllm.weights import Adapters, Prompts, copy_base, copy_weights
 from align.types import Generation, Policy, Sampling, SyncReceipt
@@ -62,8 +62,11 @@ class VLLMRollout:
         if self.quantized:
             base = self.home.name
             plain_config(policy.model.config).save_pretrained(base)
-        self.mode = route(policy.model.peft_config["default"]).mode if policy.has_adapter else FULL
-        """Route of the policy to the engine, by align.peft.routes, or "full"."""
+        way = route(policy.model.peft_config["default"]) if policy.has_adapter else Route(FULL)
+        if way.mode in (ADAPTER, CONVERTED) and not self.quantized and not serves_lora(policy.model):
+            way = Route(MERGED, f"vLLM has no LoRA for these layers of {type(plain(policy.model)).__name__}")
+        self.mode, self.why_merged = way.mode, way.why
+        """Route of the policy to the engine, by align.peft.routes, or "full"; the reason where it is merged."""
         virtual = policy.model.peft_config["default"].num_virtual_tokens if self.mode == EMBEDDINGS else 0
         self.settings = Settings(base, longest + virtual, batch_size, kv_cache_mib, embeddings=bool(virtual))
         self.on_cpu = policy.device.type == "cpu"
@@ -95,14 +98,14 @@ class VLLMRollout:
     def _why_own_copies(self, policy: Any) -> str:
         """Reason why the engine cannot share the trainer's weights, as far as it is known before the engine starts."""
         if self.mode == MERGED:
-            return f"the adapter is merged for it: {route(policy.model.peft_config['default']).why}"
+            return f"the adapter is merged for it: {self.why_merged}"
         return why_own_copies(plain(policy.model), self.on_cpu)
 
     def _begin(self) -> None:
         """A new engine, on the trainer's weights where it can be."""
         self._start()
         if self.quantized:
-            copy_base(plain(self.policy.model), self.model, _dtype(self.policy))
+            copy_base(plain(self.policy.model), self.engine, _dtype(self.policy))
         if not self.why_apart:
             try:
                 self.weights = SharedWeights(plain(self.policy.model), self.model)
@@ -130,7 +133,7 @@ class VLLMRollout:
         if self.canary.learn(self.policy):
             return
         if self.shared:
-            self.why_apart = f"vLLM has the weights of a {self.policy.model.config.model_type} model in another order"
+            self.why_apart = self._other_order()
             self.close()
             self._begin()
             if self.canary.learn(self.policy):
@@ -140,6 +143,9 @@ class VLLMRollout:
             f"vLLM does not serve the base that is trained on: its log-probabilities are {self.canary.noise:.3g} nats "
             "off\n  use rollout=hf"
         )
+
+    def _other_order(self) -> str:
+        return f"vLLM has the weights of a {self.policy.model.config.model_type} model in another order"
 
     def attach(self, policy: Policy) -> SyncReceipt:
         return self.sync(policy)
@@ -163,6 +169,9 @@ class VLLMRollout:
         )
 
     def _rebuild(self, policy: Policy) -> SyncReceipt:
+        """A new engine; where the old one stood on the trainer's weights, with a copy, in vLLM's own order."""
+        if self.shared and not self.on_base:
+            self.why_apart = self._other_order()
         self.close()
         self._begin()
         return self._hand_over(policy)
@@ -189,12 +198,7 @@ class VLLMRollout:
             return self.prompts.take(policy)
         if self.shared:
             return 0
-        try:
-            return copy_weights(policy, self.model)
-        except Unshareable as error:
-            raise AlignError(
-                f"rollout=vllm: the policy's weights do not fit vLLM's: {error}\n  use rollout=hf"
-            ) from error
+        return copy_weights(policy, self.engine)
 
     def _check_shared(self) -> None:
         """Lays the weights together again if something on the trainer's side has parted them, or raises."""

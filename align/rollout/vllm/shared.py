@@ -116,17 +116,6 @@ def pairs_of(ours: nn.Module, theirs: nn.Module) -> list[Pair]:
     return found
 
 
-def places_of(ours: nn.Module, theirs: nn.Module) -> dict[str, list[Tensor]]:
-    """Parts of vLLM's tensors to which each of the trainer's parameters belongs, by its name in the plain model."""
-    names = {id(p): plain_name(n) for n, p in ours.named_parameters(remove_duplicate=False)}
-    places: dict[str, list[Tensor]] = {}
-    for pair in pairs_of(ours, theirs):
-        rows = [len(part) for part in pair.parts]
-        for part, place in zip(pair.parts, pair.theirs.data[: sum(rows)].split(rows), strict=True):
-            places.setdefault(names[id(part)], []).append(place)
-    return places
-
-
 def check(name: str, parameter: Tensor, parts: list[nn.Parameter], vocabulary: int | None) -> None:
     """Raises Unshareable where the parts, one under the other, are not `parameter` (padded to a round vocabulary)."""
     rows = sum(len(part) for part in parts)

@@ -4,43 +4,57 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from align.errors import AlignError
 from align.peft.prompts import embedded
-from align.peft.quantized import plain_config, plain_tensors
-from align.rollout.vllm.shared import places_of
+from align.peft.quantized import plain_tensors
+from align.roles.modules import plain
+from align.rollout.vllm.shared import plain_weights
 from align.types import Policy
 
 
-def copy_weights(policy: Policy, theirs: nn.Module) -> int:
-    """Copies all weights, an adapter merged in, into the model of vLLM's; their size in bytes.
-
-    Raises Unshareable where the two models' tensors do not fit.
-    """
-    size = 0
+def copy_weights(policy: Policy, llm: Any) -> int:
+    """Hands all weights, an adapter merged in, to vLLM's LLM; their size in bytes."""
     with torch.no_grad(), policy.generating() as model:
-        places = places_of(model, theirs)
-        for name, tensor in policy.tensors(merged=True):
-            for place in places.get(name, ()):
-                place.copy_(tensor)
-                size += tensor.nbytes
-    return size
+        return read(llm, plain(model), policy.tensors(merged=True))
 
 
-def copy_base(ours: PreTrainedModel, theirs: nn.Module, dtype: torch.dtype) -> None:
-    """Copies what the trainer's quantised weights stand for into the model of vLLM's."""
-    with torch.device("meta"):
-        places = places_of(type(ours)._from_config(plain_config(ours.config), dtype=dtype), theirs)
-    for name, tensor in plain_tensors(ours, dtype):
-        for place in places.get(name, ()):
-            place.copy_(tensor)
+def copy_base(ours: PreTrainedModel, llm: Any, dtype: torch.dtype) -> None:
+    """Hands what the trainer's quantised weights stand for to vLLM's LLM."""
+    read(llm, ours, plain_tensors(ours, dtype))
+
+
+def read(llm: Any, ours: PreTrainedModel, tensors: Iterable[tuple[str, Tensor]]) -> int:
+    """Let vLLM read tensors, by their names in `ours`, as it reads a checkpoint's; their size in bytes.
+
+    That turns, packs and orders them as its model has them: Conv1D of GPT-2, experts, queries, keys and values.
+    """
+    own = {name: tensor for name, tensor in tensors if name not in ours.all_tied_weights_keys}
+    saved = revert_weight_conversion(ours, own)
+    try:
+        with plain_weights():
+            llm.apply_model(_forget_experts)
+            llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(saved.items())})
+    except Exception as error:  # whatever the reader of an architecture raises
+        why = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise AlignError(f"rollout=vllm: the policy's weights do not fit vLLM's: {why}\n  use rollout=hf") from error
+    return sum(tensor.nbytes for tensor in saved.values())
+
+
+def _forget_experts(model: nn.Module) -> None:
+    """Let experts be laid out anew by the next reading, which vLLM (0.32) does on CPU at the first one alone."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    for module in model.modules():
+        if on_cpu and getattr(getattr(module, "quant_method", None), "moe_kernel", None) is not None:
+            module.quant_method.moe_kernel = None
 
 
 class Adapters:

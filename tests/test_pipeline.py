@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from command_line import stand_in, write_data
 from loading import load
+from safetensors.torch import load_file
 
 import align
 from align.cli.compose import composed, plan_of
@@ -58,6 +59,41 @@ def test_every_stage_leaves_its_configuration_card_and_metrics(ran):
     card = json.loads((run / "ppo" / "card.json").read_text())
     assert Path(card["inputs"]["actor"]) == (run / "sft").resolve()
     assert Path(card["inputs"]["reward"]) == Path(card["inputs"]["critic"]) == (run / "rm").resolve()
+
+
+@pytest.mark.slow
+def test_the_log_has_the_command_the_outline_and_the_lines_of_every_stage(ran):
+    run = ran[0] / "runs" / "tiny" / "latest"
+    command, *lines = (run / "log.txt").read_text().splitlines()
+    assert command == f"$ align {' '.join(SMALL)}"
+    heads = [line[:9].strip() for line in lines]
+    assert heads[:6] == ["run", "pretrain", "sft", "rm", "ppo", "evaluate"]
+    assert {"pretrain", "sft", "rm", "ppo", "evaluate", "done"} <= set(heads[6:])
+    outline = ran[1]["outline"]
+    assert outline["sft"] == "from pretrain; peft=lora; data=help_desk; 2 x the data, in batches of 32"
+    assert outline["ppo"].startswith("actor from sft, peft=lora; critic from rm, peft=lora; reward from rm; ")
+    for stage, line in outline.items():
+        assert json.loads((run / stage / "card.json").read_text())["outline"] == line
+
+
+@pytest.mark.slow
+def test_the_cards_count_the_parameters_that_train(ran):
+    """Against the tensors that are saved; the critic's adapter brings the reward model's head along."""
+    run = ran[0] / "runs" / "tiny" / "latest"
+
+    def saved(*files: str, but: str = "-") -> int:
+        found = [pair for file in files for pair in load_file(run / file).items()]
+        return sum(tensor.numel() for name, tensor in found if but not in name)
+
+    def told(stage: str) -> int | dict[str, int]:
+        return json.loads((run / stage / "card.json").read_text())["trained_parameters"]
+
+    assert told("sft") == saved("sft/adapter_model.safetensors")
+    assert told("rm") == saved("rm/adapter_model.safetensors")
+    assert told("ppo") == {
+        "actor": saved("ppo/adapter_model.safetensors"),
+        "critic": saved("ppo/critic/adapter_model.safetensors", "ppo/critic/value_head.safetensors", but="score"),
+    }
 
 
 @pytest.mark.slow

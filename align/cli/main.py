@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -31,6 +32,8 @@ from align.cli.schema import ROOT
 from align.errors import AlignError, AlignWarning
 from align.library_variables import prepare
 from align.plan.order import reordered
+from align.plan.outline import outline
+from align.words import masked
 
 COMMANDS = ("run", "plugins", "export")
 """align's own; `plugin_commands` finds the others."""
@@ -242,7 +245,14 @@ def run_pipeline(cfg: DictConfig) -> dict:
 
         if tracker:
             tracker.start(folder, resolved(cfg))
-        return Report(tracker)
+        job, report = HydraConfig.get(), Report(tracker, folder=folder)
+        where = f"{str(runtime.dtype).removeprefix('torch.')} on {runtime.device}"
+        report.start(
+            shlex.join(["align", *map(masked, job.overrides.task)]),
+            f"{', '.join(stage.name for stage in plan.stages)}; seed {plan.seed}, {where}; in {folder}",
+            outline(plan, job.runtime.choices),
+        )
+        return report
 
     return pipeline.run(
         plan,

@@ -93,7 +93,7 @@ class Watch:
         """Warning about the evaluation at which it fired."""
         seen, best = self.fired, self.best
         return (
-            f"warning: step {seen.step}: the reward is up {float((seen.score_B - best.score_B).nanmean()):.2f} since "
+            f"warning: step {seen.step}: the score is up {float((seen.score_B - best.score_B).nanmean()):.2f} since "
             f"step {best.step}, and watch.judge down from {best.judge():.2f} to {seen.judge():.2f}, "
             f"{self.patience} evaluations in a row: the policy games its reward"
         )

@@ -46,7 +46,7 @@ def test_fires_after_patience_evaluations_with_the_reward_up_and_the_judge_down(
     watch, figures = seen(RISING, FALLING, patience=2)
     assert [f["parted"] for f in figures] == [0, 1, 2, 3] and [f["judge"] for f in figures] == FALLING
     assert watch.best.step == 0 and watch.facts() == {"last": 1.0, "fired": 2}
-    assert "step 2: the reward is up 2.10 since step 0, and watch.judge down from 4.00 to 2.00" in watch.warning()
+    assert "step 2: the score is up 2.10 since step 0, and watch.judge down from 4.00 to 2.00" in watch.warning()
 
 
 @pytest.mark.parametrize(

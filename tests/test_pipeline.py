@@ -181,7 +181,7 @@ def test_a_stage_may_stand_twice():
     assert stages("stages=[sft,rm,rm@2]") == ["sft", "rm", "rm@2"]
     assert inputs("stages=[sft,rm,rm@2,ppo]", "model=base")["ppo"]["reward"] == "rm@2"
     twice = inputs("stages=[pretrain,sft,sft@2]", JUDGE)["evaluate"]
-    assert twice == {"base": "pretrain", "sft": "sft", "sft@2": "sft@2"}
+    assert twice == {"base": "pretrain", "sft": "sft", "sft@2": "sft@2", "reference": "sft"}
     assert inputs("stages=[sft,dpo,ppo]", "model=base", "reward=fn", "reward.fn=a.b")["evaluate"]["reference"] == "dpo"
 
 

@@ -67,6 +67,9 @@ class Examiner:
     def leave(self, ppo: PPO, out: Path, report: StageReport) -> None:
         """Saves the policy in `out`; the best one instead where the watch has stopped the run, the last in `last/`."""
         save(ppo, out / "last" if self.stops else out)
+        if self.best.value > float("-inf"):
+            start = ", as it started: nothing later was better" if self.best.step == 0 else ""
+            report.say(f"best/ is the policy of step {self.best.step} of {ppo.steps_done}{start}")
         if self.stops:
             shutil.copytree(self.best.directory, out, dirs_exist_ok=True)
             report.say(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from align.errors import AlignError
 from align.types import Reward, RewardState, Rollout, Texts
+from align.words import counted
 
 ACTIONS = ("warn", "stop")
 FEWEST, ENOUGH = 2, 8
@@ -71,7 +72,7 @@ class Watch:
         judge_B = self.judge(rollout, texts, RewardState(step)).score_B
         seen = Seen(step, score_B.detach().double().cpu(), judge_B.detach().double().cpu())
         if seen.judge_B.isnan().all():
-            raise AlignError(f"watch.judge has no opinion on any of the {len(judge_B)} held-out completions")
+            raise AlignError(f"watch.judge has no opinion on any of {counted(len(judge_B), 'held-out completion')}")
         if self.best is None or seen.judge() > self.best.judge():
             self.best = seen
         self.parted = self.parted + 1 if self._parts(seen) else 0

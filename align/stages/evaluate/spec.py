@@ -70,17 +70,18 @@ def needs(stage: StagePlan, before: tuple[Made, ...]) -> tuple[Need, ...]:
             for name, source in made.items()
             if name not in ("base", "sft")
         ]
-    return (*found, *_reference(policies, actor, reference), *_reward_model(stage, before))
+    return (*found, *_reference(policies, made.get("sft"), actor, reference), *_reward_model(stage, before))
 
 
-def _reference(policies: list[Made], actor: str, reference: str) -> list[Need]:
-    """The reference that KL is measured to: the named one, else the actor's start in the last stage that has one."""
+def _reference(policies: list[Made], sft: str | None, actor: str, reference: str) -> list[Need]:
+    """The reference that KL is measured to: the named one, else the actor's start in the last stage that has one, else
+    the policy `sft`, which others start from."""
     if reference != AUTO:
         return [Need("reference", POLICY, "reference.path", reference)]
     places = [i for i, one in enumerate(policies) if "reference" in one.spec.sections({}, ())]
-    if not places:
+    if not policies:
         return []
-    earlier = policies[: places[-1]]
+    earlier = policies[: places[-1]] if places else [one for one in policies if one.name == sft]
     if actor == AUTO and earlier:
         return [Need("reference", POLICY, "actor.path", source=earlier[-1].name)]
     return [Need("reference", POLICY, "actor.path", actor, optional=True, earlier=False)]

@@ -5,7 +5,8 @@
 Each policy writes `samples` completions at temperature 1, with the same keys. They are scored by the judge
 where one is named (`evaluate.judge`, a rule that scores a completion), by the run's reward, and by the reward model
 where the reward is not that model alone.
-KL is k1 in nats a completion, of each policy's own completions, to the reference of the run's last stage that has one.
+KL is k1 in nats a completion, of each policy's own completions, to the reference of the run's last stage that has one,
+else to sft.
 completions.jsonl has what they wrote, with the scores.
 """
 
@@ -142,7 +143,7 @@ class Evaluate:
         self, report: StageReport, results: dict, texts: dict[str, Texts], facts: dict[str, Any], inputs: dict[str, str]
     ) -> None:
         title = f"{counted(self.options.samples, 'completion')} a policy, held-out prompts"
-        if "reference" in inputs:
+        if any("kl" in figures for figures in results.values()):
             same = (name for name in policies_of(inputs) if inputs[name] == inputs["reference"])
             title += f"; KL to the reference, {next(same, inputs['reference'])}, in nats a completion"
         report.print(results_table(results, title if texts else "held-out demonstrations"))

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from align.errors import AlignError
 from align.installed import require
+from align.words import counted
 from align_runs.compose import all_keys
 from align_runs.runs import DONE, Run, read
 from align_runs.settings import differing, shown
@@ -133,7 +134,7 @@ def _give(made: Table, form: str | None, to: Path | None, fitted: bool) -> None:
         for part in terminal(made, console.width):
             console.print(part)
     if to is not None:
-        console.print(f"{len(made.frame)} rows in {to}", markup=False, soft_wrap=True)
+        console.print(f"{counted(len(made.frame), 'row')} in {to}", markup=False, soft_wrap=True)
     for note in made.notes if form != "csv" or to is not None else []:
         console.print(note, markup=False, soft_wrap=True)
 

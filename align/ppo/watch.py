@@ -40,7 +40,7 @@ class Seen:
 
 
 class Watch:
-    """Fires when the reward has risen and the judge has fallen, `patience` evaluations one after another.
+    """Fires when the score has risen and the judge has fallen, `patience` evaluations one after another.
 
     Both are measured from the evaluation that the judge liked best, and count from `deviations` standard errors of
     the mean of the rows' differences on. action: warn, or stop, upon which the stage ends with the policy of that best
@@ -60,7 +60,7 @@ class Watch:
         self.best: Seen | None = None
         self.last: Seen | None = None
         self.parted = 0
-        """Evaluations in a row in which the reward was up and the judge down."""
+        """Evaluations in a row in which the score was up and the judge down."""
         self.fired: Seen | None = None
         """The evaluation at which it fired first."""
 

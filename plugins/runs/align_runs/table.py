@@ -22,7 +22,7 @@ from align_runs.settings import differing, shown
 from align_runs.stages import is_headline, place
 
 FORMATS = {".md": "markdown", ".csv": "csv", ".png": "png"}
-WIDTH = 120
+WIDTH = 100
 """Letters in a line where there is no terminal: in a pipe or a file."""
 UNFOLDED = 10_000
 """The same for columns that are named: a run stays in one line, for grep and cut."""

@@ -3,7 +3,10 @@
 `align.run(["experiment=tiny", "seed=1"])` is the command line as a function.
 """
 
+from align.library_variables import quiet
+
 __version__ = "0.1.0"
+quiet()
 
 
 def run(overrides: list[str]) -> dict:

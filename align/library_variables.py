@@ -1,11 +1,13 @@
-"""Environment variables that libraries read when they are imported, set before they are. No torch here."""
+"""Noise of libraries, and variables that they read when they are imported: both set before. No torch here."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import sys
+import warnings
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,6 +28,21 @@ ON_CPU = {
     "DS_ACCELERATOR": "cpu",
     "TORCHDYNAMO_DISABLE": "1",  # vLLM 0.32 compiles two tiny sampling functions for half a minute else
 }
+NOISE = (
+    "fan_in_fan_out is set to",  # PEFT mends it itself
+    "Model (has|with) `tie_word_embeddings=True`",  # align saves both ends apart where both trained
+    "The following (rank|alpha)_pattern keys",  # align refuses those that match no module
+    "Failed to load CPU gemm_4bit_forward",  # bitsandbytes' optional kernel
+)
+"""Beginnings of libraries' warnings on what align deals with, as regular expressions."""
+
+
+def quiet() -> None:
+    """Silence the warnings of libraries that NOISE lists, and no others."""
+    for start in NOISE:
+        warnings.filterwarnings("ignore", start)
+    logged = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logged.addFilter(lambda record: not any(re.match(start, record.getMessage()) for start in NOISE))
 
 
 def on_cpu() -> bool:
@@ -38,7 +55,6 @@ def prepare() -> None:
     cpu = on_cpu()
     for name, value in {**QUIET, **IN_PROCESS, **(ON_CPU if cpu else {})}.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # of optional kernels that are not there
     if cpu:
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override rollout.kv_cache_mib
 

@@ -1,10 +1,14 @@
-"""A machine without a network is told at once, not after a minute of tries."""
+"""A machine without a network is told at once, not after a minute of tries; noise of libraries is silent."""
 
+import logging
 import socket
+import warnings
 
 import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from align.library_variables import without_network
+from align.library_variables import quiet, without_network
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +36,24 @@ def test_with_a_network_or_a_proxy_they_ask_the_hub(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     monkeypatch.setenv("HTTPS_PROXY", "a proxy")
     assert not without_network()
+
+
+def warned(silenced: bool) -> list[str]:
+    """The first words of what PEFT warns of on a Conv1D with a pattern that matches nothing, and of one more."""
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        if silenced:
+            quiet()
+        get_peft_model(model, LoraConfig(target_modules=["c_attn"], rank_pattern={"nowhere": 2}))
+        warnings.warn("a user's own", stacklevel=1)
+    return [str(one.message)[:14] for one in found]
+
+
+def test_warnings_of_libraries_on_what_align_deals_with_are_silent_and_others_are_not(caplog):
+    assert warned(silenced=False) == ["fan_in_fan_out", "The following ", "a user's own"]
+    assert warned(silenced=True) == ["a user's own"]
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from %s", "nowhere")
+    logger.warning("another")
+    assert caplog.messages == ["another"]

@@ -56,6 +56,7 @@ def assemble(
 
     from align.ppo.step import PPO
     from align.rewards.parts import check_reachable
+    from align.roles.modules import has_router
     from align.roles.placement import Placement, RunContext
     from align.roles.tokenizer import stop_ids
     from align.types import Sampling
@@ -80,6 +81,9 @@ def assemble(
     reward = make_reward(sections.reward, stage, inputs, context, tokenizer, placement)
     report.write_card(start=lines)
     roles = placement.roles(options.micro_batch_size, options.micro_batch_tokens)
+    sizes, router = roles.sizes(), {"router_loss": 0.0} if has_router(roles.actor.model) else {}
+    report.say(f"parameters that train: {', '.join(f'{n:,} of the {role}' for role, n in sizes.items())}")
+    report.write_card(trained_parameters=sizes, **router)
     rollout = sections.rollout.options
     sampling = Sampling(rollout.temperature, rollout.max_new_tokens, stop_ids(inputs["actor"], tokenizer))
     longest = longest_prompt(stage, [inputs["actor"]]) + sampling.max_new_tokens

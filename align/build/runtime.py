@@ -127,8 +127,8 @@ class Runtime:
             "make_judge": self.reward_maker(judge, stage),
         }
 
-    def reward_maker(self, reward: Plug, stage: StagePlan) -> Callable[..., Any]:
-        """make(inputs, out, report, tokenizer) -> the reward, apart from all roles."""
+    def reward_maker(self, reward: Plug, stage: StagePlan, told: bool = True) -> Callable[..., Any]:
+        """make(inputs, out, report, tokenizer) -> the reward, apart from all roles; not `told`: silently."""
 
         def make(inputs: dict[str, str], out: Path, report: StageReport, tokenizer: Any) -> Any:
             from align.rewards.parts import check_reachable
@@ -136,7 +136,8 @@ class Runtime:
 
             check_reachable(check_reward(reward))
             context = RunContext(
-                device=self.device, dtype=self.dtype, engine=self.train_engine, out=out, tell=report.say,
+                device=self.device, dtype=self.dtype, engine=self.train_engine, out=out,
+                tell=report.say if told else lambda line: None,
             )  # fmt: skip
             return make_reward(reward, stage, inputs, context, tokenizer)
 

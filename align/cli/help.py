@@ -19,9 +19,37 @@ COMMANDS = """\
 align [run] [FLAGS] [SETTINGS]    one run of stages=[…]: {stages}
 align plugins [GROUP]             every choice below, where it comes from and how it is used
 align plugins --explain METHOD    what a PEFT method trains, how vLLM serves it, who can share a base (model=FOLDER)
+align COMMAND --help              help of a command
 align --help KEY                  default, range and meaning of a setting, or of a section: align --help ppo.kl_coef
 align export RUN --to DIR --merge a policy and its adapter as one plain model (--dtype fp32|bf16|fp16)
 """
+OF_COMMANDS = {
+    "plugins": """\
+usage: align plugins [GROUP]
+       align plugins --explain METHOD [KEY=VALUE …] [model=FOLDER]
+
+Every choice of every group, where it comes from and how it is used; or what a PEFT method trains on a model, how vLLM
+serves it and who can share a base.
+
+examples
+  align plugins reward
+  align plugins --explain lora r=16 model=runs/tiny/latest/pretrain
+""",
+    "export": """\
+usage: align export RUN --to DIR [--merge] [--dtype fp32|bf16|fp16]
+
+A policy as one plain model, for transformers and vLLM.
+
+  RUN                      the folder of a run, or of a stage that makes a policy
+  --to DIR                 a new folder
+  --merge                  with the adapter in the weights
+  --dtype fp32|bf16|fp16   the dtype of the weights; by default that of the base
+
+example
+  align export runs/tiny/latest --to model --merge
+""",
+}
+"""Help of align's own commands; those of plugins print theirs."""
 EXAMPLES = """\
 examples
   align experiment=tiny

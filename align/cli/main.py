@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -31,6 +32,8 @@ from align.cli.schema import ROOT
 from align.errors import AlignError, AlignWarning
 from align.library_variables import prepare
 from align.plan.order import reordered
+from align.plan.outline import outline
+from align.words import masked
 
 COMMANDS = ("run", "plugins", "export")
 """align's own; `plugin_commands` finds the others."""
@@ -86,10 +89,7 @@ def run(words: list[str]) -> dict | None:
     command, words = (words[0], words[1:]) if words and words[0].isidentifier() else ("run", list(words))
     added = {} if command in COMMANDS else plugin_commands()
     if command == "help" or (command not in added and {"-h", "--help"} & set(words)):
-        from align.cli.help import print_help
-
-        print_help(plugin_commands(), [word for word in words if not word.startswith("-")])
-        return None
+        return _help(command, [word for word in words if not word.startswith("-")])
     if words == ["--version"]:
         print(f"align {version('align')}")
         return None
@@ -126,10 +126,31 @@ def run(words: list[str]) -> dict | None:
         _hydra_main(results, failures, full)
     if len(failures) == 1 and not failures[0][0]:
         raise failures[0][1]
+    _show_table(results)
     if failures:
         count = f"{len(failures)} of the {len(failures) + len(results)} runs of this sweep failed"
         raise AlignError("\n  ".join([count, *(f"align {words}" for words, _ in failures)])) from failures[-1][1]
     return results[-1] if results else None
+
+
+def _show_table(results: list[dict]) -> None:
+    """Print the runs of a sweep side by side, where the command `table` is installed."""
+    if len(results) > 1 and (entry := plugin_commands().get("table")):
+        _loaded(entry)([one["run"] for one in results])
+
+
+def _help(command: str, keys: list[str]) -> None:
+    """Print the help of a command, of keys, or, without either, of everything."""
+    from align.cli.help import OF_COMMANDS, print_help
+
+    added = plugin_commands()
+    named = keys[0] if keys and command in ("run", "help") else command
+    if named in OF_COMMANDS:
+        print(OF_COMMANDS[named], end="")
+    elif named in added:
+        _loaded(added[named])(["--help"])
+    else:
+        print_help(added, keys)
 
 
 def plugin_commands() -> dict[str, EntryPoint]:
@@ -209,7 +230,7 @@ def _hydra_main(results: list[dict], failures: list[tuple[str, Exception]], full
     @hydra.main(version_base="1.3", config_path="pkg://align.conf", config_name=ROOT)
     def task(cfg: DictConfig) -> None:
         job = HydraConfig.get()
-        words = " ".join(job.overrides.task) if job.mode == RunMode.MULTIRUN else ""
+        words = shlex.join(job.overrides.task) if job.mode == RunMode.MULTIRUN else ""
         if words:
             print(f"run {job.job.num + 1} of the sweep: align {words}", flush=True)
         try:
@@ -242,7 +263,14 @@ def run_pipeline(cfg: DictConfig) -> dict:
 
         if tracker:
             tracker.start(folder, resolved(cfg))
-        return Report(tracker)
+        job, report = HydraConfig.get(), Report(tracker, folder=folder)
+        where = f"{str(runtime.dtype).removeprefix('torch.')} on {runtime.device}"
+        report.start(
+            shlex.join(["align", *map(masked, job.overrides.task)]),
+            f"{', '.join(stage.name for stage in plan.stages)}; seed {plan.seed}, {where}; in {folder}",
+            outline(plan, job.runtime.choices),
+        )
+        return report
 
     return pipeline.run(
         plan,

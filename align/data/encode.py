@@ -52,6 +52,9 @@ def text_of(completion: Prompt) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
+ROWS = {False: "rows", True: "held-out rows"}
+
+
 def fitting_prompts(
     rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int, key: str, held_out: bool = False
 ) -> tuple[list[tuple[int, dict, list[int]]], Tally]:
@@ -77,8 +80,8 @@ def fitting_prompts(
             f"rollout.max_new_tokens where the model has no room for both, or shorter prompts in {key}.data.path"
         )
     limit = f"{key}.max_prompt_tokens={max_prompt_tokens}"
-    noun = "held-out prompts" if held_out else "prompts"
-    tally = Tally(len(rows), {TOO_LONG: len(rows) - len(found)}, {}, key, limit, max(lengths, default=0), noun=noun)
+    tally = _tally(lengths, (TOO_LONG,), limit, key, "held-out prompts" if held_out else "prompts")
+    tally.left_out[TOO_LONG] = len(rows) - len(found)
     for _, row, _ in found:
         _note_special(row, tokenizer, tally)
     return found, tally
@@ -172,7 +175,7 @@ def fitting(
         EMPTY: lambda i: _is_empty(rows[i]["chosen"]) or _is_empty(rows[i]["rejected"]),
         TOO_LONG: lambda i: max_length is not None and lengths[i] > max_length,
     }
-    tally = _tally(lengths, reasons, max_length, key, held_out)
+    tally = _tally(lengths, reasons, f"{key}.max_length={max_length}", key, ROWS[held_out])
     places = []
     for i in range(len(rows)):
         if why := next((reason for reason in reasons if holds[reason](i)), None):
@@ -187,10 +190,11 @@ def fitting(
     return places, tally
 
 
-def _tally(lengths: list[int], reasons: tuple[str, ...], max_length: int | None, key: str, held_out: bool) -> Tally:
+def _tally(lengths: list[int], reasons: tuple[str, ...], limit: str, key: str, noun: str) -> Tally:
     """The count of rows of these lengths, none of them left out yet."""
-    limit, noun = f"{key}.max_length={max_length}", "held-out rows" if held_out else "rows"
-    return Tally(len(lengths), dict.fromkeys(reasons, 0), {}, key, limit, max(lengths, default=0), noun=noun)
+    longest = max(lengths, default=0)
+    row = lengths.index(longest) + 1 if lengths else 0
+    return Tally(len(lengths), dict.fromkeys(reasons, 0), {}, key, limit, longest, row, noun=noun)
 
 
 def _note(row: dict, found: list[Sequence], tokenizer: PreTrainedTokenizerBase, tally: Tally) -> None:
@@ -271,7 +275,7 @@ def fitting_examples(
         masks = [[0] * start + learned(row)[start:] for row, start in zip(rows, starts, strict=True)]
         starts = [mask.index(1) if 1 in mask else len(mask) for mask in masks]
     lengths = [len(one.ids) for one in found]
-    tally = _tally(lengths, (NO_ROOM, TOO_LONG), max_length, key, held_out)
+    tally = _tally(lengths, (NO_ROOM, TOO_LONG), f"{key}.max_length={max_length}", key, ROWS[held_out])
     kept = []
     for row, one, start in zip(rows, found, starts, strict=True):
         if len(one.ids) > longest and too_long == "leave_out":

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 TOO_LONG, NO_ROOM, ALIKE, EMPTY, SHARED = "too_long", "no_room", "alike", "empty", "shared"
 LEFT_OUT = {
-    TOO_LONG: "longer than {limit} (the longest has {longest} tokens)",
+    TOO_LONG: "longer than {limit} (the longest, row {row}, has {longest} tokens)",
     NO_ROOM: "without a token to learn within {limit}",
     ALIKE: "with completions alike",
     EMPTY: "empty",
@@ -16,7 +16,7 @@ LEFT_OUT = {
 
 CUT, APART, JOINED, OTHERWISE, SPECIAL, NEUTRAL = "cut", "apart", "joined", "otherwise", "special", "neutral"
 CHANGED = {
-    CUT: "cut at {limit}: the end, EOS, is not learned (the longest has {longest} tokens). Use a larger "
+    CUT: "cut at {limit}: the end, EOS, is not learned (the longest, row {row}, has {longest} tokens). Use a larger "
     "{key}.max_length, or {key}.too_long=leave_out",
     APART: "in which text of prompt and completion would be one token: the two are encoded apart, as in rollouts",
     JOINED: "in which text of prompt and completion is one token, unlike in rollouts ({example}). Use prompts that end "
@@ -45,6 +45,8 @@ class Tally:
     """Setting of the longest row."""
     longest: int = 0
     """Tokens of the longest row."""
+    row: int = 0
+    """Its number among those of this part, from 1."""
     examples: dict[str, str] = field(default_factory=dict)
     """Text that shows a change, by its name."""
     noun: str = "rows"
@@ -52,8 +54,8 @@ class Tally:
     def lines(self) -> list[str]:
         """A line on the rows left out, and one on each way in which others are changed.
 
-        >>> Tally(400, {"too_long": 7, "empty": 5}, {}, "sft", "sft.max_length=64", 90).lines()
-        ['12 of 400 rows left out: 7 longer than sft.max_length=64 (the longest has 90 tokens), 5 empty']
+        >>> Tally(400, {"too_long": 7, "empty": 5}, {}, "sft", "sft.max_length=64", 90, 17).lines()
+        ['12 of 400 rows left out: 7 longer than sft.max_length=64 (the longest, row 17, has 90 tokens), 5 empty']
         """
         found = []
         if count := sum(self.left_out.values()):
@@ -64,7 +66,7 @@ class Tally:
 
     def _words(self, table: dict[str, str], why: str) -> str:
         example = self.examples.get(why, "")
-        return table[why].format(limit=self.limit, longest=self.longest, key=self.key, example=example)
+        return table[why].format(limit=self.limit, longest=self.longest, row=self.row, key=self.key, example=example)
 
     def note(self, why: str, example: str = "") -> None:
         """Count one more row that is changed, the first with an example."""

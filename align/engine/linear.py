@@ -184,7 +184,9 @@ class CpuLinear:
     def apply(self, model: nn.Module, tell: Callable[[str], None] = lambda line: None) -> None:
         """Gives the model's linear layers the chosen kernel, in place; only float32 on CPU has a choice."""
         if self.kind == "auto":
-            tell(self._settle(model))
+            line = self._settle(model)
+            if self.kind == "onednn":
+                tell(line)
         if self.kind == "onednn":
             choose_linear(model, "onednn")  # refuses a torch without the kernel
             use_fast_linears(model)

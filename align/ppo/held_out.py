@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from align import ops
 from align.errors import AlignError
 from align.ppo.rollouts import Row, texts_of, write
@@ -36,7 +38,7 @@ class Best:
 
 @dataclass
 class Examiner:
-    """Evaluates the policy on `rows`. The best has the highest reward − kl_coef · KL; under a watch, judge's score."""
+    """Evaluates the policy on `rows`. The best has the highest objective; under a watch, judge's score."""
 
     rows: list[Row]
     seed: int
@@ -65,6 +67,9 @@ class Examiner:
     def leave(self, ppo: PPO, out: Path, report: StageReport) -> None:
         """Saves the policy in `out`; the best one instead where the watch has stopped the run, the last in `last/`."""
         save(ppo, out / "last" if self.stops else out)
+        if self.best.value > float("-inf"):
+            start = ", as it started: nothing later was better" if self.best.step == 0 else ""
+            report.say(f"best/ is the policy of step {self.best.step} of {ppo.steps_done}{start}")
         if self.stops:
             shutil.copytree(self.best.directory, out, dirs_exist_ok=True)
             report.say(
@@ -73,13 +78,17 @@ class Examiner:
 
 
 def evaluate(ppo: PPO, rows: list[Row], seed: int, watch: Watch | None = None) -> dict[str, float]:
-    """Reward, KL, length and endings on held-out prompts, always with the same randomness; what a watch sees there."""
+    """Score, KL, length and endings on held-out prompts, always with the same randomness; what a watch sees there.
+
+    The objective is the reward: the score less penalties and kl_coef · KL, at the coefficient that is set.
+    """
     rollout = write(ppo.engine, rows, ppo.sampling, seed=seed, purpose="eval").to(ppo.roles.device)
     scores = ppo.roles.score(rollout, {"logp", "ref_logp"} | ppo.reward.wants)
     ppo.check_finite(rollout, scores)
     scored, _ = ppo.score_texts(rollout, scores)
     result = judge_rollout(rollout, scores, scored)
-    result["objective"] = result["score"] - ppo.options.kl_coef * result["kl"]
+    reward = mean_of(ppo.penalised(scored.score_B, rollout.finished_B))
+    result["objective"] = reward - ppo.options.kl_coef * result["kl"]
     if watch:
         result |= watch.see(ppo.steps_done, rollout, texts_of(rollout, ppo.tokenizer), scored.score_B)
     return {f"eval/{name}": value for name, value in result.items()}
@@ -103,12 +112,17 @@ def save(ppo: PPO, directory: Path) -> None:
             ppo.tokenizer.save_pretrained(folder)
 
 
+def mean_of(score_B: Tensor) -> float:
+    """The mean of the scores that are there; 0 of none."""
+    known = score_B[~score_B.isnan()]
+    return float(known.mean()) if len(known) else 0.0
+
+
 def judge_rollout(rollout: Rollout, scores: Scores, scored: Scored) -> dict[str, float]:
     """Means over completions: score, kl (k1, nats a sequence, against the reference), tokens, share ended."""
     mask_BT = rollout.response_mask_BT
-    judged = scored.score_B[~scored.score_B.isnan()]
     return {
-        "score": float(judged.mean()) if len(judged) else 0.0,
+        "score": mean_of(scored.score_B),
         "kl": float((ops.kl(scores.logp_BT, scores.ref_logp_BT, "k1") * mask_BT).sum(1).mean()),
         "length": float(mask_BT.sum(1).float().mean()),
         "finished": float(rollout.finished_B.float().mean()),

@@ -1,6 +1,7 @@
 """Metrics of a PPO step, under the names of TRL's PPO, since dashboards know them.
 
-`objective/kl` is k1 in nats a sequence. Shapes: B completions, T response tokens.
+A score is what the reward gives, a reward what PPO optimises, a KL that to the reference (docs/reference/figures.md).
+`objective/kl` is k1 in nats a completion. Shapes: B completions, T response tokens.
 """
 
 from __future__ import annotations
@@ -35,27 +36,24 @@ class Average:
 
 
 def of_rollout(
-    rollout: Rollout, old: Scores, scored: Scored, return_BT: Tensor | None, mask_BT: Tensor,
-    kl_coef: float, estimator: str = "k1",
-) -> dict[str, float]:  # fmt: skip
-    """Score, KL, length and endings of one rollout batch, and what the critic knew of it.
+    rollout: Rollout, old: Scores, scored: Scored, reward_BT: Tensor, return_BT: Tensor | None, mask_BT: Tensor
+) -> dict[str, float]:
+    """Score, reward, KL, length and endings of one rollout batch, and what the critic knew of it.
 
-    `kl_coef` and `estimator` are those of the KL in the reward, a part of `objective/rlhf_reward`.
     `objective/entropy` is the surprise of the samples, −log p a sequence, as TRL has it.
     """
     real_BT = rollout.response_mask_BT
     kl_B = (ops.kl(old.logp_BT, old.ref_logp_BT, "k1") * real_BT).sum(1)
-    priced_B = (ops.kl(old.logp_BT, old.ref_logp_BT, estimator) * real_BT).sum(1)
-    score_B = scored.score_B
-    judged_B = ~score_B.isnan()
-    score = float(score_B[judged_B].mean()) if judged_B.any() else 0.0
-    penalty = -kl_coef * float(priced_B[judged_B].mean()) if judged_B.any() else 0.0
+    judged_B = ~scored.score_B.isnan()
+    score_B, reward_B = scored.score_B[judged_B], reward_BT.sum(1)[judged_B]
+    if not judged_B.any():
+        score_B = reward_B = kl_B.new_zeros(1)
     metrics = {
         "objective/kl": float(kl_B.mean()),
         "objective/entropy": float(-(old.logp_BT * real_BT).sum(1).mean()),
-        "objective/scores": score,
-        "objective/non_score_reward": penalty,
-        "objective/rlhf_reward": score + penalty,
+        "objective/scores": float(score_B.mean()),
+        "objective/non_score_reward": float((reward_B - score_B).mean()),
+        "objective/rlhf_reward": float(reward_B.mean()),
         "objective/unscored": float((~judged_B).sum()),
         "val/num_eos_tokens": float(rollout.finished_B.sum()),
         "val/finished": float(rollout.finished_B.float().mean()),

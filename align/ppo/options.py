@@ -76,9 +76,9 @@ class PPOOptions:
     whiten_rewards: bool = value(False, rare=True)
     """Rewards a token are scaled to variance 1 over the batch, around their mean, which stays."""
     missing_eos_penalty: float | None = number(None, low=0)
-    """Taken off the score of a completion that did not end by itself."""
+    """Taken off the score of a completion that did not end by itself, in its reward."""
     missing_eos_score: float | None = number(None, rare=True)
-    """The score of a completion that did not end by itself, whatever the reward says."""
+    """The score of a completion that did not end by itself, in its reward, whatever `reward` gives."""
     max_prompt_tokens: int | str = number("auto", low=1, words=("auto",))
     """Longer prompts are left out, and counted; auto: what the model's positions leave beside rollout.max_new_tokens,
     up to 512."""

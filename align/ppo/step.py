@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from align import ops
@@ -149,9 +150,9 @@ class PPO:
             raise AlignError(f"PPO step {self.steps_done + 1}: {who} are not finite; nothing was trained\n  {instead}")
 
     def score_texts(self, rollout: Rollout, scores: Scores, training: bool = False) -> tuple[Scored, dict[str, float]]:
-        """Scores of the completions, those that did not end dealt with; what the rewards log.
+        """Scores of the completions, no penalty taken off; what the rewards log.
 
-        A completion without a score (NaN) stays so. In `training` a reward may learn from the batch.
+        NaN is a completion without a score. In `training` a reward may learn from the batch.
         """
         logged: dict[str, float] = {}
         state = RewardState(self.steps_done, scores, log_metric=logged.__setitem__, training=training)
@@ -164,28 +165,33 @@ class PPO:
                 f"PPO step {self.steps_done + 1}: the reward scores row {row} of the batch {float(score_B[row])}\n"
                 "  look at what the reward gives, or use ppo.score_clip=10"
             )
-        if self.options.missing_eos_penalty:
-            score_B = torch.where(rollout.finished_B, score_B, score_B - self.options.missing_eos_penalty)
-        if self.options.missing_eos_score is not None:
-            score_B = torch.where(rollout.finished_B | score_B.isnan(), score_B, self.options.missing_eos_score)
         return replace(scored, score_B=score_B), logged
+
+    def penalised(self, score_B: Tensor, finished_B: Tensor) -> Tensor:
+        """Scores less what a missing end costs; NaN stays NaN."""
+        if self.options.missing_eos_penalty:
+            score_B = torch.where(finished_B, score_B, score_B - self.options.missing_eos_penalty)
+        if self.options.missing_eos_score is not None:
+            score_B = torch.where(finished_B | score_B.isnan(), score_B, self.options.missing_eos_score)
+        return score_B
 
     def experience(self, rollout: Rollout, old: Scores, scored: Scored) -> tuple[Experience, dict[str, float]]:
         """Rewards and advantages of a rollout. Rows without a score (NaN) are left out of the update."""
         options, estimator = self.options, ppo_loss.kl_estimator(self.options)
         kl_coef = self.kl_coef if options.kl_in == "reward" else 0.0
         mask_BT = rollout.loss_mask_BT & ~scored.score_B.isnan()[:, None]
-        reward_BT = ops.shape_rewards(
-            scored.score_B, old.logp_BT, old.ref_logp_BT, mask_BT, kl_coef, options.score_clip, estimator
+        score_B = self.penalised(scored.score_B, rollout.finished_B)
+        plain_BT = reward_BT = ops.shape_rewards(
+            score_B, old.logp_BT, old.ref_logp_BT, mask_BT, kl_coef, options.score_clip, estimator
         )
         if options.whiten_rewards:
             reward_BT = ops.whiten(reward_BT, mask_BT, shift_mean=False)
-        advantage_BT, return_BT = self.advantage(scored.score_B, reward_BT, old.value_BT, mask_BT, rollout.row_B)
+        advantage_BT, return_BT = self.advantage(score_B, reward_BT, old.value_BT, mask_BT, rollout.row_B)
         check_shape("advantage", self.advantage, "an advantage", advantage_BT, mask_BT)
         if self.advantage.needs_critic:
             check_shape("advantage", self.advantage, "a return", return_BT, mask_BT)
         experience = Experience(replace(rollout, loss_mask_BT=mask_BT), old, advantage_BT, return_BT)
-        metrics = ppo_metrics.of_rollout(rollout, old, scored, return_BT, mask_BT, kl_coef, estimator)
+        metrics = ppo_metrics.of_rollout(rollout, old, scored, plain_BT, return_BT, mask_BT)
         metrics |= ppo_metrics.of_weights(ppo_loss.weights(experience, options), mask_BT)
         return experience, {**metrics, "objective/kl_coef": self.kl_coef}
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from align.errors import AlignError
 from align.types import Reward, RewardState, Rollout, Texts
+from align.words import counted
 
 ACTIONS = ("warn", "stop")
 FEWEST, ENOUGH = 2, 8
@@ -39,7 +40,7 @@ class Seen:
 
 
 class Watch:
-    """Fires when the reward has risen and the judge has fallen, `patience` evaluations one after another.
+    """Fires when the score has risen and the judge has fallen, `patience` evaluations one after another.
 
     Both are measured from the evaluation that the judge liked best, and count from `deviations` standard errors of
     the mean of the rows' differences on. action: warn, or stop, upon which the stage ends with the policy of that best
@@ -59,7 +60,7 @@ class Watch:
         self.best: Seen | None = None
         self.last: Seen | None = None
         self.parted = 0
-        """Evaluations in a row in which the reward was up and the judge down."""
+        """Evaluations in a row in which the score was up and the judge down."""
         self.fired: Seen | None = None
         """The evaluation at which it fired first."""
 
@@ -71,7 +72,7 @@ class Watch:
         judge_B = self.judge(rollout, texts, RewardState(step)).score_B
         seen = Seen(step, score_B.detach().double().cpu(), judge_B.detach().double().cpu())
         if seen.judge_B.isnan().all():
-            raise AlignError(f"watch.judge has no opinion on any of the {len(judge_B)} held-out completions")
+            raise AlignError(f"watch.judge has no opinion on any of {counted(len(judge_B), 'held-out completion')}")
         if self.best is None or seen.judge() > self.best.judge():
             self.best = seen
         self.parted = self.parted + 1 if self._parts(seen) else 0
@@ -93,7 +94,7 @@ class Watch:
         """Warning about the evaluation at which it fired."""
         seen, best = self.fired, self.best
         return (
-            f"warning: step {seen.step}: the reward is up {float((seen.score_B - best.score_B).nanmean()):.2f} since "
+            f"warning: step {seen.step}: the score is up {float((seen.score_B - best.score_B).nanmean()):.2f} since "
             f"step {best.step}, and watch.judge down from {best.judge():.2f} to {seen.judge():.2f}, "
             f"{self.patience} evaluations in a row: the policy games its reward"
         )

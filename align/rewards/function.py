@@ -24,6 +24,7 @@ from torch import Tensor
 from align.errors import AlignError, AlignWarning
 from align.imports import called, defined_at, failed_at, resolve
 from align.types import RewardState, Rollout, Scored, Texts
+from align.words import counted
 
 # Given in place of the real ones when a row is tried again, so that nothing is logged twice.
 LOGGERS = {"log_extra": lambda column, values: None, "log_metric": lambda name, value: None}
@@ -176,7 +177,7 @@ def scores_of(result: Any, rollout: Rollout, here: str) -> Tensor:
     if not isinstance(result, list):
         raise AlignError(f"{here} returned {type(result).__name__} {result!r:.60}, not a list of numbers")
     if len(result) != len(rollout):
-        raise AlignError(f"{here} returned {len(result)} scores for {len(rollout)} completions")
+        raise AlignError(f"{here} returned {counted(len(result), 'score')} for {counted(len(rollout), 'completion')}")
     numbers = [_number(score, f"{here}, {row_name(rollout, row)}") for row, score in enumerate(result)]
     return torch.tensor(numbers, dtype=torch.float32, device=rollout.row_B.device)
 

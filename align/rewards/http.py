@@ -23,6 +23,7 @@ from align.errors import AlignError
 from align.rewards.function import WITHHELD, scores_of
 from align.rewards.server import Response, Server
 from align.types import RewardState, Rollout, Scored, Texts
+from align.words import counted
 
 
 class HTTPReward:
@@ -93,7 +94,7 @@ class HTTPReward:
             if not isinstance(part, list):
                 raise AlignError(f"{here} is {part!r:.60}, not a list of numbers")
             if len(part) != size:
-                raise AlignError(f"{here} has {len(part)} entries for {size} completions")
+                raise AlignError(f"{here} has {counted(len(part), 'number')} for {counted(size, 'completion')}")
         return scores_of([score for part in parts for score in part], rollout, here)
 
     def _understood(self, response: Response) -> dict:

@@ -5,7 +5,7 @@ Shapes: B rows, N columns, L tokens of the longest row, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,6 +21,16 @@ from align.types import Rollout
 def plain(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The transformers model inside, adapters and all, without PEFT's outer shell."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def size(parameters: Iterable[nn.Parameter]) -> int:
+    """Number of values in parameters, in those that ZeRO-3 has split, too."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
+
+
+def has_router(model: PreTrainedModel | PeftModel) -> bool:
+    """Return True for a mixture of experts whose router can have a loss."""
+    return hasattr(plain(model).config.get_text_config(), "output_router_logits")
 
 
 def to_left(ids_BN: Tensor, mask_BN: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from align.engine.plain import Schedule
 from align.roles.critic import save_critic
 from align.roles.group import OWNER, Group
-from align.roles.modules import by_length
+from align.roles.modules import by_length, size
 from align.roles.policy import TrainedPolicy
 from align.types import Experience, Rollout, Scores
 
@@ -115,6 +115,10 @@ class Roles:
     def rates(self) -> dict[str, float]:
         """The learning rate of each role that trains."""
         return {role: rate for group in self.groups if group.trained for role, rate in group.engine.rates().items()}
+
+    def sizes(self) -> dict[str, int]:
+        """Number of parameters that each role trains."""
+        return {role: size(group.backbone.trained(role)) for group in self.groups for role in group.trained}
 
     def save(self, directory: Path) -> None:
         """The actor at the folder's root, the critic in `critic/`."""

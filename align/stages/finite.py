@@ -33,8 +33,9 @@ class Guard:
 
     def loss(self, loss: Tensor | float, step: int, where: str = "") -> None:
         """`step` is the optimizer step, from 1, that the loss is of, or that held-out rows come after."""
-        if not math.isfinite(float(loss)):
-            raise self._error(f"the loss{where} is {float(loss)}", step, moved=step > 1 or where == HELD_OUT)
+        value = loss.item() if isinstance(loss, Tensor) else loss
+        if not math.isfinite(value):
+            raise self._error(f"the loss{where} is {value}", step, moved=step > 1 or where == HELD_OUT)
 
     def gradients(self, step: int) -> None:
         """The gradients that wait for optimizer step `step`."""

@@ -107,7 +107,7 @@ def run(
             cards[stage.name] = stage_report.card
     finally:
         report.close()
-    summary = summarise(cards, report.seconds, folder)
+    summary = {**summarise(cards, report.seconds, folder), "outline": report.outline}
     (folder / "summary.json").write_text(json_text(summary, indent=2) + "\n", encoding="utf-8")
     report.finish(summary)
     return summary

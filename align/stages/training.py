@@ -35,6 +35,7 @@ from align.peft.stateful import extra_loss, on_step
 from align.report.report import StageReport
 from align.roles.folder import CAUSAL
 from align.roles.loading import look
+from align.roles.modules import has_router
 from align.roles.start import check_adapter
 from align.roles.tokenizer import load_tokenizer
 from align.stages.batch_loss import change_loss
@@ -235,6 +236,7 @@ def train(trainer: Trainer, report: StageReport) -> None:
     add_extra_loss(trainer)
     if isinstance(trainer, SFTTrainer | RewardTrainer | DPOTrainer | KTOTrainer):
         weigh_batches(trainer)
+    tell_size(trainer.model, report, trainer.router_aux_loss_coef if getattr(trainer, "aux_loss_enabled", False) else 0)
     guard = guard_of(trainer.model, report)
     guard_trainer(trainer, guard)
     with report.steps(steps_of_batches(args, len(trainer.get_train_dataloader()))) as tell:
@@ -246,6 +248,18 @@ def train(trainer: Trainer, report: StageReport) -> None:
     guard.weights(trainer.state.global_step)
     trainer.model.eval()
     remove_if_empty(Path(args.output_dir))
+
+
+def tell_size(model: PreTrainedModel | PeftModel, report: StageReport, router_loss: float = 0) -> None:
+    """A line on the parameters that train, and on the weight of a router's loss; both in card.json."""
+    if isinstance(model, PeftModel):
+        trained, whole = model.get_nb_trainable_parameters()
+    else:
+        trained, whole = model.num_parameters(only_trainable=True), model.num_parameters()
+    facts = {"router_loss": float(router_loss)} if has_router(model) else {}
+    router = f"; the loss of the experts' router counts {router_loss:g}" if facts else ""
+    report.say(f"{trained:,} of {whole:,} parameters train{router}")
+    report.write_card(parameters=whole, trained_parameters=trained, **facts)
 
 
 def guard_of(model: Any, report: StageReport) -> Guard:

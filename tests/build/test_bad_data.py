@@ -103,7 +103,7 @@ LATE = [
         ["rm.data.eval_path=alike.jsonl", "12 of 12 held-out rows left out: 12 with completions alike", "eval_share"],
     ),
     ("all prompts too long", f"{PPO} ppo.max_prompt_tokens=1", ["ppo.max_prompt_tokens=1", "no prompt is left"]),
-    ("scores too few", f"{PPO} reward.fn=my_rewards.short", ["'short'", "my_rewards.py", "1 scores for 8"]),
+    ("scores too few", f"{PPO} reward.fn=my_rewards.short", ["'short'", "my_rewards.py", "1 score for 8"]),
     ("score that is no number", f"{PPO} reward.fn=my_rewards.nan", ["'nan'", "my_rewards.py", "row 0", "None"]),
     (
         "reward that raises",
@@ -238,6 +238,6 @@ def test_a_held_out_row_that_is_too_long_does_not_end_the_run(here, capsys, base
         words += " sft.too_long=leave_out"
     said = answer(capsys, f"{arguments} {words}".format(base=base))
     assert said.status == 0, said.err
-    assert f"1 of 1 held-out rows left out: 1 longer than {key}.max_length=30 (the longest has" in said.out
+    assert f"1 of 1 held-out rows left out: 1 longer than {key}.max_length=30 (the longest, row 1, has" in said.out
     card = json.loads((here / "runs" / "run" / "latest" / key / "card.json").read_text())
     assert card["left_out"] == {"held-out rows": {"too_long": 1}}

@@ -134,6 +134,8 @@ def test_a_sweep_goes_on_after_a_run_that_failed(here, capsys, base):
     assert said.err.count("sft.batch_size=0: use a whole number from 1") == 2
     assert "2 of the 4 runs of this sweep failed" in said.err and "Traceback" not in said.err
     assert len(runs(here)) == 2 and all((run / "summary.json").exists() for run in runs(here))
+    table = said.out.rpartition("summary.json")[2]
+    assert "eval_loss" in table and all(run.name in table for run in runs(here)), "the sweep ends with its table"
     assert {path.name for path in here.iterdir()} - before - {"__pycache__"} == {"runs"}
 
 
@@ -232,6 +234,16 @@ def test_the_module_is_the_command(tmp_path):
 def test_the_help_of_a_setting_tells_its_default_range_and_meaning(capsys, key, words):
     said = answer(capsys, f"--help {key}")
     assert said.status == 0 and all(word in said.out for word in words), said
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("plugins", "--explain METHOD"), ("export", "--to DIR"), ("table", "--columns"), ("search", "objective=")],
+)
+def test_a_commands_help_is_its_own(capsys, command, words):
+    said = answer(capsys, f"{command} --help")
+    assert said.status == 0 and said.out.startswith(f"usage: align {command} ") and words in said.out
+    assert answer(capsys, f"help {command}").out == answer(capsys, f"--help {command}").out == said.out
 
 
 def test_the_help_takes_several_keys_those_at_the_top_too(capsys):

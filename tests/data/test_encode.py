@@ -111,7 +111,7 @@ def test_prompts_that_fit_come_with_their_index_and_ids():
     rows = [{"prompt": "a" * length, "x": length} for length in (4, 5, 2)]
     fitting, left_out = fitting_prompts(rows, tokenizer, max_prompt_tokens=5, key="ppo")  # one of them is bos
     assert left_out.lines() == [
-        "1 of 3 prompts left out: 1 longer than ppo.max_prompt_tokens=5 (the longest has 6 tokens)"
+        "1 of 3 prompts left out: 1 longer than ppo.max_prompt_tokens=5 (the longest, row 2, has 6 tokens)"
     ]
     assert fitting == [(0, rows[0], prompt_ids("aaaa", tokenizer)), (2, rows[2], prompt_ids("aa", tokenizer))]
     assert [len(ids) for _, _, ids in fitting] == [5, 3]
@@ -155,7 +155,7 @@ def test_pairs_are_counted_with_bos_and_eos():
     fitting, left_out = fitting_pairs(PAIRS, tokenizer_of(), max_length=10, key="rm")
     assert fitting == [PAIRS[0], PAIRS[4]]
     assert left_out.left_out == {"too_long": 2, "alike": 1, "empty": 2}
-    longer = "2 longer than rm.max_length=10 (the longest has 11 tokens)"
+    longer = "2 longer than rm.max_length=10 (the longest, row 6, has 11 tokens)"
     assert left_out.lines() == [f"5 of 7 rows left out: 1 with completions alike, 2 empty, {longer}"]
     left_out = fitting_pairs(PAIRS, tokenizer_of(), None, "rm")[1].left_out
     assert left_out == {"too_long": 0, "alike": 1, "empty": 2}
@@ -290,7 +290,7 @@ def test_rows_that_are_cut_are_counted_and_left_out_by_choice():
     fitting, tally = fitting_examples(rows, tokenizer_of(), 10, "sft")
     assert fitting == rows and tally.changed == {"cut": 1}
     (line,) = tally.lines()
-    assert line.startswith("1 of 2 rows cut at sft.max_length=10") and "EOS" in line and "longest has 20 tokens" in line
+    assert line.startswith("1 of 2 rows cut at sft.max_length=10") and "EOS" in line and "has 20 tokens" in line
     assert "sft.too_long=leave_out" in line
     fitting, tally = fitting_examples(rows, tokenizer_of(), 10, "sft", too_long="leave_out")
     assert fitting == rows[:1] and tally.changed == {} and tally.left_out["too_long"] == 1

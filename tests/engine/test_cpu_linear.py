@@ -20,7 +20,8 @@ def test_auto_is_settled_by_the_first_model_and_stays(monkeypatch, share, kind):
     choice, models = CpuLinear("auto"), [model(), model()]
     for one in models:
         choice.apply(one, said.append)
-    assert choice.kind == kind and len(timed) == len(said) == 1 and kind in said[0]
+    assert choice.kind == kind and len(timed) == 1
+    assert said == (["linear layers by onednn: oneDNN takes 0.50 of torch's time here"] if kind == "onednn" else [])
     kinds = {isinstance(m, OneDNNLinear) for one in models for m in one if isinstance(m, torch.nn.Linear)}
     assert kinds == {kind == "onednn"}
 

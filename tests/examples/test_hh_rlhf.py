@@ -107,7 +107,7 @@ def test_each_stage_moves_its_own_figure(example, capsys):
     assert last > first
     assert max(metrics(run, "ppo", "eval/kl")) < 20
     policies = card(run, "evaluate")["policies"]
-    assert policies["ppo"]["reward"] > policies["sft"]["reward"]
+    assert policies["ppo"]["score"] > policies["sft"]["score"]
     assert policies["ppo"]["kl"] < 20
     rows = {text for row in read_pairs() for text in turns(row) if len(text) > 30}
     assert not [text for text in rows if text in said.out + said.err]

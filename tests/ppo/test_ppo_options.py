@@ -39,7 +39,9 @@ def test_a_completion_without_eos_has_the_fixed_score_unless_there_is_no_opinion
     plain_B = reward(rollout, None, None).score_B
     replaced_B = ~rollout.finished_B & reward.known
     assert replaced_B.any() and (rollout.finished_B & reward.known).any()
-    torch.testing.assert_close(scored.score_B, torch.where(replaced_B, -1.5, plain_B), equal_nan=True)
+    torch.testing.assert_close(scored.score_B, plain_B, equal_nan=True)
+    found_B = ppo.penalised(scored.score_B, rollout.finished_B)
+    torch.testing.assert_close(found_B, torch.where(replaced_B, -1.5, plain_B), equal_nan=True)
 
 
 def test_whitened_rewards_have_variance_one_and_keep_their_mean(make_ppo, rows):

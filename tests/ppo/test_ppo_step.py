@@ -122,15 +122,20 @@ def test_dropout_is_off_in_every_role(make_ppo, rows, lora):
     assert ppo.step(rows)["val/ratio"] == pytest.approx(1, abs=1e-5)
 
 
-def test_a_completion_without_eos_pays_the_penalty(make_ppo, rows, tokenizer):
+def test_a_completion_without_eos_pays_the_penalty_in_its_reward_and_not_in_its_score(make_ppo, rows, tokenizer):
+    """The score is a tenth of the length; fp32, 1e-5 for sums over 12 tokens."""
     every = tuple(range(len(tokenizer)))
     plain = make_ppo(missing_eos_penalty=0.5)
     ended = make_ppo(missing_eos_penalty=0.5, stop_ids=every)
-    plain.step(rows), ended.step(rows)
     for ppo in (plain, ended):
+        metrics = ppo.step(rows)
         rollout, scored = ppo.last
-        expected = rollout.response_mask_BT.sum(1).float() / 10 - 0.5 * ~rollout.finished_B
-        torch.testing.assert_close(scored.score_B, expected)
+        score_B = rollout.response_mask_BT.sum(1).float() / 10
+        torch.testing.assert_close(scored.score_B, score_B)
+        assert metrics["objective/scores"] == pytest.approx(float(score_B.mean()), abs=1e-6)
+        penalty = 0.5 * float((~rollout.finished_B).float().mean()) + ppo.kl_coef * metrics["objective/kl"]
+        assert metrics["objective/rlhf_reward"] == pytest.approx(float(score_B.mean()) - penalty, abs=1e-5)
+        assert metrics["objective/non_score_reward"] == pytest.approx(-penalty, abs=1e-5)
     assert not plain.last[0].finished_B.all() and ended.last[0].finished_B.all()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from command_line import PPO, answer, refused, stand_in, write_rows
 from safetensors.torch import load_file
 
 from align.errors import AlignError
+from align.ppo import held_out
 from align.ppo.watch import Watch, check_watched, standard_errors
 from align.types import Scored
 
@@ -46,7 +48,7 @@ def test_fires_after_patience_evaluations_with_the_reward_up_and_the_judge_down(
     watch, figures = seen(RISING, FALLING, patience=2)
     assert [f["parted"] for f in figures] == [0, 1, 2, 3] and [f["judge"] for f in figures] == FALLING
     assert watch.best.step == 0 and watch.facts() == {"last": 1.0, "fired": 2}
-    assert "step 2: the reward is up 2.10 since step 0, and watch.judge down from 4.00 to 2.00" in watch.warning()
+    assert "step 2: the score is up 2.10 since step 0, and watch.judge down from 4.00 to 2.00" in watch.warning()
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_differences_are_measured_from_what_the_judge_liked_best():
 
 
 def test_a_judge_without_an_opinion_ends_the_run():
-    with pytest.raises(AlignError, match="has no opinion on any of the 4"):
+    with pytest.raises(AlignError, match="has no opinion on any of 4"):
         seen([0.0], [NAN])
 
 
@@ -138,10 +140,25 @@ def test_a_watch_that_cannot_be(here, base, capsys, more, words):
     refused(capsys, f"{WATCHED.format(base=base)} {more}", words)
 
 
+def test_a_best_policy_that_is_the_start_is_said_to_be_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(held_out, "save", lambda *given: None)
+    said = []
+    for values in ([1.0, 0.5], [0.5, 1.0]):
+        examiner = held_out.Examiner([], 0, held_out.Best(tmp_path))
+        for step, value in enumerate(values):
+            ppo = SimpleNamespace(steps_done=step)
+            examiner.best.offer(value, ppo)
+        examiner.leave(ppo, tmp_path, SimpleNamespace(say=said.append))
+    assert said == [
+        "best/ is the policy of step 0 of 1, as it started: nothing later was better",
+        "best/ is the policy of step 1 of 1",
+    ]
+
+
 def test_few_held_out_prompts_are_warned_of_before_a_model_loads(here, base, capsys):
     said = answer(capsys, f"{WATCHED.format(base=base)} ppo.data.eval_share=0.1 ppo.steps=1")
     lines = [" ".join(line.split()) for line in said.out.splitlines()]
-    at = lines.index("ppo ppo.eval_prompts=16: 6 prompts are held out, and all are taken")
+    at = lines.index("ppo ppo.eval_prompts=16: no more than 6 prompts held out")
     assert lines[at + 1].startswith("ppo warning: watch compares held-out prompts, and ppo.data has 6 among its 60")
     assert not any("rollouts by" in line for line in lines[:at])
 

@@ -1,12 +1,16 @@
 """What a run tells: valid JSON lines, escaped text, a card that grows, figures of pace."""
 
+import io
 import json
 
 import pytest
 from rich.console import Console
+from transformers import MixtralConfig, MixtralForCausalLM
 
+from align.errors import AlignError
 from align.report.report import Clock, Report, pace
 from align.report.tracker import flat
+from align.stages.training import tell_size
 
 
 @pytest.fixture
@@ -43,6 +47,46 @@ def test_without_a_terminal_ten_lines_are_printed(tmp_path, console):
             tell(step, "loss 1.0")
     console.file.flush()
     assert len((tmp_path / "terminal.txt").read_text().splitlines()) == 10
+
+
+def test_slow_steps_print_a_line_a_minute(tmp_path, console, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("align.report.report.time.perf_counter", lambda: now)
+    with Report(console=console).stage("sft", tmp_path) as report, report.steps(100) as tell:
+        for step in range(1, 10):  # a tenth of the way is never reached
+            now += 25
+            tell(step, f"loss {step}")
+    console.file.flush()
+    lines = (tmp_path / "terminal.txt").read_text().splitlines()
+    assert [line.split()[1] for line in lines] == ["3/100", "6/100", "9/100"]
+
+
+def test_the_log_has_the_command_the_lines_and_the_error_that_ended_the_run(tmp_path):
+    screen = Console(file=io.StringIO(), width=100, highlight=False, force_terminal=True)
+    report = Report(console=screen, folder=tmp_path)
+    report.start("align stages=[sft]", "sft; seed 0", {"sft": "from a [base]"})
+    with pytest.raises(AlignError), report.stage("sft", tmp_path) as stage:
+        with stage.steps(20) as tell:
+            tell(1, "loss 1")
+            tell(2, "loss 2")
+        raise AlignError("sft: no rows\n  use others")
+    log = (tmp_path / "log.txt").read_text().splitlines()
+    assert log[:3] == ["$ align stages=[sft]", "      run  sft; seed 0", "      sft  from a [base]"]
+    assert log[3].startswith("      sft  2/20  loss 2  ") and log[4:] == ["sft: no rows", "  use others"]
+    assert "2/20  loss" not in screen.file.getvalue(), "a terminal has the bar"
+    assert stage.card["outline"] == "from a [base]"
+
+
+def test_a_mixture_of_experts_tells_the_weight_of_its_routers_loss(tmp_path, console):
+    config = MixtralConfig(
+        vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=2,
+    )  # fmt: skip
+    with Report(console=console).stage("sft", tmp_path) as report:
+        tell_size(MixtralForCausalLM(config), report, 0.02)
+        assert report.card["router_loss"] == 0.02
+    console.file.flush()
+    assert "the loss of the experts' router counts 0.02" in (tmp_path / "terminal.txt").read_text()
 
 
 def test_the_tracker_gets_numbers_under_the_stages_name(tmp_path, console):

@@ -170,7 +170,7 @@ def test_a_failure_of_no_row_alone_is_said_to_be_one():
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ([1.0], "returned 1 scores for 3 completions"),
+        ([1.0], "returned 1 score for 3 completions"),
         (
             [1.0, "2", 3.0],
             "row 1 of the batch (row 11 of the data set): returned str '2', not a number or None",

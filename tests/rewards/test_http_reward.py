@@ -188,13 +188,13 @@ def test_a_server_that_answers_without_end_is_cut_off(monkeypatch):
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ('{"scores": [1]}', "scores has 1 entries for 2 completions"),
-        ('{"scores": [1, 2, 3]}', "scores has 3 entries for 2 completions"),
+        ('{"scores": [1]}', "scores has 1 number for 2 completions"),
+        ('{"scores": [1, 2, 3]}', "scores has 3 numbers for 2 completions"),
         ('{"scores": [1, "2"]}', "row 1 of the batch (row 11 of the data set): returned str '2', not a number"),
         ('{"scores": [1, NaN]}', "row 1 of the batch (row 11 of the data set): returned nan, not a finite"),
         (f'{{"scores": [1{"0" * 500}, 1]}}', "row 0 of the batch (row 10 of the data set): returned 1000"),
         ('{"scores": 3}', "scores is 3, not a list of numbers"),
-        ('{"scores": [1, 2], "terms": {"kind": [1]}}', "terms.kind has 1 entries for 2 completions"),
+        ('{"scores": [1, 2], "terms": {"kind": [1]}}', "terms.kind has 1 number for 2 completions"),
         ('{"scores": [1, 2], "terms": [1]}', "terms is [1], not lists by name"),
         ('{"rewards": [1, 2]}', "responds '{\"rewards\": [1, 2]}'"),
         ("[1, 2]", "the response's form is"),

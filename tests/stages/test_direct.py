@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import align
 from align.roles.start import start
-from align.stages.direct.stage import frozen_copy
+from align.stages.direct.stage import DPO_METHOD, Direct, frozen_copy
 
 SMALL = ["experiment=tiny", "debug=default", "evaluate.judge=null", "actor.learning_rate=1e-2"]
 DPO = [*SMALL, "stages=[dpo]", "dpo.data.pairs=96", "dpo.batch_size=32"]
@@ -92,6 +93,15 @@ def test_a_named_reference_is_the_one_that_counts(here, base, untied_base):
     align.run([*DPO, f"actor.path={base}", f"reference.path={untied_base}"])
     losses = [row["loss"] for row in rows(here / "runs" / "tiny" / "latest" / "dpo") if "loss" in row]
     assert abs(losses[0] - math.log(2)) > 1e-3
+
+
+@pytest.mark.parametrize(("pairs", "warnings"), [(8, ["warning: only 8 held-out pairs"]), (100, [])])
+def test_an_accuracy_on_few_pairs_is_warned_of(pairs, warnings):
+    said = []
+    trainer = SimpleNamespace(evaluate=lambda: {"eval_rewards/accuracies": 0.75}, eval_dataset=range(pairs))
+    stage = Direct(DPO_METHOD, None, None, None, None, 0, None, None)
+    assert stage._judge(trainer, SimpleNamespace(say=said.append)) == {"eval_accuracy": 0.75}
+    assert [line.partition(":")[0] + ":" + line.split(":")[1] for line in said[1:]] == warnings
 
 
 def test_the_frozen_copy_shares_what_is_frozen_and_does_not_move(base, tmp_path):

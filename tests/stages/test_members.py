@@ -114,7 +114,9 @@ def test_ppo_takes_this_runs_members_on_the_actors_base(here, whole):
     assert found["objective/scores"] == pytest.approx(sum(means) / 3 - found["rewards/disagreement/mean"], abs=1e-5)
 
 
-def test_evaluation_tells_the_whole_rewards_score_beside_the_reward_models(here, whole):
+def test_evaluation_tells_the_score_that_ppo_learns_from(here, whole):
+    """Of a reward model it is the shifted one; another reward's stands beside the reward model's."""
+
     def evaluated(*words: str) -> dict:
         found = run("stages=[evaluate]", f"actor.path={whole / 'ppo'}", *words, name="evaluated") / "evaluate"
         return card(found)["policies"]["ppo"]
@@ -122,11 +124,14 @@ def test_evaluation_tells_the_whole_rewards_score_beside_the_reward_models(here,
     members = [whole / "rm" / f"member_{i}" for i in (1, 2, 3)]
     scores = []
     for member in members:
-        told, scale = evaluated(f"reward.path={member}"), card(member)["score"]
-        assert "score" not in told
-        scores.append((told["reward"] - scale["mean"]) / scale["std"])
+        told = evaluated(f"reward.path={member}")
+        assert "reward_model" not in told
+        scores.append(told["score"])
+    raw, scale = evaluated(f"reward.path={members[0]}", "reward.normalize=false")["score"], card(members[0])["score"]
+    assert scores[0] == pytest.approx((raw - scale["mean"]) / scale["std"], abs=1e-4)
     told = evaluated("reward=ensemble", "reward.combine=mean", f"reward.path={whole / 'rm'}")
     assert told["score"] == pytest.approx(sum(scores) / 3, abs=1e-4)
+    assert told["reward_model"] == pytest.approx(raw, abs=1e-4)
     assert "score" in card(whole / "evaluate")["policies"]["ppo"]
 
 

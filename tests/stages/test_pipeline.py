@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from command_line import stand_in, write_data
 from loading import load
+from safetensors.torch import load_file
 
 import align
 from align.cli.compose import composed, plan_of
@@ -60,6 +61,56 @@ def test_every_stage_leaves_its_configuration_card_and_metrics(ran):
     card = json.loads((run / "ppo" / "card.json").read_text())
     assert Path(card["inputs"]["actor"]) == (run / "sft").resolve()
     assert Path(card["inputs"]["reward"]) == Path(card["inputs"]["critic"]) == (run / "rm").resolve()
+
+
+@pytest.mark.slow
+def test_the_log_has_the_command_the_outline_and_the_lines_of_every_stage(ran):
+    run = ran[0] / "runs" / "tiny" / "latest"
+    command, *lines = (run / "log.txt").read_text().splitlines()
+    assert command == f"$ align {' '.join(SMALL)}"
+    heads = [line[:9].strip() for line in lines]
+    assert heads[:6] == ["run", "pretrain", "sft", "rm", "ppo", "evaluate"]
+    assert {"pretrain", "sft", "rm", "ppo", "evaluate", "done"} <= set(heads[6:])
+    outline = ran[1]["outline"]
+    assert outline["sft"] == "from pretrain; peft=lora; data=help_desk; 2 x the data, in batches of 32"
+    assert outline["ppo"].startswith("actor from sft, peft=lora; critic from rm, peft=lora; reward from rm; ")
+    for stage, line in outline.items():
+        assert json.loads((run / stage / "card.json").read_text())["outline"] == line
+
+
+@pytest.mark.slow
+def test_the_evaluations_completions_have_the_scores_of_its_table(ran):
+    run = ran[0] / "runs" / "tiny" / "latest" / "evaluate"
+    policies = json.loads((run / "card.json").read_text())["policies"]
+    rows = [json.loads(line) for line in (run / "completions.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 * 16
+    for policy, figures in policies.items():
+        own = [row for row in rows if row["policy"] == policy]
+        for name in ("score", "true_score", "true_polite"):
+            assert sum(row[name] for row in own) / len(own) == pytest.approx(figures[name], abs=1e-6)
+    assert "kl" in policies["ppo"] and "kl" not in policies["sft"], "which is the reference"
+    ppo = [json.loads(line) for line in (run.parent / "ppo" / "metrics.jsonl").read_text().splitlines()]
+    assert ppo[1]["objective/scores"] > ppo[1]["objective/rlhf_reward"], "which pays for missing ends"
+
+
+@pytest.mark.slow
+def test_the_cards_count_the_parameters_that_train(ran):
+    """Against the tensors that are saved; the critic's adapter brings the reward model's head along."""
+    run = ran[0] / "runs" / "tiny" / "latest"
+
+    def saved(*files: str, but: str = "-") -> int:
+        found = [pair for file in files for pair in load_file(run / file).items()]
+        return sum(tensor.numel() for name, tensor in found if but not in name)
+
+    def told(stage: str) -> int | dict[str, int]:
+        return json.loads((run / stage / "card.json").read_text())["trained_parameters"]
+
+    assert told("sft") == saved("sft/adapter_model.safetensors")
+    assert told("rm") == saved("rm/adapter_model.safetensors")
+    assert told("ppo") == {
+        "actor": saved("ppo/adapter_model.safetensors"),
+        "critic": saved("ppo/critic/adapter_model.safetensors", "ppo/critic/value_head.safetensors", but="score"),
+    }
 
 
 @pytest.mark.slow
@@ -132,7 +183,8 @@ def test_a_stage_may_stand_twice():
     assert stages("stages=[sft,rm,rm@2]") == ["sft", "rm", "rm@2"]
     assert inputs("stages=[sft,rm,rm@2,ppo]", "model=base")["ppo"]["reward"] == "rm@2"
     twice = inputs("stages=[pretrain,sft,sft@2]", JUDGE)["evaluate"]
-    assert twice == {"base": "pretrain", "sft": "sft", "sft@2": "sft@2"}
+    assert twice == {"base": "pretrain", "sft": "sft", "sft@2": "sft@2", "reference": "sft"}
+    assert inputs("stages=[sft,dpo,ppo]", "model=base", "reward=fn", "reward.fn=a.b")["evaluate"]["reference"] == "dpo"
 
 
 @pytest.mark.parametrize("name", ["rm@x", "rm@0", "rm@2@3"])
@@ -157,10 +209,14 @@ def test_what_is_auto_comes_from_the_newest_stage_that_made_it():
     found = inputs("experiment=tiny", "model=base")
     assert found["sft"] == {"path": "pretrain"} and found["rm"] == {"path": "sft"}
     assert found["ppo"] == {"actor": "sft", "critic": "rm", "reward": "rm"}
-    assert found["evaluate"] == {"base": "pretrain", "sft": "sft", "ppo": "ppo", "rm": "rm"}
+    assert found["evaluate"] == {
+        "base": "pretrain", "sft": "sft", "ppo": "ppo", "rm": "rm", "reference": "sft",
+    }  # fmt: skip
     alone = inputs("stages=[ppo]", "model=base", "actor.path=/a", "reward=fn", "reward.fn=a.b")
     assert alone["ppo"] == {"actor": "/a", "critic": "/a"}
-    assert alone["evaluate"] == {"base": "base", "sft": "/a", "ppo": "ppo"}
+    assert alone["evaluate"] == {"base": "base", "sft": "/a", "ppo": "ppo", "reference": "/a"}
+    named = inputs("stages=[ppo]", "model=base", "actor.path=/a", "reference.path=/r", "reward=fn", "reward.fn=a.b")
+    assert named["evaluate"]["reference"] == named["ppo"]["reference"] == "/r"
     assert inputs("stages=[dpo,ppo]", "model=base", "reward=fn", "reward.fn=a.b")["ppo"]["actor"] == "dpo"
 
 

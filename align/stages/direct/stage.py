@@ -44,6 +44,8 @@ from align.roles.start import start
 from align.roles.tokenizer import load_tokenizer
 from align.stages import training
 from align.stages.direct.spec import DPOOptions, KTOOptions
+from align.stages.rm.quality import too_few
+from align.words import counted
 
 MOST_UNEQUAL = 4 / 3
 """Ratio of weighed good to weighed bad completions (or the other way round) up to which nobody is warned."""
@@ -126,7 +128,7 @@ class Direct:
         )  # fmt: skip
         reference = self._reference(inputs, begun.model)
         give_kernel(begun.model, report.say)
-        report.say(f"{begun.description}; {len(rows)} rows, {len(held_out)} held out")
+        report.say(f"{begun.description}; {counted(len(rows), 'row')}, {len(held_out)} held out")
         with training.dtypes_kept(begun.model):
             trainer = self.method.trainer(
                 begun.model, reference, args, train_dataset=training.dataset(rows),
@@ -175,10 +177,12 @@ class Direct:
         return frozen_copy(model)
 
     def _judge(self, trainer: Any, report: StageReport) -> dict[str, float]:
-        """The trainer's figures on held-out rows."""
+        """The trainer's figures on held-out rows, with a warning where an accuracy is of few."""
         found = trainer.evaluate()
         facts = {ours: found[theirs] for theirs, ours in self.method.figures.items() if theirs in found}
         report.say("held out: " + ", ".join(f"{name.removeprefix('eval_')} {v:.3f}" for name, v in facts.items()))
+        if "eval_accuracy" in facts and (few := too_few(len(trainer.eval_dataset), self.method.name, "policy")):
+            report.say(f"warning: {few}")
         return facts
 
     def _arguments(self, out: Path) -> DPOConfig | KTOConfig:

@@ -30,6 +30,7 @@ from align.roles.policy import TrainedPolicy
 from align.stages.evaluate.spec import EvaluateOptions
 from align.stages.rm.quality import padded, sampled
 from align.types import Rollout
+from align.words import counted
 
 BETWEEN = "\n\n"
 """Between examples of text; a model that goes on with another prompt stops counting there."""
@@ -67,7 +68,7 @@ class Demonstrations:
             own = [row for row in self.examples if row.get(TASK) == task]
             if own and len(own) < shots:
                 raise AlignError(
-                    f"evaluate.shots={shots}: there are {len(own)} rows to take examples from\n  use fewer"
+                    f"evaluate.shots={shots}: there is {counted(len(own), 'row')} to take examples from\n  use fewer"
                 )
             chosen[task] = random.Random(f"{seed}/shots/{task}").sample(own, min(shots, len(own)))
         return [with_examples(row["prompt"], chosen[row.get(TASK)]) for row in self.rows]

@@ -11,7 +11,7 @@ from align.config.values import Plug
 from align.plan.inputs import is_sampled
 from align.plan.plan import StagePlan
 from align.plan.rewards import named_models
-from align.plan.spec import FIGURES, POLICY, REWARD_MODEL, SAMPLES, Made, Need, StageSpec
+from align.plan.spec import AUTO, FIGURES, POLICY, REWARD_MODEL, SAMPLES, Made, Need, StageSpec
 
 
 @section("evaluate")
@@ -43,18 +43,19 @@ class EvaluateOptions:
 
 
 def needs(stage: StagePlan, before: tuple[Made, ...]) -> tuple[Need, ...]:
-    """Every policy that the run made, those that it started from, its reward model, and samples for its pairs.
+    """Every policy that the run made, those that it started from, the reference, the reward model, and samples for its
+    pairs.
 
-    `sft` is the policy that the others are compared with, `base` the one beneath it. A run that trains no policy
-    evaluates the one that is named: actor.path, else `model`.
+    `sft` is the policy that others start from, `base` the one beneath it. A run that trains no policy evaluates the one
+    that is named: actor.path, else `model`.
     """
     sections = stage.sections
     actor, reference = sections.actor.options.path, sections.reference.options.path
+    policies = [one for one in before if one.spec.makes == POLICY]
     made: dict[str, str] = {}
-    for one in before:
-        if one.spec.makes == POLICY:
-            name = one.spec.policy_name or one.name
-            made[one.name if name in made else name] = one.name
+    for one in policies:
+        name = one.spec.policy_name or one.name
+        made[one.name if name in made else name] = one.name
     if not made.keys() - {"base"}:
         found = [
             Need("sft", POLICY, "reference.path", reference, named_only=True),
@@ -69,7 +70,21 @@ def needs(stage: StagePlan, before: tuple[Made, ...]) -> tuple[Need, ...]:
             for name, source in made.items()
             if name not in ("base", "sft")
         ]
-    return (*found, *_reward_model(stage, before))
+    return (*found, *_reference(policies, made.get("sft"), actor, reference), *_reward_model(stage, before))
+
+
+def _reference(policies: list[Made], sft: str | None, actor: str, reference: str) -> list[Need]:
+    """The reference that KL is measured to: the named one, else the actor's start in the last stage that has one, else
+    the policy `sft`, which others start from."""
+    if reference != AUTO:
+        return [Need("reference", POLICY, "reference.path", reference)]
+    places = [i for i, one in enumerate(policies) if "reference" in one.spec.sections({}, ())]
+    if not policies:
+        return []
+    earlier = policies[: places[-1]] if places else [one for one in policies if one.name == sft]
+    if actor == AUTO and earlier:
+        return [Need("reference", POLICY, "actor.path", source=earlier[-1].name)]
+    return [Need("reference", POLICY, "actor.path", actor, optional=True, earlier=False)]
 
 
 def _made_or_named(name: str, made: dict[str, str], key: str, path: str) -> Need:

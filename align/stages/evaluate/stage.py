@@ -3,10 +3,11 @@
     align stages=[evaluate] data@ppo.data=prompts ppo.data.path=FILE actor.path=runs/NAME/latest/ppo
 
 Each policy writes `samples` completions at temperature 1, with the same keys. They are scored by the judge
-where one is named (`evaluate.judge`, a rule that scores a completion), by the reward model, and by the run's whole
-reward where that is more.
-KL is k1 in nats a sequence, of each policy's own completions against the fine-tuned model's. completions.jsonl has
-what they wrote.
+where one is named (`evaluate.judge`, a rule that scores a completion), by the run's reward, and by the reward model
+where the reward is not that model alone.
+KL is k1 in nats a completion, of each policy's own completions, to the reference of the run's last stage that has one,
+else to sft.
+completions.jsonl has what they wrote, with the scores.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ from align.stages.evaluate import completions
 from align.stages.evaluate.spec import EvaluateOptions
 from align.stages.rm.quality import sampled, score_pairs, swapped
 from align.types import Reward, RewardState, Rollout, Texts
+from align.words import counted
 
-NO_POLICY = ("rm", "samples")
+NO_POLICY = ("rm", "samples", "reference")
 """Inputs that are no policy."""
 
 
@@ -64,7 +66,7 @@ class Evaluate:
     pairs: Source | None
     """Source of held-out pairs for the reward model."""
     make_reward: Callable[[dict[str, str], Path, StageReport, PreTrainedTokenizerBase], Reward | None]
-    """The run's own reward; None where a reward model's score is all of it."""
+    """The run's own reward; None where it takes a reward model that is not there."""
     max_pair_tokens: int
     """Longer held-out pairs are left out, as in the training of the reward model."""
     max_new_tokens: int
@@ -74,6 +76,8 @@ class Evaluate:
     device: torch.device
     ppo_steps: int = 0
     """Steps of PPO after which the reward is taken, where it changes with them."""
+    reward_is_model: bool = False
+    """The run's reward is one reward model, which needs no column of its own."""
 
     def check(self, inputs: dict[str, str]) -> None:
         for source, purpose in ((self.data, "ppo"), (self.demonstrations, "sft")):
@@ -95,12 +99,14 @@ class Evaluate:
         names = policies_of(inputs)
         tokenizer = load_tokenizer(inputs[names[-1]], "evaluate")
         rows = self._rows([inputs[name] for name in names], tokenizer) if self.data else []
-        model = self._reward_model(inputs) if self.data else None
         reward = self.make_reward(inputs, out, report, tokenizer) if rows else None
+        model = self._reward_model(inputs) if rows and not (reward and self.reward_is_model) else None
         references, general = self._demonstrations(), self._general()
         results: dict[str, dict[str, float]] = {}
         texts: dict[str, Texts] = {}
-        reference: TrainedPolicy | None = None
+        reference = (
+            load_policy(inputs["reference"], "reference.path", self.device) if self._measures_kl(inputs) else None
+        )
         generation = self.max_new_tokens, self.options.batch_size, self.seed
         for name in names:
             policy = load_policy(inputs[name], "actor.path", self.device)
@@ -108,9 +114,9 @@ class Evaluate:
             if rows:
                 rollout = sampled(policy, inputs[name], rows, tokenizer, *generation, "evaluate")
                 texts[name] = texts_of(rollout, tokenizer)
-                write_completions(out / COMPLETIONS, name, texts[name], rollout.finished_B.tolist())
-                results[name] = self._judge(rollout, texts[name], reward, model)
-                if reference is not None:
+                results[name], scores = self._judge(rollout, texts[name], reward, model)
+                write_completions(out / COMPLETIONS, name, texts[name], rollout.finished_B.tolist(), scores)
+                if reference is not None and name in moved(inputs):
                     results[name]["kl"] = kl(policy, reference, rollout)
             if general:
                 loss = completions.text_loss(policy, general, tokenizer, self.options.batch_size)
@@ -119,20 +125,27 @@ class Evaluate:
             for shots in several if references else []:
                 figures = results.setdefault(f"{name}, {shots} shots" if shots else name, {})
                 figures |= completions.figures_of(policy, inputs[name], references, shots, tokenizer, *generation)
-            if name == "sft":
-                reference = policy
         for name, figures in results.items():
             report.metrics(0, {f"{name}/{key}": value for key, value in figures.items()})
             check_finite(name, figures)
         results = {name: figures for name, figures in results.items() if figures}
         facts = {"policies": results, "samples": self.options.samples, "split": self.options.split}
-        if model is not None and self.pairs is not None:
-            facts |= self._judge_reward(model, tokenizer, located(self.pairs, inputs))
+        del reward
+        if rows and "rm" in inputs and self.pairs is not None:
+            facts |= self._judge_reward(model or self._reward_model(inputs), tokenizer, located(self.pairs, inputs))
         report.write_card(inputs=inputs, **facts)
-        self._tell(report, results, texts, facts)
+        self._tell(report, results, texts, facts, inputs)
 
-    def _tell(self, report: StageReport, results: dict, texts: dict[str, Texts], facts: dict[str, Any]) -> None:
-        title = f"{self.options.samples} completions a policy, held-out prompts; KL to sft in nats a completion"
+    def _measures_kl(self, inputs: dict[str, str]) -> bool:
+        return self.data is not None and bool(moved(inputs))
+
+    def _tell(
+        self, report: StageReport, results: dict, texts: dict[str, Texts], facts: dict[str, Any], inputs: dict[str, str]
+    ) -> None:
+        title = f"{counted(self.options.samples, 'completion')} a policy, held-out prompts"
+        if any("kl" in figures for figures in results.values()):
+            same = (name for name in policies_of(inputs) if inputs[name] == inputs["reference"])
+            title += f"; KL to the reference, {next(same, inputs['reference'])}, in nats a completion"
         report.print(results_table(results, title if texts else "held-out demonstrations"))
         if "reward_accuracy" in facts:
             swap = facts["swap_accuracy"]
@@ -194,26 +207,25 @@ class Evaluate:
 
     def _judge(
         self, rollout: Rollout, texts: Texts, reward: Reward | None, model: ScoreModule | None
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Means over the completions of a policy, and the scores of each."""
         figures = {
             "length": float(rollout.response_mask_BT.sum(1).float().mean()),
             "finished": float(rollout.finished_B.float().mean()),
         }
         if self.options.diversity:
             figures |= completions.diversity(rollout, [text_of(one) for one in texts.completions])
+        scores: dict[str, list[float]] = {}
         if reward is not None:
-            figures["score"] = float(reward(rollout, texts, RewardState(self.ppo_steps)).score_B.nanmean())
+            scores["score"] = reward(rollout, texts, RewardState(self.ppo_steps)).score_B.tolist()
         if model is not None:
-            figures["reward"] = float(score_rollout(model, rollout).mean())
+            scores["reward_model"] = score_rollout(model, rollout).tolist()
         if rule := load_judge(self.options.judge):
-            figures |= {f"true_{part}": mean for part, mean in self._true(rule, rollout, texts).items()}
-        return figures
-
-    def _true(self, judge: Callable, rollout: Rollout, texts: Texts) -> dict[str, float]:
-        """Means of the judge's parts over all completions."""
-        rows = zip(texts.prompts, texts.completions, rollout.finished_B.tolist(), strict=True)
-        parts = [self._judged(judge, *row) for row in rows]
-        return {part: round(sum(p[part] for p in parts) / len(parts), 6) for part in parts[0]}
+            rows = zip(texts.prompts, texts.completions, rollout.finished_B.tolist(), strict=True)
+            parts = [self._judged(rule, *row) for row in rows]
+            scores |= {f"true_{part}": [one[part] for one in parts] for part in parts[0]}
+        means = {name: float(torch.tensor(each, dtype=torch.float64).nanmean()) for name, each in scores.items()}
+        return figures | {name: round(mean, 6) for name, mean in means.items()}, scores
 
     def _judged(self, judge: Callable, prompt: Prompt, completion: Prompt, finished: bool) -> dict[str, float]:
         try:
@@ -254,6 +266,7 @@ def build(stage: StagePlan, runtime: Runtime) -> Evaluate:
         general=general,
         pairs=None if rm is None else runtime.data(rm.data),
         make_reward=_own_reward(stage, runtime),
+        reward_is_model=stage.sections.reward.target == MODEL,
         ppo_steps=ppo.steps,
         max_pair_tokens=0 if rm is None else rm.max_length,
         max_new_tokens=sections.rollout.options.max_new_tokens,
@@ -264,13 +277,12 @@ def build(stage: StagePlan, runtime: Runtime) -> Evaluate:
 
 
 def _own_reward(stage: StagePlan, runtime: Runtime) -> Callable[..., Any]:
-    """make(inputs, …) -> the run's reward; None where it is one reward model, whose raw score is there anyway, and
-    where it takes this run's reward model and there is none."""
+    """make(inputs, …) -> the run's reward; None where it takes this run's reward model and there is none."""
     reward = stage.sections.reward
-    make = runtime.reward_maker(reward, stage)
+    make = runtime.reward_maker(reward, stage, told=False)
 
     def make_own(inputs: dict[str, str], *given: Any) -> Any:
-        if reward.target == MODEL or (takes_this_runs_model(reward) and "rm" not in inputs):
+        if takes_this_runs_model(reward) and "rm" not in inputs:
             return None
         return make({**inputs, "reward": inputs.get("rm")}, *given)
 
@@ -289,6 +301,12 @@ def check_finite(policy: str, figures: dict[str, float]) -> None:
 def policies_of(inputs: dict[str, str]) -> list[str]:
     """The names of the policies among the inputs."""
     return [name for name in inputs if name not in NO_POLICY]
+
+
+def moved(inputs: dict[str, str]) -> list[str]:
+    """The policies whose KL is measured: all but the reference and the model beneath the fine-tuned one."""
+    reference = inputs.get("reference")
+    return [name for name in policies_of(inputs) if reference and name != "base" and inputs[name] != reference]
 
 
 @torch.no_grad()
@@ -312,7 +330,7 @@ def load_judge(name: str | None) -> Callable[[object, object, bool], dict[str, f
 
 
 COMPLETIONS = "completions.jsonl"
-UNJUDGED = ("score", "reward", "kl", "length", "finished")
+UNJUDGED = ("score", "reward_model", "kl", "length", "finished")
 """Figures of completions, in the order of their columns, behind the judge's and before all others."""
 TITLES = {"true_score": "true score", "kl": "KL", "length": "tokens", "finished": "ended"}
 WIDEST = 80
@@ -320,7 +338,7 @@ WIDEST = 80
 
 
 def results_table(results: dict[str, dict[str, float]], title: str | None = None) -> Table:
-    """A row a policy, a column a figure: the judge's first, then reward, KL, tokens and share that ended.
+    """A row a policy, a column a figure: the judge's first, then scores, KL, tokens and share that ended.
 
     The other way round where the columns would be too many for a terminal.
     """
@@ -351,9 +369,13 @@ def completions_table(texts: dict[str, Texts], show: int) -> Table:
     return table
 
 
-def write_completions(file: Path, policy: str, texts: Texts, finished: list[bool]) -> None:
-    """Add a policy's completions to a file, a line each: policy, prompt, completion, finished (ended by itself)."""
+def write_completions(
+    file: Path, policy: str, texts: Texts, finished: list[bool], scores: dict[str, list[float]]
+) -> None:
+    """Add a policy's completions to a file, a line each: policy, prompt, completion, finished (ended by itself), and
+    the scores by their names in the table's figures."""
     with file.open("a", encoding="utf-8") as stream:
-        for prompt, completion, ended in zip(texts.prompts, texts.completions, finished, strict=True):
+        for i, (prompt, completion, ended) in enumerate(zip(texts.prompts, texts.completions, finished, strict=True)):
             line = {"policy": policy, "prompt": prompt, "completion": completion, "finished": ended}
+            line |= {name: each[i] for name, each in scores.items()}
             stream.write(json_text(line, ensure_ascii=False) + "\n")

@@ -23,6 +23,7 @@ from align.ppo.step import PPO
 from align.ppo.watch import Watch, check_watched
 from align.report.report import StageReport
 from align.roles.tokenizer import load_tokenizer
+from align.words import counted
 
 
 @dataclass
@@ -73,7 +74,7 @@ class PPOStage:
         if self.options.eval_every and not held_out:
             report.say("ppo.eval_every: no held-out prompts (ppo.data.eval_share=0), nothing is evaluated")
         elif self.options.eval_every and held_out < wanted:
-            report.say(f"ppo.eval_prompts={wanted}: {held_out} prompts are held out, and all are taken")
+            report.say(f"ppo.eval_prompts={wanted}: no more than {counted(held_out, 'prompt')} held out")
         if self.make_watch and (warning := check_watched(held_out, trained_on + held_out, wanted)):
             report.say(warning)
 
@@ -81,7 +82,9 @@ class PPOStage:
         options = self.options
         prompts = options.batch_size // ppo.samples_per_prompt
         if len(rows) < prompts:
-            report.say(f"{len(rows)} prompts for batches of {prompts}: each step goes round them more than once")
+            report.say(
+                f"{counted(len(rows), 'prompt')} for batches of {prompts}: each step goes round them more than once"
+            )
         feed = batches(rows, prompts, self.seed)
         signal = Signal(options.steps, options.dynamic_sampling, ppo.roles.actor.model.dtype)
         if examiner.rows:
@@ -115,11 +118,12 @@ class PPOStage:
 def key_figures(metrics: dict[str, float]) -> str:
     words = [
         f"score {metrics['objective/scores']:+.2f}",
-        f"kl {metrics['objective/kl']:.2f}",
+        f"reward {metrics['objective/rlhf_reward']:+.2f}",
+        f"KL {metrics['objective/kl']:.2f}",
         f"length {metrics['val/length']:.0f}",
     ]
     if "eval/score" in metrics:
-        words.append(f"held-out {metrics['eval/score']:+.2f}")
+        words.append(f"held-out score {metrics['eval/score']:+.2f}")
     if "eval/judge" in metrics:
         words.append(f"judge {metrics['eval/judge']:+.2f}")
     return "  ".join(words)

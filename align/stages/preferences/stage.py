@@ -47,6 +47,7 @@ from align.roles.tokenizer import load_tokenizer, stop_ids
 from align.stages.fingerprint import fingerprint
 from align.stages.preferences.spec import PreferencesOptions
 from align.types import Reward, RewardState, Rollout, RolloutEngine, Sampling, Texts
+from align.words import counted
 
 PROMPTS_AT_ONCE = 64
 """Prompts that an engine is handed together."""
@@ -125,7 +126,7 @@ class Preferences:
         if not ranked["prompts"]:
             raise AlignError(f"preferences: no prompt has two completions to rank; {why}")
         each = ranked["completions"] / ranked["prompts"]
-        report.say(f"{ranked['prompts']} prompts ranked, {each:.1f} completions each")
+        report.say(f"{counted(ranked['prompts'], 'prompt')} ranked, {each:.1f} completions each")
         if left_out := sum(ranked["left_out"].values()):
             report.say(f"{left_out} of {ranked['prompts'] + left_out} prompts left out: {why}")
         by_policy = {name: figures(counts(file.of(name))) for name in paths}
@@ -385,8 +386,9 @@ def opened(path: Path, made_from: Mapping[str, Any], report: StageReport) -> Ite
             yield file
         except BaseException as stopped:  # Ctrl-C, too
             if file.found:
+                prompts = counted(len(file.found), "prompt")
                 report.say(
-                    f"stopped; completions of {len(file.found)} prompts are judged and kept: the same command goes on "
+                    f"stopped; completions of {prompts} are judged and kept: the same command goes on "
                     f"with preferences.resume={path.parent}"
                 )
             elif isinstance(stopped, KeyboardInterrupt):

@@ -23,6 +23,7 @@ from align.roles.policy import TrainedPolicy
 from align.roles.tokenizer import stop_ids
 from align.rollout.hf import HFRollout
 from align.types import Rollout, Sampling
+from align.words import counted
 
 BINS = 10
 MATCHED = 0.1
@@ -130,8 +131,8 @@ def warnings(figures: dict[str, Any]) -> list[str]:
     found = []
     if figures["accuracy"] <= (bound := chance(figures["pairs"])):
         found.append(
-            f"accuracy {figures['accuracy']:.3f} on {figures['pairs']} held-out pairs is no better than chance "
-            f"(up to {bound:.3f})"
+            f"accuracy {figures['accuracy']:.3f} on {counted(figures['pairs'], 'held-out pair')} is no better than "
+            f"chance (up to {bound:.3f})"
         )
     if figures.get("swaps", 0) >= FEW and figures["swap_accuracy"] <= (bound := chance(figures["swaps"])):
         found.append(
@@ -147,14 +148,14 @@ def warnings(figures: dict[str, Any]) -> list[str]:
     return found
 
 
-def too_few(pairs: int) -> str:
+def too_few(pairs: int, key: str = "rm", noun: str = "reward model") -> str:
     """Warning about an accuracy on too few held-out pairs; '' where they are enough."""
     if pairs >= FEW:
         return ""
-    count = f"only {pairs} held-out pair{'s' * (pairs != 1)}" if pairs else "no held-out pairs"
+    count = f"only {counted(pairs, 'held-out pair')}" if pairs else "no held-out pairs"
     return (
-        f"{count}: too few to tell a good reward model from one that guesses; use a larger rm.data.eval_share, or "
-        "rm.data.eval_path=FILE"
+        f"{count}: too few to tell a good {noun} from one that guesses; use a larger {key}.data.eval_share, or "
+        f"{key}.data.eval_path=FILE"
     )
 
 
@@ -167,8 +168,9 @@ def lines(figures: dict[str, Any]) -> list[str]:
     """The report in a few lines, warnings last."""
     length = figures["length"]
     swap = f", swap test {figures['swap_accuracy']:.3f}" if "swap_accuracy" in figures else ""
+    pairs = counted(figures["pairs"], "pair")
     found = [
-        f"held-out accuracy {figures['accuracy']:.3f}, margin {figures['margin']:.2f}{swap} ({figures['pairs']} pairs)",
+        f"held-out accuracy {figures['accuracy']:.3f}, margin {figures['margin']:.2f}{swap} ({pairs})",
         f"calibration error {figures['calibration']['ece']:.3f}; score and length correlate "
         f"{_shown(length['correlation'], '+.2f')}; accuracy {_shown(length['chosen_longer']['accuracy'])} where the "
         f"chosen completion is longer, {_shown(length['chosen_shorter']['accuracy'])} where shorter, "

@@ -55,6 +55,7 @@ from align.stages.rm import graded, quality
 from align.stages.rm.spec import RMOptions
 from align.stages.sft.side_by_side import check_seeds
 from align.types import Reward, RewardState, Rollout
+from align.words import counted
 
 PLOT = "report.png"
 KINDS = (CAUSAL, SCORE)
@@ -140,7 +141,7 @@ class RM:
         )  # fmt: skip
         give_kernel(begun.model, report.say)
         begun.model.config.pad_token_id = tokenizer.pad_token_id
-        report.say(f"{begun.description}; {len(rows)} {NOUNS[how.kind]}")
+        report.say(f"{begun.description}; {counted(len(rows), NOUNS[how.kind].removesuffix('s'))}")
         if prompted(begun.model):
             score_by_mask(begun.model)
         held_out = self._on_the_way(args, lesson.held_out, how)
@@ -234,7 +235,7 @@ class RM:
         score_B = quality.score_ids(module, [ids[i] for i in fitting], self.device)
         found = quality.correlation(score_B.double(), torch.tensor([rows[i]["rating"] for i in fitting]).double())
         shown = "–" if found is None else f"{found:+.3f}"
-        report.say(f"score and rating of {len(fitting)} held-out completions correlate {shown}")
+        report.say(f"score and rating of {counted(len(fitting), 'held-out completion')} correlate {shown}")
         return {"eval_rating_correlation": found}
 
     def _measure(self, module: ScoreModule, lesson: Lesson, report: StageReport) -> None:
@@ -250,7 +251,7 @@ class RM:
         score_B = score_rollout(module, lesson.samples).cpu()
         mean, std = float(score_B.mean()), max(float(score_B.std()), 1e-6)
         name = Path(lesson.inputs["path"]).name
-        report.say(f"score on {len(score_B)} samples of {name}: mean {mean:.2f}, deviation {std:.2f}")
+        report.say(f"score on {counted(len(score_B), 'sample')} of {name}: mean {mean:.2f}, deviation {std:.2f}")
         report.write_card(score={"mean": mean, "std": std, "samples": len(score_B)})
         if lesson.judge_B is not None:
             agreed = quality.agreement(score_B, lesson.judge_B)

@@ -29,7 +29,14 @@ from align.roles.loading import for_task
 from align.stages.finite import Guard
 from align.stages.held_out import weigh_batches
 from align.stages.sft.spec import SFTOptions
-from align.stages.training import guard_of, loraplus, remove_if_empty, steps_of_batches, warm_up_from_the_first_step
+from align.stages.training import (
+    guard_of,
+    loraplus,
+    remove_if_empty,
+    steps_of_batches,
+    tell_size,
+    warm_up_from_the_first_step,
+)
 
 SEEDS = 2**32
 ARGS = {
@@ -240,6 +247,7 @@ def train_together(model: PeftModel, learners: list[Learner], report: StageRepor
     if learners[0].trainer.args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
+    tell_size(model, report)
     total, guard = max(one.steps for one in learners), guard_of(model, report)
     with report.steps(total) as tell:
         for step in range(1, total + 1):

@@ -42,6 +42,7 @@ from align.stages.sft.learned_turns import check_rows, check_template, learned_t
 from align.stages.sft.side_by_side import Member, check_method, check_run, learner, members, train_together
 from align.stages.sft.spec import SFTOptions
 from align.stages.training import train
+from align.words import counted
 
 
 @dataclass
@@ -148,7 +149,7 @@ class SFT:
             add_trained(begun.model, adapter, task.member.seed, begun.fresh)
         give_kernel(begun.model, report.say)
         training.tell_tasks(first.rows, report)
-        sizes = dict.fromkeys(f"{len(task.rows)} rows, {len(task.held_out)} held out" for task in tasks)
+        sizes = dict.fromkeys(f"{counted(len(task.rows), 'row')}, {len(task.held_out)} held out" for task in tasks)
         together = f" ({len(tasks)} side by side)" if len(tasks) > 1 else ""
         report.say(f"{begun.description}{together}; {'; '.join(sizes)}")
         with training.dtypes_kept(begun.model):

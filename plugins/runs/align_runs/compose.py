@@ -39,7 +39,6 @@ __all__ = [
     "check_folder",
     "compose",
     "end_run",
-    "has_learned_reward",
     "message_of",
     "on_cpu",
     "plugs",
@@ -88,11 +87,6 @@ def plugs(group: str | None) -> list[tuple[str, dict[str, Any]]]:
 def stages_of_run(cfg: DictConfig) -> list[str]:
     """The stages that a run of this configuration has, in their order."""
     return [stage.name for stage in plan_of(cfg).stages]
-
-
-def has_learned_reward(cfg: DictConfig, stage: str) -> bool:
-    """The stage takes a reward model."""
-    return plan_of(cfg).stage(stage).input("reward") is not None
 
 
 def absent(section: DictConfig | None) -> bool:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from align.errors import AlignError
 from align.report.json_text import json_text
+from align.words import counted
 from align_runs.runs import DONE
 from align_runs.show import markdown, terminal, text
 from align_runs.study import LEFT, STATES, ended, importance
@@ -37,7 +38,7 @@ class Progress:
     def start(self) -> None:
         search, plan = self.search, self.search.plan
         self.say(
-            f"{plan.trials} trials by {plan.sampler}, seed {search.seed}, in {search.home}; "
+            f"{counted(plan.trials, 'trial')} by {plan.sampler}, seed {search.seed}, in {search.home}; "
             f"{search.figure} is {search.direction}d",
             "search",
         )
@@ -50,7 +51,7 @@ class Progress:
         elif plan.pruner != "none":
             self.say(f"poor trials end early: {plan.pruner}")
         if done := len(ended(self.study)):
-            self.say(f"{done} trials are done")
+            self.say(f"{counted(done, 'trial')} done")
 
     def begin(self, number: int, words: list[str]) -> None:
         self.say(f"{' '.join(words)}", f"trial {number}")

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Column
 from rich.table import Table as RichTable
 
+from align.words import counted
 from align_runs.runs import DONE
 from align_runs.stages import is_merit, place
 from align_runs.table import STATE, Table
@@ -36,7 +37,7 @@ def fit(table: Table, width: int) -> Table:
             room -= widths[name]
     settings, figures = ([name for name in columns if name in chosen] for columns in (table.settings, table.figures))
     more = len(set(table.frame) - {table.first, STATE, *chosen})
-    notes = [f"{more} more column{'s' * (more > 1)}: --columns all"] if more else []
+    notes = [f"{counted(more, 'more column')}: --columns all"] if more else []
     return replace(table, settings=settings, figures=figures, notes=[*table.notes, *notes])
 
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from align.errors import AlignError
 from align.plan.order import kind_of
 from align.plan.spec import ALWAYS
-from align_runs.compose import absent, has_learned_reward, specs
+from align_runs.compose import absent, specs
 
 EVALUATIONS = 8
 """Of a trial that TRL trains, spread over its steps, for the pruner to see."""
@@ -20,7 +20,7 @@ LESS = {"loss", "kl", "seconds", "perplexity", "gap", "error"}
 MORE = {"accuracy", "score", "reward", "margin", "objective", "judge", "correct"}
 """Words in a figure's name that tell whether less or more of it is better."""
 METRICS = {
-    "best.objective": "eval/objective", "best.judge": "eval/judge", "true_score": "eval/score", "reward": "eval/score",
+    "best.objective": "eval/objective", "best.judge": "eval/judge", "true_score": "eval/score",
     "eval_accuracy": "eval_rewards/accuracies", "eval_margin": "eval_rewards/margins",
 }  # fmt: skip
 """Names in metrics.jsonl of figures in card.json that differ, or of the nearest there is."""
@@ -83,15 +83,10 @@ def merit(cfg: DictConfig, stages: list[str]) -> str:
         if cfg.evaluate.judge is not None:
             return f"{last}.true_score"
         if not cfg[spec.name].eval_every:
-            return _reward(cfg, last)
+            return f"{last}.score"
         if not absent(cfg.get("watch")):
             return f"{last}.best.judge"
     return f"{last}.{spec.merit}"
-
-
-def _reward(cfg: DictConfig, stage: str) -> str:
-    """The reward of the last policy, by the name that the evaluation gives it."""
-    return f"{stage}.{'reward' if has_learned_reward(cfg, stage) else 'score'}"
 
 
 def check_objective(figure: str, cfg: DictConfig, stages: list[str], searched: list[str]) -> None:
@@ -112,7 +107,7 @@ def check_objective(figure: str, cfg: DictConfig, stages: list[str], searched: l
     if name == "best.objective" and price in searched:
         raise AlignError(
             f"objective={figure}: it is reward − {price} · KL, and {price} is searched. "
-            f"Use objective={_reward(cfg, owner)}, or another figure."
+            f"Use objective={owner}.score, or another figure."
         )
 
 

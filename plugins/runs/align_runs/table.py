@@ -15,13 +15,14 @@ from rich.console import Console
 
 from align.errors import AlignError
 from align.installed import require
+from align.words import counted
 from align_runs.compose import all_keys
 from align_runs.runs import DONE, Run, read
 from align_runs.settings import differing, shown
 from align_runs.stages import is_headline, place
 
 FORMATS = {".md": "markdown", ".csv": "csv", ".png": "png"}
-WIDTH = 120
+WIDTH = 100
 """Letters in a line where there is no terminal: in a pipe or a file."""
 UNFOLDED = 10_000
 """The same for columns that are named: a run stays in one line, for grep and cut."""
@@ -133,7 +134,7 @@ def _give(made: Table, form: str | None, to: Path | None, fitted: bool) -> None:
         for part in terminal(made, console.width):
             console.print(part)
     if to is not None:
-        console.print(f"{len(made.frame)} rows in {to}", markup=False, soft_wrap=True)
+        console.print(f"{counted(len(made.frame), 'row')} in {to}", markup=False, soft_wrap=True)
     for note in made.notes if form != "csv" or to is not None else []:
         console.print(note, markup=False, soft_wrap=True)
 

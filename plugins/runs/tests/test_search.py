@@ -58,7 +58,7 @@ def test_the_best_is_a_command_to_paste_and_a_trial_that_fails_has_its_reason(he
 
     before = (here / "runs" / "mine" / "table.md").read_text()
     more = align(capsys, words.format(base=base))
-    assert more.status == 0 and "4 trials are done" in more.out and "trial 4" not in more.out
+    assert more.status == 0 and "4 trials done" in more.out and "trial 4" not in more.out
     assert (here / "runs" / "mine" / "table.md").read_text() == before and before.count("\n") == 6
     changed = align(capsys, words.format(base=base).replace("1e-1", "1"))
     assert changed.status == 1

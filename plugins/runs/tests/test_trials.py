@@ -47,7 +47,7 @@ def test_a_setting_that_a_choice_lacks_is_searched_with_the_others_only():
         (f"{TINY} stages=[pretrain,dpo]", "dpo.eval_accuracy", "maximize"),
         (f"{TINY} evaluate.judge=null", "ppo.best.objective", "maximize"),
         (f"{TINY} evaluate.judge=null watch=judge watch.judge.fn=kind_words.kind_words", "ppo.best.judge", "maximize"),
-        (f"{TINY} evaluate.judge=null ppo.eval_every=0", "ppo.reward", "maximize"),
+        (f"{TINY} evaluate.judge=null ppo.eval_every=0", "ppo.score", "maximize"),
         (f"{TINY} objective=ppo.kl", "ppo.kl", "minimize"),
         (f"{TINY} objective=ppo.true_polite direction=maximize", "ppo.true_polite", "maximize"),
         (f"{TINY} objective=ppo.length direction=maximize", "ppo.length", "maximize"),
@@ -116,7 +116,7 @@ WRONG = [
     (
         "measure that is searched",
         f"{TINY} evaluate.judge=null ppo.kl_coef=log(1e-2,1)",
-        ["ppo.best.objective", "Use objective=ppo.reward"],
+        ["ppo.best.objective", "Use objective=ppo.score"],
     ),
     (
         "part that a mixture lacks",

@@ -32,6 +32,6 @@ def test_evaluations_are_read_as_they_come(tmp_path):
 def test_ppo_is_watched_by_its_held_out_score(tmp_path):
     line = {"step": 8, "objective/scores": 9.0, "eval/score": 0.5, "eval/kl": 2.0, "eval/objective": 0.3}
     write(tmp_path / "latest" / "ppo" / "metrics.jsonl", line)
-    for figure, value in [("true_score", 0.5), ("reward", 0.5), ("best.objective", 0.3), ("kl", 2.0)]:
+    for figure, value in [("true_score", 0.5), ("score", 0.5), ("best.objective", 0.3), ("kl", 2.0)]:
         assert values(tmp_path, f"ppo.{figure}") == [value]
     assert evaluations(tmp_path, "ppo.kl") == [("eval/kl", 2.0)]

@@ -24,7 +24,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from align.cli.compose import as_yaml, check_composition, plan_of, resolved
 from align.cli.errors import message_of
@@ -33,7 +33,7 @@ from align.errors import AlignError, AlignWarning
 from align.library_variables import prepare
 from align.plan.order import reordered
 from align.plan.outline import outline
-from align.words import masked
+from align.secrets import hidden, hide, hide_in, learn, learn_words
 
 COMMANDS = ("run", "plugins", "export")
 """align's own; `plugin_commands` finds the others."""
@@ -80,12 +80,18 @@ def warning_line(message: Warning | str, category: type[Warning], *place: Any) -
 def say(error: Exception, full: bool) -> None:
     """An error on stderr: the few lines that a user needs, or with `full` the traceback."""
     text = "".join(traceback.format_exception(error)) if full else f"{message_of(error)}\n"
-    print(text, end="", file=sys.stderr, flush=True)
+    print(hide(text), end="", file=sys.stderr, flush=True)
 
 
 def run(words: list[str]) -> dict | None:
     """Runs a command and raises what goes wrong; `run` returns the summary of the (last) run."""
     sys.path[:0] = [path for path in user_folders() if path not in sys.path]
+    learn_words(words)
+    with hidden():
+        return _command(words)
+
+
+def _command(words: list[str]) -> dict | None:
     command, words = (words[0], words[1:]) if words and words[0].isidentifier() else ("run", list(words))
     added = {} if command in COMMANDS else plugin_commands()
     if command == "help" or (command not in added and {"-h", "--help"} & set(words)):
@@ -252,6 +258,7 @@ def run_pipeline(cfg: DictConfig) -> dict:
 
     check_one_process()
     plan = plan_of(cfg)
+    learn("", OmegaConf.to_container(cfg, resolve=True))
     named = [cfg.stages] if isinstance(cfg.stages, str) else list(cfg.stages)
     if line := reordered(named, [stage.name for stage in plan.stages]):
         print(line, flush=True)
@@ -262,11 +269,11 @@ def run_pipeline(cfg: DictConfig) -> dict:
         from align.report.report import Report
 
         if tracker:
-            tracker.start(folder, resolved(cfg))
+            tracker.start(folder, hide_in(resolved(cfg)))
         job, report = HydraConfig.get(), Report(tracker, folder=folder)
         where = f"{str(runtime.dtype).removeprefix('torch.')} on {runtime.device}"
         report.start(
-            shlex.join(["align", *map(masked, job.overrides.task)]),
+            shlex.join(["align", *job.overrides.task]),
             f"{', '.join(stage.name for stage in plan.stages)}; seed {plan.seed}, {where}; in {folder}",
             outline(plan, job.runtime.choices),
         )
@@ -277,7 +284,7 @@ def run_pipeline(cfg: DictConfig) -> dict:
         lambda: check_first(plan),
         runtime.stages,
         make_report,
-        as_yaml(cfg),
+        hide(as_yaml(cfg)),
     )
 
 

@@ -6,14 +6,18 @@ import json
 import math
 from typing import Any
 
+from align.secrets import hide
+
 
 def json_text(value: Any, **options: Any) -> str:
-    """`value` as JSON that every reader takes: null for numbers that are not finite. Options are json.dumps'.
+    """`value` as JSON that every reader takes: null for numbers that are not finite, no secrets.
+
+    Options are json.dumps'.
 
     >>> json_text({"loss": float("nan"), "kl": [1.5, float("inf")]})
     '{"loss": null, "kl": [1.5, null]}'
     """
-    return json.dumps(finite(value), allow_nan=False, **options)
+    return hide(json.dumps(finite(value), allow_nan=False, **options))
 
 
 def finite(value: Any) -> Any:

@@ -10,6 +10,8 @@ from huggingface_hub import ModelCard
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
+from align.secrets import hide
+
 CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "AutoModelForCausalLM"}
 PAD = "model.config.pad_token_id = tokenizer.pad_token_id  # its score stands at the last token that is no padding\n"
 
@@ -32,7 +34,7 @@ def write_model_card(folder: Path, card: dict[str, Any]) -> None:
         f"{card['versions']['align']}.\n\n{began}\n## Load\n```python\n{load}```\n\n## Figures\n{_figures(card)}\n"
         "`config.yaml` has the settings, `metrics.jsonl` the curves, `card.json` all facts.\n"
     )
-    file.write_text(text, encoding="utf-8")
+    file.write_text(hide(text), encoding="utf-8")
 
 
 def _adapter(folder: Path, file: Path) -> str:

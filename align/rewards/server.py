@@ -19,6 +19,7 @@ import httpx2
 
 from align.errors import AlignError
 from align.rewards.function import wait
+from align.secrets import learn
 
 LARGEST = 2**24
 """Bytes of a response; a score takes about 20, a judge's words a few thousand."""
@@ -206,12 +207,14 @@ def from_environment(text: str, key: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"{key}={text}: use text")
     try:
-        return string.Template(text).substitute(os.environ)
+        found = string.Template(text).substitute(os.environ)
     except KeyError as error:
         name = error.args[0]
         raise ValueError(f"{key} names ${name}, which the environment does not have: export {name}=…") from None
     except ValueError:
         raise ValueError(f"{key} has a $ that begins no name: write $NAME for a variable, or $$ for a $") from None
+    learn(f"reward.{key}", found)
+    return found
 
 
 def address(url: str) -> str:

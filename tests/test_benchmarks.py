@@ -62,6 +62,7 @@ SHORT = {
     "growth": "--short --fixtures {fixtures} --out {out}",
     "parallel_adapters": "--size 1m --rows 1 --steps 2 --adapters 2 --fixtures {fixtures} --out {out}",
     "methods": "--short --methods --others houlsby --out {out}",
+    "architectures": "--short --out {out}",
     "preference_methods": "--short --methods best_of dpo --out {out}",
     "hacking": "--short --seeds 11 --out {out}",
 }

@@ -76,7 +76,7 @@ def choose(
     if not reason:
         must = options.engine != "auto" or options.fallback == "error"
         try:
-            engine = start_vllm(options, policy, base, longest, proven=not must)
+            engine = start_vllm(options, policy, base, longest)
         except AlignError as refusal:
             if must:
                 raise
@@ -97,8 +97,8 @@ def choose(
     return HFRollout(tokenizer.pad_token_id, options.batch_size)
 
 
-def start_vllm(options: RolloutOptions, policy: Any, base: str, longest: int, proven: bool) -> Any:
-    """vLLM on `policy`; `proven`: it has served the policy once, so that nothing refuses it later.
+def start_vllm(options: RolloutOptions, policy: Any, base: str, longest: int) -> Any:
+    """vLLM on `policy`, which it has served once, so that nothing refuses it later.
 
     Raises AlignError for what vLLM refuses or fails on, and leaves no engine then.
     """
@@ -108,8 +108,7 @@ def start_vllm(options: RolloutOptions, policy: Any, base: str, longest: int, pr
     engine = None
     try:
         engine = VLLMRollout(base, policy, longest, options.batch_size, options.kv_cache_mib, share)
-        if proven:
-            engine.attach(policy)
+        engine.attach(policy)
     except Exception as error:  # whatever vLLM's models and kernels raise
         if engine is not None:
             engine.close()

@@ -15,7 +15,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from align.errors import AlignError
 from align.peft.prompts import embedded
-from align.peft.quantized import plain_tensors
+from align.peft.quantized import plain_config, plain_tensors
 from align.roles.modules import plain
 from align.rollout.vllm.shared import plain_weights
 from align.types import Policy
@@ -29,7 +29,10 @@ def copy_weights(policy: Policy, llm: Any) -> int:
 
 def copy_base(ours: PreTrainedModel, llm: Any, dtype: torch.dtype) -> None:
     """Hands what the trainer's quantised weights stand for to vLLM's LLM."""
-    read(llm, ours, plain_tensors(ours, dtype))
+    with torch.device("meta"):  # what a checkpoint of plain weights would be
+        whole = type(ours)._from_config(plain_config(ours.config), dtype=dtype)
+    known = whole.state_dict()
+    read(llm, whole, ((name, tensor) for name, tensor in plain_tensors(ours, dtype) if name in known))
 
 
 def read(llm: Any, ours: PreTrainedModel, tensors: Iterable[tuple[str, Tensor]]) -> int:

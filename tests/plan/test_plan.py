@@ -11,6 +11,7 @@ from align.build.plugs import peft
 from align.cli.compose import as_yaml, composed, plan_of
 from align.config.values import Plug, Settings, frozen, plain
 from align.errors import AlignError
+from align.plan.outline import outline
 from align.ppo.options import PPOOptions
 
 TINY = ["experiment=tiny", "debug=default"]
@@ -95,3 +96,21 @@ def test_what_is_frozen_thaws_to_the_same(value):
 def test_a_plug_is_equal_wherever_it_stands():
     one, other = frozen({"_target_": "a.B", "x": [1]}, "reward"), frozen({"_target_": "a.B", "x": [1]}, "watch.judge")
     assert one == other == Plug("a.B", Settings.of({"x": [1]})) and (one.key, other.key) == ("reward", "watch.judge")
+
+
+def test_the_outline_says_what_each_stage_takes_and_how_it_trains():
+    words = [
+        "experiment=tiny", "stages=[sft,rm,ppo]", "model=/m", "reward=sum", "+reward@reward.terms.rm=model",
+        "+reward@reward.terms.short=fn", "reward.terms.short.fn=a.b", "reference.path=/r", "peft@actor.peft=none",
+        "data@sft.data=prompt_completion", "sft.data.path=demos.jsonl", "sft.args.max_steps=5", "rollout=hf",
+    ]  # fmt: skip
+    cfg, choices = composed(words)
+    assert outline(plan_of(cfg), choices) == {
+        "sft": "from /m; peft=lora; data=prompt_completion demos.jsonl; 5 steps of 32",
+        "rm": "from sft; peft=lora; data=help_desk; 2 x the data, in batches of 32",
+        "ppo": "actor from sft, peft=none; reference from /r; critic from rm, peft=lora; reward from rm; "
+        "reward=sum of rm=model, short=fn a.b; advantage=gae policy_loss=clip rollout=hf; data=help_desk; "
+        "40 steps of 64",
+        "evaluate": "base from /m; sft; ppo; reference from /r; rm; reward=sum of rm=model, short=fn a.b; "
+        "judge=help_desk.rule.true_score",
+    }

@@ -72,7 +72,7 @@ def test_the_log_has_the_command_the_outline_and_the_lines_of_every_stage(ran):
     assert heads[:6] == ["run", "pretrain", "sft", "rm", "ppo", "evaluate"]
     assert {"pretrain", "sft", "rm", "ppo", "evaluate", "done"} <= set(heads[6:])
     outline = ran[1]["outline"]
-    assert outline["sft"] == "from pretrain; peft=lora; data=help_desk; 2 x the data, in batches of 32"
+    assert outline["sft"] == "from pretrain; peft=lora; data=help_desk; 3 steps of 32"
     assert outline["ppo"].startswith("actor from sft, peft=lora; critic from rm, peft=lora; reward from rm; ")
     for stage, line in outline.items():
         assert json.loads((run / stage / "card.json").read_text())["outline"] == line

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "align"
 LAYERS = [
-    {"ops", "types", "config", "errors", "library_variables", "installed", "imports", "words"},
+    {"ops", "types", "config", "errors", "library_variables", "installed", "imports", "words", "secrets"},
     {"data", "peft"},
     {"engine"},
     {"report"},

@@ -46,14 +46,9 @@ def of_rollout(
     kl_B = (ops.kl(old.logp_BT, old.ref_logp_BT, "k1") * real_BT).sum(1)
     judged_B = ~scored.score_B.isnan()
     score_B, reward_B = scored.score_B[judged_B], reward_BT.sum(1)[judged_B]
-    if not judged_B.any():
-        score_B = reward_B = kl_B.new_zeros(1)
     metrics = {
         "objective/kl": float(kl_B.mean()),
         "objective/entropy": float(-(old.logp_BT * real_BT).sum(1).mean()),
-        "objective/scores": float(score_B.mean()),
-        "objective/non_score_reward": float((reward_B - score_B).mean()),
-        "objective/rlhf_reward": float(reward_B.mean()),
         "objective/unscored": float((~judged_B).sum()),
         "val/num_eos_tokens": float(rollout.finished_B.sum()),
         "val/finished": float(rollout.finished_B.float().mean()),
@@ -62,6 +57,12 @@ def of_rollout(
     }
     if return_BT is not None:
         metrics["val/explained_variance"] = explained_variance(old.value_BT[mask_BT], return_BT[mask_BT])
+    if judged_B.any():
+        metrics |= {
+            "objective/scores": float(score_B.mean()),
+            "objective/non_score_reward": float((reward_B - score_B).mean()),
+            "objective/rlhf_reward": float(reward_B.mean()),
+        }
     for name, term_B in scored.terms.items():
         known = term_B[~term_B.isnan()]
         if len(known):

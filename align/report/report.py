@@ -115,7 +115,7 @@ class StageReport:
         for line in dict.fromkeys(line for one in tallies for line in one.lines()):
             self.say(line)
         for what in ("left_out", "changed"):
-            found = {one.noun: {} for one in tallies}
+            found = {**self.card.get(what, {}), **{one.noun: {} for one in tallies}}
             for one in tallies:
                 found[one.noun] |= {why: count for why, count in getattr(one, what).items() if count}
             self.write_card(**{what: {noun: counts for noun, counts in found.items() if counts}})

@@ -9,6 +9,7 @@ from align.advantages.gae import GAE
 from align.errors import AlignError
 from align.peft.adapters import use_adapter
 from align.ppo.rollouts import as_rows
+from align.stages.ppo.stage import key_figures
 from align.types import Scored
 
 
@@ -168,6 +169,13 @@ class Opinion:
     def __call__(self, rollout, texts, state):
         score_B = torch.where(self.known, rollout.response_ids_BT[:, 0].float() / 100, float("nan"))
         return Scored(score_B, {})
+
+
+def test_a_batch_without_a_score_has_no_figure_of_scores(make_ppo, rows):
+    metrics = make_ppo(reward=Opinion([False] * 8)).step(rows)
+    assert metrics["objective/unscored"] == 8
+    assert not {"objective/scores", "objective/rlhf_reward", "objective/non_score_reward"} & metrics.keys()
+    assert key_figures(metrics).startswith("no score  KL ")
 
 
 def test_rows_without_a_score_do_not_train(make_ppo, rows):

@@ -98,7 +98,7 @@ class Evaluate:
     def run(self, inputs: dict[str, str], out: Path, report: StageReport) -> None:
         names = policies_of(inputs)
         tokenizer = load_tokenizer(inputs[names[-1]], "evaluate")
-        rows = self._rows([inputs[name] for name in names], tokenizer) if self.data else []
+        rows = self._rows([inputs[name] for name in names], tokenizer, report) if self.data else []
         reward = self.make_reward(inputs, out, report, tokenizer) if rows else None
         model = self._reward_model(inputs) if rows and not (reward and self.reward_is_model) else None
         references, general = self._demonstrations(), self._general()
@@ -132,7 +132,9 @@ class Evaluate:
         facts = {"policies": results, "samples": self.options.samples, "split": self.options.split}
         del reward
         if rows and "rm" in inputs and self.pairs is not None:
-            facts |= self._judge_reward(model or self._reward_model(inputs), tokenizer, located(self.pairs, inputs))
+            facts |= self._judge_reward(
+                model or self._reward_model(inputs), tokenizer, located(self.pairs, inputs), report
+            )
         report.write_card(inputs=inputs, **facts)
         self._tell(report, results, texts, facts, inputs)
 
@@ -177,9 +179,10 @@ class Evaluate:
         """The held-out rows that decide."""
         return (split.test if self.options.split == "test" else split.eval) or split.eval
 
-    def _rows(self, policies: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+    def _rows(self, policies: list[str], tokenizer: PreTrainedTokenizerBase, report: StageReport) -> list[Row]:
         """Held-out prompts, round and round until there are `samples` of them."""
-        fitting, _ = fitting_prompts(self._held_out(), tokenizer, self.longest_prompt(policies), "ppo")
+        fitting, tally = fitting_prompts(self._held_out(), tokenizer, self.longest_prompt(policies), "ppo")
+        report.tell(replace(tally, noun="held-out prompts"))
         fitting = [row_of(number, row, ids) for number, row, ids in fitting]
         return [fitting[i % len(fitting)] for i in range(self.options.samples)]
 
@@ -236,13 +239,18 @@ class Evaluate:
                 f"{type(error).__name__}: {error}\n  use evaluate.judge=null, or a judge of these prompts"
             ) from error
 
-    def _judge_reward(self, model: ScoreModule, tokenizer: PreTrainedTokenizerBase, pairs: Source) -> dict[str, float]:
+    def _judge_reward(
+        self, model: ScoreModule, tokenizer: PreTrainedTokenizerBase, pairs: Source, report: StageReport
+    ) -> dict[str, float]:
         split = pairs.load("rm", self.seed)
         test = self.options.split == "test" and bool(split.test)
         held_out = as_pairs(split.test if test else split.eval)
         if not held_out:  # ratings, none of which share a prompt
             return {}
-        pairs, _ = fitting_pairs(held_out, tokenizer, self.max_pair_tokens, "rm")
+        pairs, tally = fitting_pairs(held_out, tokenizer, self.max_pair_tokens, "rm", held_out=True)
+        report.tell(tally)
+        if not pairs:
+            return {}
         swaps = (split.test_swaps if test else split.eval_swaps) or swapped(pairs)
         accuracy, swap = (
             float(score_pairs(model, some, tokenizer, self.device).right_B.mean()) if some else None

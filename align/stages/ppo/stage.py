@@ -116,12 +116,10 @@ class PPOStage:
 
 
 def key_figures(metrics: dict[str, float]) -> str:
-    words = [
-        f"score {metrics['objective/scores']:+.2f}",
-        f"reward {metrics['objective/rlhf_reward']:+.2f}",
-        f"KL {metrics['objective/kl']:.2f}",
-        f"length {metrics['val/length']:.0f}",
-    ]
+    words = ["no score"]
+    if "objective/scores" in metrics:
+        words = [f"score {metrics['objective/scores']:+.2f}", f"reward {metrics['objective/rlhf_reward']:+.2f}"]
+    words += [f"KL {metrics['objective/kl']:.2f}", f"length {metrics['val/length']:.0f}"]
     if "eval/score" in metrics:
         words.append(f"held-out score {metrics['eval/score']:+.2f}")
     if "eval/judge" in metrics:

@@ -18,4 +18,4 @@ def require(package: str, setting: str, instead: str, extra: str | None = None) 
     """
     if not installed(package):
         name = extra or package
-        raise AlignError(f"{setting}: {package} is not installed\n  pip install 'align[{name}]', or use {instead}")
+        raise AlignError(f"{setting}: {package} is not installed\n  pip install 'align-rlhf[{name}]', or use {instead}")

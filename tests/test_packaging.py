@@ -41,7 +41,7 @@ def test_the_wheel_composes_the_tiny_experiment_alone(tmp_path):
          str(tmp_path), str(sources(tmp_path / "sources"))],
         check=True,
     )  # fmt: skip
-    (wheel,) = tmp_path.glob("align-*.whl")
+    (wheel,) = tmp_path.glob("align_rlhf-*.whl")
     target = tmp_path / "target"
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target),

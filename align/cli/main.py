@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import EntryPoint, entry_points, version
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from align import __version__
 from align.cli.compose import as_yaml, check_composition, plan_of, resolved
 from align.cli.errors import message_of
 from align.cli.schema import ROOT
@@ -97,7 +98,7 @@ def _command(words: list[str]) -> dict | None:
     if command == "help" or (command not in added and {"-h", "--help"} & set(words)):
         return _help(command, [word for word in words if not word.startswith("-")])
     if words == ["--version"]:
-        print(f"align {version('align')}")
+        print(f"align {__version__}")
         return None
     known = [*COMMANDS, *added]
     if command not in known:

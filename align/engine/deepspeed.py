@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from align.config import Zero
-from align.engine.plain import NotFinite, adamw, by_role, rates_of, set_rate
+from align.engine.plain import ALL, NotFinite, Stepped, adamw, by_role, rates_of, set_rate
 from align.errors import AlignError
 
 NEVER = 10**9
@@ -73,12 +73,40 @@ class DeepSpeedEngine:
         Raises NotFinite, when the weights have moved already.
         """
         role = next(iter(self.rates()))
+        stepped = isinstance(self.module, Stepped)
+        gradients = self._whole_gradients() if stepped and self.module.reads_gradients() else {}
         with _local_rank():
             self.engine.step()
         norm = float(self.engine.get_global_grad_norm())
         if not math.isfinite(norm):
             raise NotFinite(role, norm)
+        if stepped:
+            self._call_hook(gradients, norm)
         return {role: norm}
+
+    def _whole_gradients(self) -> dict[nn.Parameter, Tensor]:
+        from deepspeed.utils import safe_get_full_grad
+
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        return {p: safe_get_full_grad(p).to(p.dtype) for p in trained}
+
+    def _call_hook(self, gradients: dict[nn.Parameter, Tensor], norm: float) -> None:
+        """Call the module's hook with the gradients of the step, clipped.
+
+        The optimizer's own weights follow what it changes; at stage 3 that is lost.
+        """
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        bound = self.engine.gradient_clipping() or math.inf
+        before = {p: p.detach().clone() for p in gradients}
+        for p, gradient in gradients.items():
+            p.grad = gradient * min(bound / (norm + 1e-6), 1.0)  # as torch clips
+        with self.gathered():
+            self.module.on_step([role for role in self.rates() if role != ALL])
+        for p, old in before.items():
+            p.grad = None
+            if not torch.equal(p, old):
+                safe_set_full_fp32_param(p, p.detach().float())
 
     def check(self) -> dict[str, Tensor]:
         """Nothing is known of the gradients before the step."""

@@ -21,8 +21,9 @@ ADAM_BETAS = (0.9, 0.95)
 
 @runtime_checkable
 class Stepped(Protocol):
-    """A module with a hook before each optimizer step, while its gradients are there."""
+    """A module with a hook after each optimizer step, while its gradients are there."""
 
+    def reads_gradients(self) -> bool: ...
     def on_step(self, roles: list[str]) -> None: ...
 
 

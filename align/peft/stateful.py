@@ -22,7 +22,7 @@ from align.errors import AlignError
 
 class Hooks:
     needs_gradients = False
-    """`on_step` reads gradients after the optimizer's step; DeepSpeed has dropped them by then."""
+    """`on_step` reads gradients after the optimizer's step, and whole matrices: ZeRO up to stage 2."""
     one_trained = False
     """PEFT trains one adapter of this method a model."""
 

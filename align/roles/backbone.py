@@ -21,7 +21,7 @@ from align import ops
 from align.engine.linear import matmul_of
 from align.peft.adapters import routable, routed, use_adapter
 from align.peft.prompts import inputs_of
-from align.peft.stateful import extra_loss, on_step
+from align.peft.stateful import extra_loss, hooks_of, on_step
 from align.roles.modules import plain, read_score, to_left
 
 ACTOR, REFERENCE, CRITIC, REWARD = "actor", "reference", "critic", "reward"
@@ -120,6 +120,10 @@ class Backbone(nn.Module):
         found = [extra_loss(self.model, name) for name in self._names(tuple(roles))]
         terms = [term for term in found if term is not None]
         return torch.stack(terms).sum() if terms else None
+
+    def reads_gradients(self) -> bool:
+        """Return True where `on_step` reads the gradients of the step."""
+        return any(hooks_of(config).needs_gradients for config in getattr(self.model, "peft_config", {}).values())
 
     def on_step(self, roles: Iterable[str]) -> None:
         """After an optimizer step of `roles`, before their gradients are dropped."""

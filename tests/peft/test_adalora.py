@@ -8,9 +8,13 @@ from peft import AdaLoraConfig, PeftModel, get_peft_model
 from sharing import rollout, train
 from transformers import AutoModelForCausalLM
 
+from align.config import Zero
+from align.engine.plain import PlainEngine
 from align.errors import AlignError
 from align.peft.stateful import AdaLora, adalora, planned
 from align.roles.alone import load_roles
+from align.roles.placement import Placement, RunContext
+from align.roles.specs import Actor
 
 SETTINGS = {"init_r": 6, "target_r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 LAYERS = 4
@@ -29,6 +33,36 @@ def test_ppo_prunes_to_the_budget_and_keeps_it(base):
     assert singular_values(model) == LAYERS * 2
     ranks = [int((p != 0).sum()) for n, p in model.named_parameters() if "lora_E" in n]
     assert sum(ranks) == LAYERS * 2
+
+
+@pytest.mark.deepspeed
+@pytest.mark.parametrize("stage", [1, 2])
+def test_under_zero_it_is_what_it_is_in_plain_torch(base, tmp_path, stage):
+    """10 steps with gradients clipped at 0.1; float32: the same ranks, weights to a thousandth of rate times steps."""
+    pytest.importorskip("deepspeed")
+
+    def trained(zero: Zero | None) -> PeftModel:
+        torch.manual_seed(0)
+        context = RunContext(torch.device("cpu"), torch.float32, make_engine, tmp_path, max_grad_norm=0.1, steps=10)
+        placement = Placement(context, Actor(base, "auto", 1e-2, adalora(**SETTINGS), zero))
+        roles = placement.roles(4)
+        train(roles, 10, who=("actor",))
+        return roles.actor.model
+
+    plain, sharded = trained(None), trained(Zero(stage=stage))
+    assert singular_values(plain) == singular_values(sharded) == LAYERS * 2
+    for (name, one), other in zip(plain.named_parameters(), sharded.parameters(), strict=True):
+        if "lora_E" in name:
+            assert torch.equal(one == 0, other == 0)
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3 * 1e-2 * 10)
+
+
+def make_engine(module, learning_rate, max_grad_norm, zero):
+    if zero is None:
+        return PlainEngine(module, learning_rate, max_grad_norm)
+    from align.engine.deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(module, learning_rate, max_grad_norm, zero)
 
 
 def test_the_orthogonality_term_is_pefts_and_in_ppos_loss(base):

@@ -78,9 +78,9 @@ WRONG = [
         ["sft.args.packing=true", "ADALORA plans by the number", "max_steps=N"],
     ),
     (
-        "AdaLoRA under DeepSpeed",
-        f"{PPO} peft@actor.peft=adalora zero@actor.zero=stage2",
-        ["actor.peft", "ADALORA", "use zero@actor.zero=none"],
+        "AdaLoRA under ZeRO-3",
+        f"{PPO} peft@actor.peft=adalora zero@actor.zero=stage3",
+        ["actor.peft", "ADALORA", "use zero@actor.zero=stage2"],
     ),
     (
         "what vLLM cannot serve",

@@ -50,10 +50,13 @@ def warned(silenced: bool) -> list[str]:
     return [str(one.message)[:14] for one in found]
 
 
-def test_warnings_of_libraries_on_what_align_deals_with_are_silent_and_others_are_not(caplog):
+def test_warnings_of_libraries_on_what_align_deals_with_are_silent_and_others_are_not(caplog, monkeypatch):
     assert warned(silenced=False) == ["fan_in_fan_out", "The following ", "a user's own"]
     assert warned(silenced=True) == ["a user's own"]
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    for name, value in {"disabled": False, "propagate": False, "handlers": [caplog.handler]}.items():
+        monkeypatch.setattr(logger, name, value)  # whatever other libraries' set-up of logging left
+    caplog.set_level(logging.WARNING, logger.name)
     logger.warning("Failed to load CPU gemm_4bit_forward from %s", "nowhere")
     logger.warning("another")
     assert caplog.messages == ["another"]

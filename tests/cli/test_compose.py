@@ -292,7 +292,8 @@ def test_a_run_is_composed_once_and_a_yaml_may_make_it_a_sweep(tmp_path, monkeyp
         lambda *args, **given: composed.append(given.get("overrides") or args[2]) or compose(*args, **given),
     )  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "run_pipeline", lambda cfg: seen.append(cfg.seed) or {})
+    monkeypatch.setattr(main, "run_pipeline", lambda cfg: seen.append(cfg.seed) or {"run": "runs"})
+    monkeypatch.setattr(main, "_show_table", lambda results: None)
     seen: list[int] = []
     align.run(["stages=[pretrain]", "seed=3"])
     assert seen == [3] and len(composed) == 1

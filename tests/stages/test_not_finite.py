@@ -9,7 +9,7 @@ import torch
 from command_line import refused, stand_in, write_data, write_rows
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
 from align import ops
 from align.errors import AlignError
@@ -90,11 +90,11 @@ def test_pretraining_on_too_large_steps_ends_at_the_step(here, capsys, monkeypat
     assert no_weights(here)
 
 
-class Line(nn.Module):
+class Line(PreTrainedModel):
     """A weight; the loss is it times the row, and the gradient or the loss breaks where a row says so."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(PretrainedConfig())
         self.weight = nn.Parameter(torch.ones(1))
 
     def forward(self, input_ids: torch.Tensor, **labels: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -57,7 +57,8 @@ def test_it_joins_a_run_where_its_needs_put_it():
     taken = {one.name: one.source for one in found.stage("average").inputs}
     assert taken == {"path": "ppo", "start": "sft"}
     evaluated = {one.name: one.source for one in found.stage("evaluate").inputs}
-    assert evaluated == {"base": "pretrain", "sft": "sft", "ppo": "ppo", "average": "average", "rm": "rm"}
+    policies = {"base": "pretrain", "sft": "sft", "ppo": "ppo", "average": "average"}
+    assert evaluated == {**policies, "rm": "rm", "reference": "sft"}
 
 
 def test_it_comes_behind_the_policies_that_are_typed_before_it():

@@ -9,6 +9,7 @@ Set ALIGN_TORCH_INDEX to take torch's CPU wheels from another index than PyTorch
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -39,6 +40,8 @@ def main(requirements: Path) -> None:
     env, options = uv_settings()
     print(f"installing {requirements.name}", flush=True)
     run(*install, *options, "-r", requirements, env=env)
+    run(PYTHON, "-m", "uv", "pip", "uninstall", "--quiet", "--python", PYTHON, "align")  # the distribution's old name
+    shutil.rmtree(ROOT / "align.egg-info", ignore_errors=True)
     editable = [word for folder in (ROOT, *plugins) for word in ("-e", folder)]
     run(*install, *options, "--no-deps", *editable, env=env)
     run(PYTHON, "-m", "pip", "check")

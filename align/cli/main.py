@@ -26,7 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from align import __version__
+import align
 from align.cli.compose import as_yaml, check_composition, plan_of, resolved
 from align.cli.errors import message_of
 from align.cli.schema import ROOT
@@ -98,7 +98,7 @@ def _command(words: list[str]) -> dict | None:
     if command == "help" or (command not in added and {"-h", "--help"} & set(words)):
         return _help(command, [word for word in words if not word.startswith("-")])
     if words == ["--version"]:
-        print(f"align {__version__}")
+        print(f"align {align.__version__}")
         return None
     known = [*COMMANDS, *added]
     if command not in known:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from align import __version__
+import align
 from align.data.tally import Tally
 from align.errors import AlignError
 from align.report.json_text import finite, json_text
@@ -178,7 +178,7 @@ def pace(step: int, total: int, seconds: float) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that a result depends on, of those that are installed."""
-    found = {"align": __version__}
+    found = {"align": align.__version__}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

@@ -103,5 +103,5 @@ def test_a_reference_to_nowhere_is_named_and_nothing_is_fetched(ref):
 
 def test_without_the_library_it_is_said_how_to_get_it(monkeypatch):
     monkeypatch.setattr("align.installed.installed", lambda package: False)
-    with pytest.raises(AlignError, match=r"reward=json: jsonschema is not installed\n  pip install 'align\["):
+    with pytest.raises(AlignError, match=r"reward=json: jsonschema is not installed\n  pip install 'align-rlhf\["):
         JSONReward(True)

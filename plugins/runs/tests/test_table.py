@@ -222,7 +222,7 @@ def test_bad_words_are_refused(many, capsys, words, expected):
 @pytest.mark.slow
 def test_a_picture_without_matplotlib_is_refused_with_what_to_install(many, capsys, monkeypatch):
     monkeypatch.setattr("align.installed.installed", lambda package: package != "matplotlib")
-    refused(capsys, "table runs/sweep --to t.png", ["matplotlib is not installed", "align[bench]", "--to t.md"])
+    refused(capsys, "table runs/sweep --to t.png", ["matplotlib is not installed", "align-rlhf[bench]", "--to t.md"])
 
 
 def test_help_is_its_own(capsys):

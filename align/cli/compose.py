@@ -16,6 +16,7 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import GroupDefault, InputDefault
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -76,6 +77,7 @@ def check_composition() -> Iterator[None]:
             of_mode[tuple(given)] = cfg = composed(self, config_name, overrides, RunMode.RUN, from_shell, False)
             return cfg
         if run_mode == RunMode.RUN and (cfg := of_mode.pop(tuple(given), None)) is not None:
+            self.validate_sweep_overrides_legal(OverridesParser.create().parse_overrides(given), run_mode, from_shell)
             cfg.hydra.mode = RunMode.RUN
             cfg.hydra.overrides.hydra.extend(overrides[len(given) :])
             return cfg

@@ -16,6 +16,7 @@ def run(overrides: list[str]) -> dict:
     """
     from align.cli.errors import composing_errors
     from align.cli.main import run as run_command
+    from align.secrets import forgotten_after
 
-    with composing_errors():
+    with forgotten_after(), composing_errors():
         return run_command(["run", *overrides]) or {}

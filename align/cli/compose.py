@@ -36,6 +36,7 @@ from align.plan.order import kind_of, named_stages, with_evaluation
 from align.plan.parse import FROM_ENVIRONMENT, judges, parse, read
 from align.plan.plan import RunPlan
 from align.plan.spec import StageSpec
+from align.secrets import learn
 
 ROOT_KEYS = (*(one.name for one in fields(RunOptions)), "data", "tracker")
 
@@ -95,6 +96,7 @@ def check_composition() -> Iterator[None]:
         check_names(cfg, specs, choices)
         prune_sections(cfg, typed, specs)
         prune(cfg, typed, choices)
+        learn("", {name: one for name, one in OmegaConf.to_container(cfg, resolve=False).items() if name != "hydra"})
         return cfg
 
     def loaded(self: ConfigRepository, config_path: str) -> Any:

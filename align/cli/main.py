@@ -15,7 +15,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +25,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import align
 from align.cli.compose import as_yaml, check_composition, plan_of, resolved
@@ -258,8 +259,9 @@ def run_pipeline(cfg: DictConfig) -> dict:
     from align.stages import pipeline
 
     check_one_process()
+    with suppress(OmegaConfBaseException):  # which the plan raises
+        learn("", OmegaConf.to_container(cfg, resolve=True), literal=True)
     plan = plan_of(cfg)
-    learn("", OmegaConf.to_container(cfg, resolve=True))
     named = [cfg.stages] if isinstance(cfg.stages, str) else list(cfg.stages)
     if line := reordered(named, [stage.name for stage in plan.stages]):
         print(line, flush=True)

@@ -95,7 +95,7 @@ class DeepSpeedEngine:
 
         The optimizer's own weights follow what it changes; at stage 3 that is lost.
         """
-        from deepspeed.utils import safe_set_full_fp32_param
+        from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 
         bound = self.engine.gradient_clipping() or math.inf
         before = {p: p.detach().clone() for p in gradients}
@@ -106,7 +106,8 @@ class DeepSpeedEngine:
         for p, old in before.items():
             p.grad = None
             if not torch.equal(p, old):
-                safe_set_full_fp32_param(p, p.detach().float())
+                master = safe_get_full_fp32_param(p)
+                safe_set_full_fp32_param(p, torch.where(p != old, p.detach().to(master.dtype), master))
 
     def check(self) -> dict[str, Tensor]:
         """Nothing is known of the gradients before the step."""

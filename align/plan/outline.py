@@ -38,11 +38,11 @@ def _parts(stage: StagePlan, chosen: Mapping[str, str | None]) -> Iterator[str]:
         yield _reward(judge, chosen) if isinstance(judge, Plug) else f"judge={judge}"
     if trains:
         yield " ".join(f"{name}={chosen[name]}" for name in ALSO if getattr(sections, name) and chosen.get(name))
-    if getattr(options, "data", None):
+    if isinstance(getattr(options, "data", None), Plug):
         path = options.data.get("path")
         yield f"data={chosen.get(f'{kind}.data')}{'' if path in (None, AUTO) else f' {_listed(path)}'}"
     steps = getattr(options, "steps", None) or (options.args.get("max_steps") if hasattr(options, "args") else None)
-    if hasattr(options, "batch_size") and steps:
+    if hasattr(options, "batch_size") and steps and steps > 0:
         yield f"{counted(steps, 'step')} of {options.batch_size}"
     elif hasattr(options, "batch_size") and hasattr(options, "epochs"):
         yield f"{options.epochs:g} x the data, in batches of {options.batch_size}"

@@ -6,18 +6,19 @@ import json
 import math
 from typing import Any
 
-from align.secrets import hide
+from align.secrets import hide_in
 
 
-def json_text(value: Any, **options: Any) -> str:
+def json_text(value: Any, *, data: bool = False, **options: Any) -> str:
     """`value` as JSON that every reader takes: null for numbers that are not finite, no secrets.
 
-    Options are json.dumps'.
+    `data` are rows that later stages read, whose texts stay as they are. Options are json.dumps'.
 
     >>> json_text({"loss": float("nan"), "kl": [1.5, float("inf")]})
     '{"loss": null, "kl": [1.5, null]}'
     """
-    return hide(json.dumps(finite(value), allow_nan=False, **options))
+    found = finite(value)
+    return json.dumps(found if data else hide_in(found), allow_nan=False, **options)
 
 
 def finite(value: Any) -> Any:

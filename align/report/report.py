@@ -94,6 +94,8 @@ class Report:
         """The last lines: where the time went, and where everything lies."""
         self.say("done", ", ".join(f"{name} {value:.0f} s" for name, value in summary["seconds"].items()))
         self.say("", f"{summary['run']}/summary.json")
+        if self.log:
+            self.log.file.close()
 
 
 class StageReport:

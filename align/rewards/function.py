@@ -75,9 +75,10 @@ class FunctionReward:
         return Scored(score_B, {self.name: score_B})
 
     def check_rows(self, rows: list[dict], key: str) -> None:
-        """Raise AlignError where the columns of the rows are not those that the function takes."""
-        columns = {name: [] for row in rows for name in row if name not in WITHHELD}
-        self._check_columns(columns, f"{key}.fn: ")
+        """Raise AlignError where the columns of the rows, if there are any, are not those that the function takes."""
+        if rows:
+            columns = {name: [] for row in rows for name in row if name not in WITHHELD}
+            self._check_columns(columns, f"{key}.fn: ")
 
     def _check_columns(self, columns: dict[str, Any], key: str = "") -> None:
         if both := columns.keys() & self.args.keys():

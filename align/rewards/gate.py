@@ -48,6 +48,6 @@ class Gate:
         if known_B.any():
             state.log_metric(f"{state.place}/open", float(open_B[known_B].float().mean()))
         gated_B = torch.where(open_B, score_B, self.otherwise).where(known_B, torch.nan)
-        return Scored(
-            gated_B, {part: term_B for name, one in scored.items() for part, term_B in named(name, one).items()}
-        )
+        terms = {part: term_B for name, one in scored.items() for part, term_B in named(name, one).items()}
+        penalty_B = scored["score"].penalty_B
+        return Scored(gated_B, terms, None if penalty_B is None else torch.where(open_B, penalty_B, 0.0))

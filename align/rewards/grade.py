@@ -25,9 +25,10 @@ NUMBER = r"(?<grade>-?\d++(?:[.,]\d++)*+)(?!\w)(?:\s*\(?(?:/|(?:out )?of)\s*(?<t
 """With the total that it is out of; 7,5 and 1.2.3 are matched whole, and are no numbers then."""
 LABEL = r"(?:(?:final|overall|total)\s+)?(?:score|grade|rating)\s*(?:\([^)\n]*\)\s*)?[:=]\s*"
 ALONE = regex.compile(rf"\s*{NUMBER}\s*\.?\s*", regex.IGNORECASE)
+RANGE = r"(?!\s*(?:%|(?:[-–—~]|to\b|or\b|and\b|(?:out )?of the\b)\s*\d))"
+"""Behind a number that is none of the scale: 7-8, 7 or 8, 70%, 3 of the 5 points."""
 LABELLED = regex.compile(
-    rf"^[ \t>]*{LABEL}{NUMBER}(?!\s*(?:-|–|to\b|or\b)\s*\d)|\b{LABEL}{NUMBER}(?=\s*\.?\s*\Z)",
-    regex.IGNORECASE | regex.MULTILINE,
+    rf"^[ \t>]*{LABEL}{NUMBER}{RANGE}|\b{LABEL}{NUMBER}(?=\s*\.?\s*\Z)", regex.IGNORECASE | regex.MULTILINE
 )
 KEYS = ("score", "grade", "rating")
 MARKS = regex.compile(r"[*_`#\[\]]+")

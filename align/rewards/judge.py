@@ -37,7 +37,7 @@ REFUSED = (400, 413, 422)
 MANY = 0.1
 """Share of replies without a grade above which is warned, once."""
 FEW = 8
-"""Answers, the latest ones of earlier batches among them, of which `max_unread` is a share at least."""
+"""Replies, the latest ones of earlier batches among them, of which `max_unread` is a share at least."""
 
 
 @dataclass

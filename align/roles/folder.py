@@ -71,7 +71,7 @@ def _look(path: Path, key: str) -> Folder:
         raise AlignError(f"{key}: {path} is a file, not the folder of a model\n  use {key}=FOLDER")
     adapter, whole = path / "adapter_config.json", path / "config.json"
     if closed := next((file for file in path.iterdir() if file.is_file() and not os.access(file, os.R_OK)), None):
-        raise AlignError(f"{key}: {closed} may not be read by this user\n  chmod u+r it, or have its owner do so")
+        raise AlignError(f"{key}: this user cannot read {closed}\n  use chmod u+r {closed}, as its owner")
     if adapter.exists():
         config = _read(adapter, key)
         kind = {"CAUSAL_LM": CAUSAL, "SEQ_CLS": SCORE}.get(config.get("task_type"), OTHER)

@@ -10,6 +10,7 @@ from align.errors import AlignError
 from align.ppo.rollouts import as_rows, further
 from align.ppo.sampling import joined
 from align.rewards.by_column import ByColumn
+from align.rewards.gate import Gate
 from align.rewards.sum import SumReward
 from align.types import Scored
 
@@ -72,6 +73,7 @@ def test_a_group_that_differs_in_penalties_alone_is_alike(make_ppo, many):
         SumReward({"odd": Odd(), "short": Shorter()}, {"short": 0.7}),
         SumReward({"both": SumReward({"odd": Odd(), "short": Shorter()})}, normalize="batch"),
         ByColumn("topic", {"default": SumReward({"odd": Odd(), "short": Shorter()})}),
+        Gate(SumReward({"odd": Odd(), "short": Shorter()}), Odd(), threshold=-1.0),
     ):
         ppo = make_ppo(critic=False, samples=SAMPLES, reward=reward, dynamic_sampling=3)
         metrics = ppo.step(many[1:5], iter([[many[6], many[5], many[8], many[7]]]))

@@ -12,7 +12,7 @@ def test_a_file_that_the_user_may_not_read_is_named(base, monkeypatch):
     """Without it safetensors says that there is no such file."""
     access = os.access
     monkeypatch.setattr(os, "access", lambda file, mode: not str(file).endswith(".safetensors") and access(file, mode))
-    with pytest.raises(AlignError, match=r"actor.path: .*model.safetensors may not be read by this user\n  chmod"):
+    with pytest.raises(AlignError, match=r"actor.path: this user cannot read .*model.safetensors\n  use chmod"):
         inspect(base, "actor.path", CAUSAL)
 
 

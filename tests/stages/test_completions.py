@@ -122,7 +122,7 @@ def test_examples_are_of_the_question_s_own_task_and_none_of_the_questions():
     questions = Demonstrations([{"prompt": "b?", "completion": " x", "task": "b"}], examples, [])
     (prompt,) = questions.prompts(3, seed=0)
     assert prompt.endswith("b?") and prompt.count("b ") == 3 and "a " not in prompt
-    with pytest.raises(AlignError, match=r"evaluate\.shots=6: 5 rows to take"):
+    with pytest.raises(AlignError, match=r"evaluate\.shots=6: only 5 rows to take"):
         questions.prompts(6, seed=0)
 
 
@@ -205,7 +205,7 @@ def test_general_text_is_all_of_a_file_and_told_of_by_its_own_key(tmp_path, poli
     [
         ("evaluate.shots=[-1]", ["evaluate.shots=-1: use a whole number from 0", "a list of these"]),
         ("evaluate.shots=four", ["evaluate.shots=four: use a whole number from 0"]),
-        ("evaluate.shots=[9999]", ["evaluate.shots=9999: 1000 rows to take", "use fewer"]),
+        ("evaluate.shots=[9999]", ["evaluate.shots=9999: only 1000 rows to take", "use fewer"]),
         ("evaluate.metrics=[bleu]", ["evaluate.metrics=bleu", "exact_match, f1, accuracy, format"]),
         ("evaluate.metrics=[format]", ["format has nothing to check by", "evaluate.pattern=REGEX"]),
         ("evaluate.metrics=[format] evaluate.pattern=*a", ["is no regular expression"]),

@@ -74,17 +74,13 @@ class VLLMRollout:
         self.pad_id = policy.model.config.pad_token_id or 0
         self.weights: SharedWeights | None = None
         self.version = policy.version
+        self.share_weights = share_weights
         self.why_apart = "share_weights=false" if share_weights is False else self._why_own_copies(policy)
         self.canary = Canary(self, longest)
         self._begin()
         if self.on_base:
             self._learn_base()
-        if share_weights and self.why_apart:
-            self.close()
-            raise AlignError(
-                f"rollout.share_weights=true: vLLM cannot stand on the trainer's weights: {self.why_apart}\n"
-                "  use rollout.share_weights=auto"
-            )
+        self._check_share()
 
     @property
     def shared(self) -> bool:
@@ -168,10 +164,19 @@ class VLLMRollout:
             "and with a new engine\n  use rollout=hf"
         )
 
+    def _check_share(self) -> None:
+        if self.share_weights and self.why_apart:
+            self.close()
+            raise AlignError(
+                f"rollout.share_weights=true: vLLM cannot stand on the trainer's weights: {self.why_apart}\n"
+                "  use rollout.share_weights=auto"
+            )
+
     def _rebuild(self, policy: Policy) -> SyncReceipt:
         """A new engine; where the old one stood on the trainer's weights, with a copy, in vLLM's own order."""
         if self.shared and not self.on_base:
             self.why_apart = self._other_order()
+            self._check_share()
         self.close()
         self._begin()
         return self._hand_over(policy)

@@ -68,7 +68,7 @@ class Demonstrations:
             own = [row for row in self.examples if row.get(TASK) == task]
             if own and len(own) < shots:
                 raise AlignError(
-                    f"evaluate.shots={shots}: {counted(len(own), 'row')} to take examples from\n  use fewer"
+                    f"evaluate.shots={shots}: only {counted(len(own), 'row')} to take examples from\n  use fewer"
                 )
             chosen[task] = random.Random(f"{seed}/shots/{task}").sample(own, min(shots, len(own)))
         return [with_examples(row["prompt"], chosen[row.get(TASK)]) for row in self.rows]

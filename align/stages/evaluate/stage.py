@@ -91,6 +91,8 @@ class Evaluate:
                 completions.labels_of(rows)
         for name in policies_of(inputs):
             inspect(inputs[name], "actor.path", CAUSAL)
+        if "reference" in inputs:
+            inspect(inputs["reference"], "reference.path", CAUSAL)
         if self.data is not None:
             self.longest_prompt([inputs[name] for name in policies_of(inputs)])
             self._check_judge(self._held_out())

@@ -274,7 +274,7 @@ def written(path: Path, part: str, rows: list[Row], policies: list[str], found: 
         else:
             left_out[lack(judged)] += 1
     if lines:  # an empty file is no data set
-        text = "".join(json_text(line, ensure_ascii=False) + "\n" for line in lines)
+        text = "".join(json_text(line, data=True, ensure_ascii=False) + "\n" for line in lines)
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return {
         "prompts": len(lines), "completions": sum(len(line["completions"]) for line in lines), "left_out": left_out,
@@ -373,7 +373,7 @@ class CompletionsFile:
         return [one for one in self.found.values() if one.policy == policy]
 
     def _write(self, lines: list[dict]) -> None:
-        self.stream.write("".join(json_text(line, ensure_ascii=False, default=str) + "\n" for line in lines))
+        self.stream.write("".join(json_text(line, data=True, ensure_ascii=False, default=str) + "\n" for line in lines))
         self.stream.flush()
 
 

@@ -94,7 +94,7 @@ def unlearned_end(args: dict[str, Any], tokenizer: PreTrainedTokenizerBase, key:
         return ""
     return (
         f"{key}.args.assistant_only_loss=true: the chat template's {{% endgeneration %}} stands before the token that "
-        "ends the assistant's turns, and a policy would not learn to stop. Use a template where it stands behind"
+        "ends the assistant's turns, and a policy would not learn to stop. Use a template with that token inside"
     )
 
 

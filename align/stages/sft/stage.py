@@ -124,6 +124,8 @@ class SFT:
         tokenizer = with_template(self.options.args, load_tokenizer(inputs["path"], f"{self.name}.path"), self.name)
         check_template(self.options.args, inputs["path"], self.name)  # of a model that this run has made
         found = members(self.options, located(self.data, inputs), self.seed, self.name)
+        if unwritten(self.data):  # and written now
+            self._check_data(self._arguments(found[0], out), found)
         tasks = [self._task(member, tokenizer, out) for member in found]
         report.tell(*(tally for task in tasks for tally in task.tallies))
         if warning := unlearned_end(self.options.args, tokenizer, self.name):
@@ -136,8 +138,6 @@ class SFT:
                     f"  use a larger {self.name}.data.eval_share, or a larger {self.name}.max_length"
                 )
         first = tasks[0]
-        if unwritten(self.data):  # and written now
-            self._check_data(first.args, found)
         method = planned(self.peft, training.steps_of(first.args, len(first.rows)), self.name)
         torch.manual_seed(found[0].seed)
         begun = start(

@@ -106,7 +106,7 @@ def check_objective(figure: str, cfg: DictConfig, stages: list[str], searched: l
     price = f"{kind_of(owner)}.kl_coef"
     if name == "best.objective" and price in searched:
         raise AlignError(
-            f"objective={figure}: it is reward − {price} · KL, and {price} is searched. "
+            f"objective={figure}: it is the score less {price} · KL, and {price} is searched. "
             f"Use objective={owner}.score, or another figure."
         )
 

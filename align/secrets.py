@@ -28,24 +28,24 @@ QUERY = re.compile(r"(?<=[?&])(?P<name>[^=&#\s]+)=(?P<value>[^&#\s]+)")
 IN_QUERY = re.compile(r"(?i)(key|token|secret|password|sig|signature|auth)$")
 USER = re.compile(r"(?<=://)(?:[^/\s:@]*:)?(?P<password>[^/\s]*)@")
 SCHEME = re.compile(r"(?i)^(bearer|basic|token)\s+")
-REFERENCE = re.compile(r"\$\{|\$[A-Za-z_]")
+REFERENCE = re.compile(r"(\w+\s+)?\$(\w+|\{.*\})")
 SHORTEST = 8
 """Characters of a secret: a shorter one would be found in other words."""
 _known: set[str] = set()
 
 
-def learn(key: str, value: Any, literal: bool = False) -> None:
+def learn(key: str, value: Any) -> None:
     """Know a setting, and those inside it, as secrets where it is one or holds one.
 
-    A text that refers to the environment (`$NAME`, `${oc.env:NAME}`) is none, but where it is `literal`.
+    A text that only refers to the environment (`$NAME`, `Bearer $NAME`, `${oc.env:NAME}`) is none.
     """
     if isinstance(value, Mapping):
         for name, one in value.items():
-            learn(f"{key}.{name}", one, literal)
+            learn(f"{key}.{name}", one)
     elif isinstance(value, list | tuple):
         for one in value:
-            learn(key, one, literal)
-    elif isinstance(value, str) and (literal or not REFERENCE.search(value)):
+            learn(key, one)
+    elif isinstance(value, str) and not REFERENCE.fullmatch(value):
         if KEY.search(key) and not NO_KEY.search(key):
             _know(value, SCHEME.sub("", value))
         _know(*(found["password"] for found in USER.finditer(value)))

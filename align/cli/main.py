@@ -260,7 +260,7 @@ def run_pipeline(cfg: DictConfig) -> dict:
 
     check_one_process()
     with suppress(OmegaConfBaseException):  # which the plan raises
-        learn("", OmegaConf.to_container(cfg, resolve=True), literal=True)
+        learn("", OmegaConf.to_container(cfg, resolve=True))
     plan = plan_of(cfg)
     named = [cfg.stages] if isinstance(cfg.stages, str) else list(cfg.stages)
     if line := reordered(named, [stage.name for stage in plan.stages]):

@@ -213,7 +213,7 @@ def from_environment(text: str, key: str) -> str:
         raise ValueError(f"{key} names ${name}, which the environment does not have: export {name}=…") from None
     except ValueError:
         raise ValueError(f"{key} has a $ that begins no name: write $NAME for a variable, or $$ for a $") from None
-    learn(f"reward.{key}", found, literal=True)
+    learn(f"reward.{key}", found)
     return found
 
 

@@ -48,9 +48,9 @@ def learn(key: str, value: Any) -> None:
     elif isinstance(value, str) and not REFERENCE.fullmatch(value):
         if KEY.search(key) and not NO_KEY.search(key):
             _know(value, SCHEME.sub("", value))
-        _know(*(found["password"] for found in USER.finditer(value)))
+        for found in USER.finditer(value):
+            _know(found["password"], base64.b64encode(found[0][:-1].encode()).decode())  # as in a header
         _know(*(found["value"] for found in QUERY.finditer(value) if IN_QUERY.search(found["name"])))
-        _know(*(base64.b64encode(found[0][:-1].encode()).decode() for found in USER.finditer(value)))  # as in a header
 
 
 def learn_words(words: Iterable[str]) -> None:

@@ -3,7 +3,7 @@
     python benchmarks/architectures.py --out DIR       # about half an hour on one core; writes docs/architectures.md
     python benchmarks/architectures.py --out DIR --only gpt2 opt --table DIR/architectures.md
 
-Each is a random model of two layers with a tokenizer of 768 tokens, in a process of its own: three steps a stage, LoRA
+Each is a random model of two layers with a tokenizer of 768 tokens, in a new process: three steps a stage, LoRA
 everywhere and all weights everywhere, rollouts by transformers and by `rollout=auto`, vLLM where it serves. What is in
 DIR/architectures.json already is not run again; `--only` runs these anew.
 """
@@ -132,7 +132,7 @@ def main() -> None:
 
 
 def apart(name: str) -> dict[str, Any]:
-    """`through` in a process of its own."""
+    """Run `through` in a new process."""
     command = [sys.executable, __file__, "--out", ".", "--one", name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)

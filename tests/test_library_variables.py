@@ -1,4 +1,4 @@
-"""A machine without a network is told at once, not after a minute of tries; noise of libraries is silent."""
+"""A missing network is found at once, not after a minute of tries; noise of libraries is silent."""
 
 import logging
 import socket

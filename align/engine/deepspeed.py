@@ -91,9 +91,9 @@ class DeepSpeedEngine:
         return {p: safe_get_full_grad(p).to(p.dtype) for p in trained}
 
     def _call_hook(self, gradients: dict[nn.Parameter, Tensor], norm: float) -> None:
-        """Call the module's hook with the gradients of the step, clipped.
+        """Call the module's hook with the gradients of the step, clipped; the optimizer's own weights follow it.
 
-        The optimizer's own weights follow what it changes; at stage 3 that is lost.
+        At stage 3 there are none, and weights are shards: no hook that reads them is allowed there.
         """
         from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 
@@ -101,8 +101,7 @@ class DeepSpeedEngine:
         before = {p: p.detach().clone() for p in gradients}
         for p, gradient in gradients.items():
             p.grad = gradient * min(bound / (norm + 1e-6), 1.0)  # as torch clips
-        with self.gathered():
-            self.module.on_step([role for role in self.rates() if role != ALL])
+        self.module.on_step([role for role in self.rates() if role != ALL])
         for p, old in before.items():
             p.grad = None
             if not torch.equal(p, old):

@@ -13,7 +13,7 @@ from align.words import counted
 
 ROLES = ("actor", "critic")
 ALSO = ("advantage", "policy_loss", "rollout", "watch")
-"""Sections that are told by their choice alone."""
+"""Sections that a stage's line names by their choice."""
 
 
 def outline(plan: RunPlan, choices: Mapping[str, str | None]) -> dict[str, str]:

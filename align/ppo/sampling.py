@@ -62,7 +62,7 @@ def joined(a: ScoredRollout, b: ScoredRollout) -> ScoredRollout:
 def _penalties(a: Scored, b: Scored) -> Tensor | None:
     if a.penalty_B is None and b.penalty_B is None:
         return None
-    return torch.cat([one.score_B - one.judged_B() for one in (a, b)])
+    return torch.cat([torch.zeros_like(one.score_B) if one.penalty_B is None else one.penalty_B for one in (a, b)])
 
 
 def _tensors(a: Any, b: Any) -> dict[str, Tensor]:

@@ -76,7 +76,7 @@ CUT = "data@sft.data=conversational sft.data.path=cut.jsonl sft.data.eval_share=
 
 
 def test_rows_whose_learned_turns_are_cut_off_are_left_out_and_counted(here, base, capsys):
-    """Three of eight; the template marks the words of a turn and not its end, which is told, too."""
+    """Three of eight. The template marks the words of a turn but not its end; the run warns of that."""
     (here / "chat.jinja").write_text(
         "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
         "{{ eos_token }}{% else %}{{ m.content }}\n{% endif %}{% endfor %}"

@@ -109,7 +109,7 @@ def start_engine(settings: Settings, dtype: torch.dtype, rank: int, own_weights:
 
 
 def why_unserved(architecture: str) -> str:
-    """Reason why vLLM has no class of its own for an architecture; '' where it has one."""
+    """Reason why vLLM itself has no class for an architecture; '' where it has one."""
     from vllm.model_executor.models.registry import ModelRegistry
 
     known = ModelRegistry.models.get(architecture)

@@ -77,7 +77,7 @@ class Evaluate:
     ppo_steps: int = 0
     """Steps of PPO after which the reward is taken, where it changes with them."""
     reward_is_model: bool = False
-    """The run's reward is one reward model, which needs no column of its own."""
+    """The run's reward is one reward model, so that the column `score` has its scores already."""
 
     def check(self, inputs: dict[str, str]) -> None:
         for source, purpose in ((self.data, "ppo"), (self.demonstrations, "sft")):
@@ -111,7 +111,8 @@ class Evaluate:
         )
         generation = self.max_new_tokens, self.options.batch_size, self.seed
         for name in names:
-            policy = load_policy(inputs[name], "actor.path", self.device)
+            same = reference is not None and inputs[name] == inputs["reference"]
+            policy = reference if same else load_policy(inputs[name], "actor.path", self.device)
             results[name] = {}
             if rows:
                 rollout = sampled(policy, inputs[name], rows, tokenizer, *generation, "evaluate")
